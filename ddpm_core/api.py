@@ -1,0 +1,159 @@
+"""HTTP routes that the tab's page calls. Ids and names only, never paths of this machine.
+
+They work on FastAPI 0.94 with pydantic 1 as on the newest: plain requests in, plain JSON out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from .errors import UserError
+from .jobs import Job
+from .operations import TrainRequest
+from .service import Service
+
+PREFIX = "/ddpm/ui"
+_FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
+_NEVER = {"Cache-Control": "no-store"}
+_ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
+
+Handler = Callable[[Service, dict[str, Any]], Any]
+
+
+def _text(values: dict[str, Any], key: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or len(value) > 500:
+        raise UserError(f"The request lacks {key}.")
+    return value
+
+
+def _number(values: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = values.get(key, default)
+    try:
+        number = int(str(value))
+    except ValueError:
+        raise UserError(f"The request's {key} is no number.") from None
+    if abs(number) >= 2**53:
+        raise UserError(f"The request's {key} is out of range.")
+    return number
+
+
+def _job(service: Service, values: dict[str, Any]) -> Job:
+    job = service.jobs.get(_number(values, "job"))
+    if job is None:
+        raise UserError("That job is no longer known; the server was started anew.")
+    return job
+
+
+def get_status(service: Service, values: dict[str, Any]) -> Any:
+    return service.status()
+
+
+def get_items(service: Service, values: dict[str, Any]) -> Any:
+    return service.items(_text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60))
+
+
+def get_thumb(service: Service, values: dict[str, Any]) -> Response:
+    size = _number(values, "size", 0)
+    if size and size not in _ITEM_SIZES:
+        raise UserError(f"Thumbnails come in {', '.join(map(str, _ITEM_SIZES))} pixels.")
+    crop = values.get("crop", "center")
+    if crop not in ("center", "top", "pad"):
+        raise UserError("The crop is center, top or pad.")
+    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), (size, size) if size else None, crop)
+    return Response(data, media_type="image/png", headers=_FOREVER)
+
+
+def get_curves(service: Service, values: dict[str, Any]) -> Any:
+    return service.curves(_text(values, "model"))
+
+
+def get_preview(service: Service, values: dict[str, Any]) -> Response:
+    path = service.preview_path(_text(values, "model"), _number(values, "step"))
+    return FileResponse(path, media_type="image/png", headers=_NEVER)
+
+
+def get_emerging(service: Service, values: dict[str, Any]) -> Response:
+    return Response(service.emerging_png(_job(service, values)), media_type="image/png", headers=_NEVER)
+
+
+def get_animation(service: Service, values: dict[str, Any]) -> Response:
+    return Response(service.animation(_job(service, values)), media_type="image/webp", headers=_NEVER)
+
+
+def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
+    path = _job(service, values).artifacts.get("picture")
+    if not isinstance(path, Path):
+        raise UserError("There is no such picture.")
+    return FileResponse(path, media_type="image/png", headers=_NEVER)
+
+
+def post_decide(service: Service, values: dict[str, Any]) -> Any:
+    ids = values.get("ids")
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**53 for i in ids) or len(ids) > 10_000:
+        raise UserError("The request lacks a list of item ids.")
+    dataset, action = _text(values, "dataset"), _text(values, "action")
+    if action not in ("keep", "reject"):
+        raise UserError("An item is kept or rejected.")
+    changed = service.workspace.keep(dataset, ids) if action == "keep" else service.workspace.reject(dataset, ids)
+    return {"changed": changed, "counts": service.workspace.store(dataset).counts()}
+
+
+def post_undo(service: Service, values: dict[str, Any]) -> Any:
+    dataset = _text(values, "dataset")
+    touched = service.workspace.store(dataset).undo()
+    return {"changed": len(touched), "ids": touched, "counts": service.workspace.store(dataset).counts()}
+
+
+def post_stop(service: Service, values: dict[str, Any]) -> Any:
+    kind = _text(values, "kind")
+    return {"stopping": service.stop(kind)}
+
+
+def post_resume(service: Service, values: dict[str, Any]) -> Any:
+    return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
+
+
+GETS: dict[str, Handler] = {"status": get_status, "items": get_items, "thumb": get_thumb, "curves": get_curves, "preview": get_preview,
+                            "emerging": get_emerging, "animation": get_animation, "neighbours": get_neighbours}
+POSTS: dict[str, Handler] = {"decide": post_decide, "undo": post_undo, "stop": post_stop, "resume": post_resume}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Register the page's routes; every one refuses whom the host does not allow."""
+    for name, handler in GETS.items():
+        app.add_api_route(f"{PREFIX}/{name}", _endpoint(service, handler, changes=False), methods=["GET"], include_in_schema=False)
+    for name, handler in POSTS.items():
+        app.add_api_route(f"{PREFIX}/{name}", _endpoint(service, handler, changes=True), methods=["POST"], include_in_schema=False)
+
+
+def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        if not service.host.allows(request):
+            return JSONResponse({"error": "Sign in to the page first."}, status_code=403)
+        values: Any = dict(request.query_params)
+        if changes:
+            # a page of another site cannot set this header without asking, and we answer no such question
+            if request.headers.get("x-ddpm") != "1":
+                return JSONResponse({"error": "The request did not come from the tab."}, status_code=403)
+            try:
+                values = await request.json()
+            except ValueError:
+                values = None
+            if not isinstance(values, dict):
+                return JSONResponse({"error": "The request is no JSON object."}, status_code=400)
+        try:
+            answer = await run_in_threadpool(handler, service, values)
+        except UserError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        return answer if isinstance(answer, Response) else JSONResponse(answer, headers=_NEVER)
+
+    # FastAPI reads annotations by name in this module's globals, whatever __future__ says
+    endpoint.__annotations__ = {"request": Request}
+    return endpoint

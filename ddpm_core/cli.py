@@ -1,0 +1,264 @@
+"""The command line: ``python -m ddpm_core [--workspace DIR] COMMAND ... [--json]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .errors import UserError
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError instead of printing usage and exiting, so that --json can answer too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
+
+
+class Screen:
+    """Progress for a person: a bar that redraws itself on a terminal, a plain line every few seconds elsewhere. All on stderr."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self._last = 0.0
+        self._dirty = False
+
+    def say(self, text: str) -> None:
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def report(self, values: dict[str, Any]) -> None:
+        now = time.monotonic()
+        done, total = values.get("done", 0), values.get("total", 0)
+        if now - self._last < (0.1 if self.live else 5.0) and done != total:
+            return
+        self._last = now
+        parts = [values.get("text") or "Training"]
+        if total and total < 10**9:
+            share = done / total
+            filled = int(24 * share)
+            parts.append(f"[{'#' * filled}{'.' * (24 - filled)}] {done}/{total}" if self.live else f"{done}/{total}")
+        elif done:
+            parts.append(f"{done}")
+        for key, form in (("loss", "loss {:.4f}"), ("heldout_loss", "held-out {:.4f}"), ("images_per_second", "{:.1f} images/s")):
+            if values.get(key) is not None:
+                parts.append(form.format(values[key]))
+        if values.get("seconds_left") is not None:
+            parts.append(f"{duration(values['seconds_left'])} left")
+        line = "  ".join(parts)
+        if self.live:
+            print(f"\r\x1b[K{line[:200]}", end="", file=sys.stderr, flush=True)
+            self._dirty = True
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._dirty:
+            print("\r\x1b[K", end="", file=sys.stderr)
+            self._dirty = False
+
+    def close(self) -> None:
+        self._clear()
+
+
+def duration(seconds: float) -> str:
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line")
+    common.add_argument("--workspace", metavar="DIR", default=argparse.SUPPRESS, help="where everything lives (or DDPM_WORKSPACE)")
+    parser = _Parser(prog="ddpm_core", parents=[common],
+                     description="Train your own diffusion model on the pictures you generate, and generate with it.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, text: str, parent: Any = commands) -> argparse.ArgumentParser:
+        return parent.add_parser(name, help=text, description=text, parents=[common])  # type: ignore[no-any-return]
+
+    def group(name: str, text: str) -> Any:
+        return command(name, text).add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+
+    def sampler_options(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m, ddim, unipc, ddpm or ddpm_large")
+        p.add_argument("--steps", type=int, help="network calls an image (default: the sampler's own)")
+        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+
+    p = command("harvest", "Collect the images of folders into a dataset.")
+    p.add_argument("--dataset", required=True, metavar="NAME")
+    p.add_argument("--keep-size", type=int, default=256, metavar="PX", help="short side of the copies kept (default 256)")
+    p.add_argument("folders", nargs="+", metavar="FOLDER")
+
+    actions = group("dataset", "Look at datasets and decide what they hold.")
+    command("list", "List the datasets.", actions)
+    p = command("show", "List the items of a dataset.", actions)
+    p.add_argument("name")
+    p.add_argument("--status", choices=("kept", "rejected"))
+    p.add_argument("--suspects", action="store_true", help="the kept ones, most unusual first")
+    for name, text in (("keep", "Keep items."), ("reject", "Reject items.")):
+        p = command(name, text, actions)
+        p.add_argument("name")
+        p.add_argument("ids", nargs="+", type=int, metavar="ID")
+        if name == "reject":
+            p.add_argument("--reason", default="user")
+    for name, text in (("undo", "Take the last keep or reject back."), ("delete", "Move a dataset to the trash."),
+                       ("restore", "Bring a dataset back from the trash.")):
+        command(name, text, actions).add_argument("name")
+    p = command("export", "Copy the kept pictures and their prompts into a folder.", actions)
+    p.add_argument("name")
+    p.add_argument("folder", metavar="DIR")
+
+    p = command("train", "Train a model on a dataset, or go on with one.")
+    p.add_argument("--dataset", metavar="NAME")
+    p.add_argument("--model", required=True, metavar="NAME")
+    p.add_argument("--preset", help="tiny-32, portrait-64, article-64 or detail-128")
+    p.add_argument("--size", type=int, metavar="PX")
+    p.add_argument("--crop", choices=("center", "top", "pad"))
+    p.add_argument("--steps", type=int, help="in all, those before a resume included")
+    p.add_argument("--minutes", type=float)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--lr", type=float, help="learning rate")
+    p.add_argument("--device")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"))
+    p.add_argument("--seed", type=int)
+    p.add_argument("--checkpoint-every", type=int, metavar="STEPS")
+    p.add_argument("--resume", action="store_true")
+    p.add_argument("--init-from", metavar="MODEL", help="start from the weights of this model")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
+
+    p = command("sample", "Generate pictures with a model.")
+    p.add_argument("--model", required=True, metavar="NAME or FILE")
+    p.add_argument("--count", type=int, default=16)
+    p.add_argument("--out", required=True, metavar="DIR")
+    sampler_options(p)
+    p.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 deterministic, 1 as noisy as ddpm")
+    p.add_argument("--batch-size", type=int, default=64)
+    p.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    p.add_argument("--spacing", choices=("trailing", "leading", "linspace"), default="trailing")
+    p.add_argument("--no-clip", action="store_true", help="do not clip the predicted image")
+    p.add_argument("--dynamic-threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile, for example 0.995")
+
+    p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
+    p.add_argument("--model", metavar="NAME or FILE")
+    p.add_argument("--images", metavar="DIR", help="evaluate these pictures instead of a model")
+    p.add_argument("--dataset", required=True, metavar="NAME")
+    p.add_argument("--count", type=int, default=512)
+    sampler_options(p)
+
+    p = command("export", "Write a model for other programs.")
+    p.add_argument("--model", required=True, metavar="NAME or FILE")
+    p.add_argument("--format", choices=("diffusers",), default="diffusers")
+    p.add_argument("--out", required=True, metavar="DIR")
+
+    actions = group("models", "Look at models.")
+    command("list", "List the models.", actions)
+    for name, text in (("show", "Show a model's configuration."), ("delete", "Move a model and its run to the trash."),
+                       ("restore", "Bring a model back from the trash.")):
+        command(name, text, actions).add_argument("name")
+
+    p = command("serve", "Serve the tab as a local web page.")
+    p.add_argument("--host", default="127.0.0.1")
+    p.add_argument("--port", type=int, default=7870)
+
+    p = command("demo", "From bundled pictures to new ones: harvest, train, sample, evaluate, then serve the tab.")
+    p.add_argument("--headless", action="store_true", help="end after the grid")
+    p.add_argument("--minutes", type=float, help="how long to train")
+    p.add_argument("--port", type=int, default=7870)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv
+    stop = threading.Event()
+    screen = Screen()
+    try:
+        arguments = build_parser().parse_args(argv)
+        _listen_for_signals(stop)
+        result = _dispatch(arguments, stop, screen)
+        screen.close()
+        if as_json:
+            print(json.dumps(result, ensure_ascii=True), flush=True)
+        else:
+            _print_for_people(result)
+        return STOPPED if stop.is_set() else DONE
+    except UserError as error:
+        return _fail(str(error), BAD_INPUT, as_json, screen)
+    except KeyboardInterrupt:
+        return _fail("Stopped.", STOPPED, as_json, screen)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(f"Our own failure, please report it: {type(error).__name__}: {error}", FAILED, as_json, screen)
+
+
+def _fail(message: str, code: int, as_json: bool, screen: Screen) -> int:
+    screen.close()
+    print(f"ddpm: {message}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": message}), flush=True)
+    return code
+
+
+def _listen_for_signals(stop: threading.Event) -> None:
+    """The first SIGINT or SIGTERM asks for a stop with the work saved; a second interrupts."""
+
+    def handler(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("\nStopping; the work is being saved.", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _print_for_people(result: dict[str, Any]) -> None:
+    for key, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{key}:")
+            for entry in value:
+                print("  " + "  ".join(f"{k}={_short(v)}" for k, v in entry.items() if v not in (None, "", {}, [])))
+        elif isinstance(value, list) and len(value) > 12:
+            print(f"{key}: {len(value)}, the first {value[0]}")
+        else:
+            print(f"{key}: {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={_short(v)}" for k, v in value.items())
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _dispatch(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    # torch comes in here, so that --help and mistakes answer at once
+    from . import commands
+
+    handler: Callable[..., dict[str, Any]] = getattr(commands, f"run_{a.command}")
+    return handler(a, stop, screen)

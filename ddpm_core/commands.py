@@ -1,0 +1,143 @@
+"""What each command of the command line does: arguments in, the JSON object out."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import operations
+from .errors import UserError
+from .host.devices import parse_device
+from .host.standalone import StandaloneHost, save_png
+from .model import export as model_export
+from .model import file as model_file
+from .operations import Context, TrainRequest
+from .sampling.generate import SampleSettings
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .cli import Screen
+
+
+def open_host(a: argparse.Namespace) -> StandaloneHost:
+    given = getattr(a, "workspace", None)
+    return StandaloneHost(Path(given) if given else None)
+
+
+def open_workspace(a: argparse.Namespace) -> Workspace:
+    host = open_host(a)
+    return Workspace(host.workspace_folder(), host.models_folder())
+
+
+def make_context(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> Context:
+    return Context(parse_device(getattr(a, "device", None)), stop=stop, report=screen.report, say=screen.say)
+
+
+def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    workspace = open_workspace(a)
+
+    def progress(done: int, total: int, text: str) -> None:
+        screen.report({"done": done, "total": total, "text": text})
+
+    result = workspace.harvest(a.dataset, [Path(f) for f in a.folders], keep_size=a.keep_size, stop=stop, progress=progress)
+    if not result.found:
+        screen.say("No image was found in " + ", ".join(a.folders) + ".")
+    return {**result.to_json(), "dataset": a.dataset, "counts": workspace.store(a.dataset).counts()}
+
+
+def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    workspace = open_workspace(a)
+    if a.action == "list":
+        return {"datasets": [{"name": name, **workspace.store(name).counts()} for name in workspace.dataset_names()]}
+    if a.action == "show":
+        items = workspace.show_dataset(a.name, status=a.status, suspects=a.suspects)
+        keys = ("id", "source", "status", "reason", "message", "suspicion", "prompt", "negative_prompt", "twin_group", "decided_by")
+        return {"items": [{key: item[key] for key in keys} for item in items], "counts": workspace.store(a.name).counts()}
+    if a.action == "keep":
+        return {"changed": workspace.keep(a.name, a.ids)}
+    if a.action == "reject":
+        return {"changed": workspace.reject(a.name, a.ids, a.reason)}
+    if a.action == "undo":
+        return {"changed": workspace.undo(a.name)}
+    if a.action == "delete":
+        return {"changed": 1, "deleted": workspace.delete_dataset(a.name)}
+    if a.action == "restore":
+        return {"changed": 1, "restored": workspace.restore_dataset(a.name)}
+    files = workspace.export_dataset(a.name, Path(a.folder))
+    return {"changed": len(files), "files": files}
+
+
+def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    settings = {}
+    for pair in a.set:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set needs KEY=VALUE; got {pair!r}.")
+        settings[key.strip()] = value.strip()
+    request = TrainRequest(
+        model=a.model, dataset=a.dataset, preset=a.preset, size=a.size, crop=a.crop, steps=a.steps, minutes=a.minutes,
+        batch_size=a.batch_size, learning_rate=a.lr, precision=a.precision, seed=a.seed, checkpoint_every=a.checkpoint_every,
+        resume=a.resume, init_from=a.init_from, settings=settings)
+    return operations.train(open_workspace(a), request, make_context(a, stop, screen))
+
+
+def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    settings = SampleSettings(a.sampler, a.steps, a.eta, a.seed, a.spacing, not a.no_clip, a.dynamic_threshold)
+    found = operations.sample(open_workspace(a), a.model, a.count, settings, make_context(a, stop, screen), batch_size=a.batch_size,
+                              weights=a.weights)
+    files, grid = write_samples(found, Path(a.out))
+    return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
+
+
+def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str | None]:
+    """Write the pictures, named by number and seed, and their grid into a folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = []
+        for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
+            path = out / f"{number:05d}-{seed}.png"
+            save_png(operations.to_image(pixels), path, text)
+            files.append(str(path))
+        if not files:
+            return [], None
+        grid = out / "grid.png"
+        save_png(operations.make_grid(found.images), grid, found.texts[0])
+    except OSError as error:
+        raise UserError(f"The pictures could not be written to {out} ({error.strerror or error}); make room or choose another folder.") from None
+    return files, str(grid)
+
+
+def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    return operations.evaluate(
+        open_workspace(a), a.dataset, make_context(a, stop, screen), model=a.model, images=Path(a.images) if a.images else None,
+        count=a.count, settings=SampleSettings(a.sampler, a.steps, seed=a.seed))
+
+
+def run_export(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    model = model_file.load(open_workspace(a).model_path(a.model))
+    return {"files": [str(path) for path in model_export.to_diffusers(model, Path(a.out))]}
+
+
+def run_models(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    workspace = open_workspace(a)
+    if a.action == "list":
+        return {"models": workspace.list_models()}
+    if a.action == "show":
+        return workspace.show_model(a.name)
+    if a.action == "delete":
+        return {"changed": 1, "deleted": workspace.delete_model(a.name)}
+    return {"changed": 1, "restored": workspace.restore_model(a.name)}
+
+
+def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    from .host.server import serve
+
+    return serve(open_host(a), a.host, a.port, stop, screen.say)
+
+
+def run_demo(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    from . import demo
+
+    return demo.run(a, stop, screen)

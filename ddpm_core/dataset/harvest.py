@@ -1,0 +1,229 @@
+"""From folders of WebUI output to items: scan, skip what is no sample, check, copy. The sources are only ever read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import infotext
+from .checks import check_content
+from .reading import EXTENSIONS, Picture, Rejected, Skipped, decode, read_bytes, sidecar_text
+from .store import NewItem, Store
+from .suspects import thumbnail
+
+KEEP_SIZE = 256  # pixels of the short side of the copies
+
+# what the WebUI writes beside its samples
+_GRID_NAME = re.compile(r"^(grid|xyz_grid|prompt_matrix|xy_grid)-\d+", re.IGNORECASE)
+_GRID_FOLDER = re.compile(r"^(txt2img|img2img|extras)?-?grids$", re.IGNORECASE)
+_MASK_NAME = re.compile(r"-mask(-composite)?$", re.IGNORECASE)
+_BEFORE_NAME = re.compile(r"-(before-[\w-]+|init-image)$", re.IGNORECASE)
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class HarvestResult:
+    """Counts of one harvest. ``found`` are image files seen, ``skipped`` what is no sample by kind, ``added`` new items."""
+
+    found: int = 0
+    added: int = 0
+    kept: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    suspects: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "rejected": dict(self.rejected), "skipped": dict(self.skipped)}
+
+
+def harvest(store: Store, folders: Sequence[Path], *, keep_size: int = KEEP_SIZE, avoid: Sequence[Path] = (),
+            stop: threading.Event | None = None, progress: Progress = lambda done, total, text: None) -> HarvestResult:
+    """Add the pictures of ``folders`` (and below) to the dataset; files harvested before are passed over.
+
+    ``avoid``: folders never entered (the workspace itself). Raises UserError for a folder that is none.
+    """
+    began = time.monotonic()
+    result = HarvestResult()
+    roots = [check_folder(folder) for folder in folders]
+    avoided = {path.resolve() for path in avoid}
+    workers = max(1, min(8, os.cpu_count() or 1))
+    pending: deque[Future[tuple[NewItem | None, str]]] = deque()
+    ready: list[NewItem] = []
+
+    def flush() -> None:
+        for item in store.add(ready):
+            result.added += 1
+            if item.reason:
+                result.rejected[item.reason] += 1
+                result.duplicates += item.reason == "duplicate"
+            else:
+                result.kept += 1
+        ready.clear()
+
+    def take() -> None:
+        item, skipped = pending.popleft().result()
+        if item is None:
+            result.skipped[skipped] += 1
+            result.found -= 1
+        else:
+            ready.append(item)
+            if len(ready) >= 64:
+                flush()
+        progress(result.added + len(ready), result.found, "Harvesting")
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="ddpm-harvest") as pool:
+        for root in roots:
+            for path, skipped in scan(root, avoided):
+                if stop is not None and stop.is_set():
+                    result.stopped = True
+                    break
+                if skipped:
+                    result.skipped[skipped] += 1
+                    continue
+                try:
+                    status = path.stat()
+                except OSError:
+                    result.skipped["unreadable"] += 1
+                    continue
+                result.found += 1
+                if store.knows(str(path), status.st_size, status.st_mtime_ns):
+                    continue
+                pending.append(pool.submit(examine, store, path, status, keep_size))
+                while len(pending) >= 4 * workers:  # in order, and never more than this in memory
+                    take()
+        while pending:
+            take()
+        flush()
+    progress(result.found, result.found, "Looking for the unusual")
+    result.suspects = store.rank_suspects()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def check_folder(folder: Path) -> Path:
+    """The resolved folder, or UserError with what is wrong with it."""
+    try:
+        resolved = folder.expanduser().resolve()
+        if not resolved.exists():
+            raise UserError(f"The folder {folder} does not exist; check the spelling.")
+        if not resolved.is_dir():
+            raise UserError(f"{folder} is a file, not a folder; give the folder that holds it.")
+        if not os.access(resolved, os.R_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+        os.scandir(resolved).close()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"The folder {folder} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    return resolved
+
+
+def scan(root: Path, avoid: set[Path]) -> Iterator[tuple[Path, str]]:
+    """Every image path below ``root`` in order of name, with why it is skipped or an empty string."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        if folder in avoid:
+            continue
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            yield folder, "unreadable"
+            continue
+        below: list[Path] = []
+        for entry in entries:
+            path = Path(entry.path)
+            is_image = path.suffix.lower() in EXTENSIONS
+            if entry.is_symlink():
+                why = _link_problem(path, root)
+                if is_image or (why and path.is_dir()):
+                    yield path, why
+            elif entry.is_dir():
+                if is_image:
+                    yield path, "not_a_file"
+                below.append(path)
+            elif path.suffix.lower() == ".tmp":
+                yield path, "temporary"
+            elif is_image:
+                yield path, _skip_reason(path) if entry.is_file() else "not_a_file"
+        folders += reversed(below)
+
+
+def _link_problem(path: Path, root: Path) -> str:
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "broken_link"
+    if not target.is_relative_to(root):
+        return "link_outside"
+    return "not_a_file" if not target.is_file() else ""
+
+
+def _skip_reason(path: Path) -> str:
+    stem = path.stem
+    if stem.startswith("."):
+        return "temporary"
+    if _GRID_NAME.match(stem) or _GRID_FOLDER.match(path.parent.name) or _GRID_FOLDER.match(path.parent.parent.name):
+        return "grid"
+    if _MASK_NAME.search(stem):
+        return "mask"
+    if _BEFORE_NAME.search(stem):
+        return "intermediate"
+    return ""
+
+
+def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) -> tuple[NewItem | None, str]:
+    """Read, check and copy one file: the item to store, or None and why it is skipped."""
+    try:
+        data = read_bytes(path)
+    except Skipped as skip:
+        return None, str(skip)
+    except Rejected as why:
+        return NewItem(str(path), status.st_size, status.st_mtime_ns, f"unread:{path}", reason=why.reason, message=why.message), ""
+    sha256 = hashlib.sha256(data).hexdigest()
+    base = NewItem(str(path), status.st_size, status.st_mtime_ns, sha256)
+    try:
+        picture = decode(data, keep_size)
+    except Rejected as why:
+        return NewItem(**{**base.__dict__, "reason": why.reason, "message": why.message}), ""
+    info = infotext.parse(picture.text or sidecar_text(path))
+    if info.is_ours:
+        return None, "own"
+    reason, message = "", ""
+    try:
+        check_content(picture.image)
+    except Rejected as why:
+        reason, message = why.reason, why.message
+    write_copy(store.copy_path(sha256), picture)
+    return NewItem(
+        **{**base.__dict__, "width": picture.width, "height": picture.height, "prompt": info.prompt,
+           "negative_prompt": info.negative_prompt, "settings": info.settings, "reason": reason, "message": message,
+           "thumb": thumbnail(picture.image), "has_copy": True}), ""
+
+
+def write_copy(target: Path, picture: Picture) -> None:
+    """Write the lossless copy under a temporary name and rename it, so that no half copy is ever found."""
+    if target.exists():
+        return
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{threading.get_ident()}.tmp")
+    try:
+        picture.image.save(temporary, format="PNG", compress_level=1)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"A picture could not be written to {target.parent} ({error.strerror or error}); "
+                        "make room or check the permissions and harvest again, what is done stays.") from None

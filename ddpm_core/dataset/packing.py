@@ -1,0 +1,133 @@
+"""Kept pictures at training resolution: cropped, resized, and packed into one uint8 safetensors file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from .store import Store
+
+CROPS = ("center", "top", "pad")
+HOLDOUT_ONE_IN = 10
+HOLDOUT_FROM = 40  # with fewer pictures none is held out
+
+
+def fit(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
+    """Bring an RGB picture to (height, width) without squashing it.
+
+    center and top cut what overhangs (top keeps the upper edge, where heads are); pad keeps all and fills with the
+    mean colour of the border. Lanczos, whose support grows with the reduction, so that nothing aliases.
+    """
+    height, width = size
+    if crop == "pad":
+        scale = min(width / image.width, height / image.height)
+        inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+        canvas = Image.new("RGB", (width, height), border_colour(inner))
+        canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+        return canvas
+    scale = max(width / image.width, height / image.height)
+    box_width, box_height = width / scale, height / scale
+    left = (image.width - box_width) / 2
+    top = 0.0 if crop == "top" else (image.height - box_height) / 2
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + box_width, top + box_height))
+
+
+def border_colour(image: Image.Image) -> tuple[int, int, int]:
+    pixels = np.asarray(image, dtype=np.float64)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(0).round().astype(int)
+    return int(edge[0]), int(edge[1]), int(edge[2])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Training pictures (N, 3, H, W) uint8, memory-mapped, with their item ids and which are held out."""
+
+    images: Tensor
+    ids: list[int]
+    held_out: list[bool]
+    path: Path
+
+    @property
+    def train(self) -> Tensor:
+        return self.images[torch.tensor([not h for h in self.held_out], dtype=torch.bool)]
+
+    @property
+    def held(self) -> Tensor:
+        return self.images[torch.tensor(self.held_out, dtype=torch.bool)]
+
+    @property
+    def train_ids(self) -> list[int]:
+        return [i for i, h in zip(self.ids, self.held_out) if not h]
+
+
+def packed_path(store: Store, fingerprint: str, size: tuple[int, int], crop: str) -> Path:
+    return store.folder / "packed" / f"{fingerprint[:20]}-{size[1]}x{size[0]}-{crop}.safetensors"
+
+
+def holdout(sha256s: list[str]) -> list[bool]:
+    """One picture in ten, chosen by its own SHA-256, so that adding others never moves one across; none below 40."""
+    if len(sha256s) < HOLDOUT_FROM:
+        return [False] * len(sha256s)
+    chosen = [int(sha[:8], 16) % HOLDOUT_ONE_IN == 0 for sha in sha256s]
+    if not any(chosen):
+        chosen[0] = True
+    return chosen
+
+
+def pack(store: Store, size: tuple[int, int], crop: str,
+         progress: Callable[[int, int, str], None] = lambda done, total, text: None) -> Packed:
+    """The packed file of the kept items, made now unless it exists."""
+    kept = store.kept()
+    if not kept:
+        raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")
+    path = packed_path(store, store.fingerprint(), size, crop)
+    if path.exists():
+        return load(path)
+    height, width = size
+    images = torch.empty((len(kept), 3, height, width), dtype=torch.uint8)
+
+    def one(index: int) -> None:
+        source = store.copy_path(kept[index][1])
+        try:
+            with Image.open(source) as image:
+                small = fit(image.convert("RGB"), size, crop)
+        except OSError as error:
+            raise UserError(f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
+                            "harvest its folder into a new dataset, or reject the item.") from None
+        images[index] = torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool:
+        for done, _ in enumerate(pool.map(one, range(len(kept))), 1):
+            if done % 64 == 0:
+                progress(done, len(kept), "Packing")
+    tensors = {"images": images, "ids": torch.tensor([i for i, _ in kept], dtype=torch.int64),
+               "held_out": torch.tensor(holdout([sha for _, sha in kept]), dtype=torch.bool)}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"The packed dataset could not be written to {path.parent} ({error}); make room and try again.") from None
+    return load(path)
+
+
+def load(path: Path) -> Packed:
+    """Open a packed file, memory-mapped; UserError when it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Packed(file.get_tensor("images"), file.get_tensor("ids").tolist(), file.get_tensor("held_out").tolist(), path)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"The packed dataset {path} is missing or damaged ({error}); delete it, it is made anew.") from None

@@ -1,0 +1,233 @@
+"""Reading one image file that may be anything: its generation text and its pixels, within bounds of memory and time."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
+MAX_FILE_BYTES = 256 * 2**20
+MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the host's log
+MAX_TEXT_BYTES = 64 * 1024
+_BIG_PIXELS = 16_000_000
+_one_big_at_a_time = threading.Lock()  # several threads each holding a 60-megapixel picture would not be bounded
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_USER_COMMENT = 0x9286
+_EXIF_IFD = 0x8769
+_ORIENTATION = 0x0112
+
+
+class Rejected(Exception):
+    """A file that cannot be training material: a reason code and a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Skipped(Exception):
+    """A path that is no readable file at all."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole content of a regular file; never blocks on a pipe, never follows a surprise.
+
+    Raises Skipped when there is no readable regular file, Rejected when it is too large to be an image.
+    """
+    try:
+        # O_NONBLOCK so that opening a FIFO returns at once instead of waiting for a writer
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise Skipped("unreadable") from error
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise Skipped("not_a_file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Rejected("bomb", f"The file has {status.st_size / 2**20:.0f} MiB; an image of that size is not read.")
+        try:
+            return file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise Skipped("unreadable") from error
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: upright RGB pixels shrunk to the asked short side, original size, and generation text."""
+
+    image: Image.Image
+    width: int
+    height: int
+    text: str
+
+
+def decode(data: bytes, short_side: int) -> Picture:
+    """Decode an image file's bytes; the first frame of several. Raises Rejected with a reason a person can read."""
+    if not data:
+        raise Rejected("undecodable", "The file is empty.")
+    text = ""
+    if data.startswith(_PNG_SIGNATURE):
+        text, data = _png_text(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            check_dimensions(width, height)
+            if not text:
+                text = _exif_text(image)
+            if width * height > _BIG_PIXELS:
+                with _one_big_at_a_time:
+                    upright = _upright_rgb(image, short_side)
+            else:
+                upright = _upright_rgb(image, short_side)
+            return Picture(upright, width, height, text)
+    except Rejected:
+        raise
+    except Image.DecompressionBombError:
+        raise Rejected("bomb", "The picture is so large that decoding it could exhaust the memory.") from None
+    except Image.UnidentifiedImageError:
+        raise Rejected("undecodable", "The content is no image of a kind that can be read.") from None
+    except MemoryError:
+        raise Rejected("bomb", "There is not enough memory to decode the picture.") from None
+    except Exception as error:  # decoders raise anything on broken data
+        detail = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+        raise Rejected("undecodable", f"The image is damaged: {detail}.") from None
+
+
+def check_dimensions(width: int, height: int, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
+    """Reject by size alone, before any pixel is decoded."""
+    if width * height > MAX_PIXELS:
+        raise Rejected("bomb", f"{width}x{height} pixels are {width * height / 1e6:.0f} megapixels; "
+                               f"at most {MAX_PIXELS // 10**6} are decoded.")
+    if max(width, height) > longest_ratio * min(width, height):
+        raise Rejected("extreme_aspect", f"{width}x{height} is more than {longest_ratio:g} times as long as it is wide.")
+    if min(width, height) < smallest:
+        raise Rejected("too_small", f"{width}x{height} is smaller than {smallest} pixels.")
+
+
+def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
+    image.seek(0)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # 16-bit grey: Pillow's own conversion clips instead of scaling
+        deep = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((deep / 257.0).round().clip(0, 255).astype(np.uint8), "L")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        image = ImageOps.exif_transpose(image) or image
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        lowest = image.getchannel("A").getextrema()[0]
+        if isinstance(lowest, (int, float)) and lowest >= 254:  # some hosts hide text in the last bit of alpha
+            image = image.convert("RGB")
+        else:
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image).convert("RGB")
+    else:
+        image = image.convert("RGB")
+    shorter = min(image.size)
+    if shorter > short_side:
+        scale = short_side / shorter
+        size = tuple(max(short_side, round(side * scale)) for side in image.size)
+        image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.info = {}
+    return image
+
+
+def _png_text(data: bytes) -> tuple[str, bytes]:
+    """The ``parameters`` text of a PNG and the file without its compressed text chunks.
+
+    Pillow inflates every text chunk and refuses the whole image when one is a bomb; here inflating is bounded, a text
+    over the bound is dropped, and the pixels are kept.
+    """
+    text = ""
+    pieces = [data[:8]]
+    offset = 8
+    dropped = False
+    while offset + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        kind = data[offset + 4:offset + 8]
+        end = offset + 12 + length
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            found = _text_chunk(kind, data[offset + 8:offset + 8 + min(length, MAX_TEXT_BYTES + 256)], length)
+            text = text or found
+            dropped = True
+        else:
+            pieces.append(data[offset:end])
+        if kind == b"IEND" or end > len(data):
+            break
+        offset = end
+    return text, b"".join(pieces) if dropped else data
+
+
+def _text_chunk(kind: bytes, body: bytes, length: int) -> str:
+    keyword, _, rest = body.partition(b"\0")
+    if keyword != b"parameters":
+        return ""
+    try:
+        if kind == b"tEXt":
+            return rest.decode("latin-1") if length <= MAX_TEXT_BYTES else ""
+        if kind == b"zTXt":
+            return _inflate(rest[1:]).decode("latin-1")
+        compressed, rest = rest[0], rest[2:]
+        _language, _, rest = rest.partition(b"\0")
+        _translated, _, rest = rest.partition(b"\0")
+        if not compressed and length > MAX_TEXT_BYTES:
+            return ""
+        return (_inflate(rest) if compressed else rest).decode("utf-8", "replace")
+    except (zlib.error, IndexError):
+        return ""
+
+
+def _inflate(data: bytes) -> bytes:
+    worker = zlib.decompressobj()
+    out = worker.decompress(data, MAX_TEXT_BYTES)
+    return b"" if worker.unconsumed_tail else out
+
+
+def _exif_text(image: Image.Image) -> str:
+    """UserComment of JPEG and WebP, comment of GIF."""
+    try:
+        raw = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    except Exception:  # damaged EXIF raises all sorts; the picture may still be fine
+        raw = None
+    if isinstance(raw, str):
+        return raw[:MAX_TEXT_BYTES]
+    if isinstance(raw, bytes) and len(raw) <= 2 * MAX_TEXT_BYTES:
+        return decode_user_comment(raw)
+    comment = image.info.get("comment", b"")
+    if isinstance(comment, bytes) and len(comment) <= MAX_TEXT_BYTES:
+        return comment.decode("utf-8", "replace")
+    return ""
+
+
+def decode_user_comment(raw: bytes) -> str:
+    """EXIF UserComment: 8 bytes naming the character code, then the text; UNICODE is UTF-16 of either byte order."""
+    code, body = raw[:8], raw[8:]
+    if code == b"UNICODE\0":
+        if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return body.decode("utf-16", "replace")
+        # mostly ASCII in practice: the zero bytes tell the order
+        big = body[0::2].count(0) >= body[1::2].count(0)
+        return body.decode("utf-16-be" if big else "utf-16-le", "replace")
+    if code == b"ASCII\0\0\0":
+        return body.decode("ascii", "replace").rstrip("\0")
+    return raw.decode("utf-8", "replace").strip("\0")
+
+
+def sidecar_text(path: Path) -> str:
+    """The generation text of a ``.txt`` file beside the image, or an empty string."""
+    try:
+        data = read_bytes(path.with_suffix(".txt"))
+    except (Skipped, Rejected):
+        return ""
+    return "" if len(data) > MAX_TEXT_BYTES else data.decode("utf-8", "replace").lstrip("\ufeff")

@@ -1,0 +1,284 @@
+"""A dataset on disk: one SQLite file with a row for each item, and a lossless copy of each picture."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
+
+SCHEMA_VERSION = 1
+KEPT, REJECTED = "kept", "rejected"
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE items (
+    id INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,           -- absolute path the picture was harvested from
+    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    width INTEGER, height INTEGER,
+    prompt TEXT NOT NULL, negative_prompt TEXT NOT NULL,
+    settings TEXT NOT NULL,         -- JSON object of the generation text's settings
+    status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
+    decided_by TEXT NOT NULL,       -- 'check' or 'user'
+    suspicion REAL, twin_group INTEGER,
+    hash INTEGER,                   -- difference hash, as a signed 64-bit number
+    thumb BLOB,                     -- (24, 24, 3) uint8
+    has_copy INTEGER NOT NULL,
+    added REAL NOT NULL
+);
+CREATE INDEX items_source ON items (source);
+CREATE INDEX items_sha256 ON items (sha256);
+CREATE INDEX items_status ON items (status, suspicion DESC);
+CREATE TABLE decisions (            -- what a person decided, for undo; one batch is one action
+    id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, item INTEGER NOT NULL,
+    status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, decided_by TEXT NOT NULL  -- as they were before
+);
+"""
+
+_PUBLIC = ("id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
+           "suspicion, twin_group, sha256, has_copy")
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item about to be stored; ``thumb`` is None where nothing could be decoded."""
+
+    source: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    prompt: str = ""
+    negative_prompt: str = ""
+    settings: dict[str, str] | None = None
+    reason: str = ""
+    message: str = ""
+    thumb: bytes | None = None
+    has_copy: bool = False
+
+
+class Store:
+    """One dataset folder. Safe for several threads and processes: each call is a transaction of its own (WAL)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._local = threading.local()
+        fresh = not (folder / "dataset.sqlite").exists()
+        try:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            with self.transaction() as db:
+                if fresh and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                    for statement in _SCHEMA.split(";\n"):
+                        db.execute(statement)
+                    db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
+                version = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise UserError(f"The dataset in {folder} cannot be opened ({error}); check the free space and that the folder "
+                                "may be written.") from None
+            raise UserError(f"The file dataset.sqlite in {folder} is damaged or not one of ours; restore it from a copy.") from None
+        except OSError as error:
+            raise UserError(f"The dataset folder {folder} cannot be written ({error.strerror}).") from None
+        if version > SCHEMA_VERSION:
+            raise UserError(f"The dataset in {folder} was made by a newer version; update this extension to open it.")
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _connection(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            db = sqlite3.connect(self.folder / "dataset.sqlite", timeout=30, isolation_level=None)
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            self._local.db = db
+        return db
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._connection()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
+
+    def close(self) -> None:
+        db = getattr(self._local, "db", None)
+        if db is not None:
+            db.close()
+            self._local.db = None
+
+    # -- adding -------------------------------------------------------------------------------------------------------
+
+    def copy_path(self, sha256: str) -> Path:
+        """Where the shrunken lossless copy of a picture lies."""
+        return self.folder / "images" / sha256[:2] / f"{sha256[:32]}.png"
+
+    def knows(self, source: str, size: int, mtime_ns: int) -> bool:
+        """Whether this very file (path, size, time) has been harvested."""
+        row = self._connection().execute(
+            "SELECT 1 FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?", (source, size, mtime_ns)).fetchone()
+        return row is not None
+
+    def add(self, items: Sequence[NewItem]) -> list[NewItem]:
+        """Store items in order; a file whose bytes are known already becomes a rejected duplicate. Returns them as stored."""
+        stored: list[NewItem] = []
+        with self.transaction() as db:
+            for item in items:
+                same_file = db.execute("SELECT id FROM items WHERE source = ? AND sha256 = ?", (item.source, item.sha256)).fetchone()
+                if same_file:  # touched, not changed
+                    db.execute("UPDATE items SET mtime_ns = ?, bytes = ? WHERE id = ?", (item.mtime_ns, item.bytes, same_file["id"]))
+                    continue
+                if not item.reason:
+                    first = db.execute("SELECT source FROM items WHERE sha256 = ? AND reason != 'duplicate' LIMIT 1",
+                                       (item.sha256,)).fetchone()
+                    if first:
+                        item = NewItem(**{**item.__dict__, "reason": "duplicate", "has_copy": False,
+                                          "message": f"Exactly the same file as {first['source']}."})
+                thumb_hash = None
+                if item.thumb is not None:
+                    unsigned = difference_hash(np.frombuffer(item.thumb, np.uint8).reshape(THUMB, THUMB, 3))
+                    thumb_hash = unsigned - 2**64 if unsigned >= 2**63 else unsigned
+                db.execute(
+                    "INSERT INTO items (source, bytes, mtime_ns, sha256, width, height, prompt, negative_prompt, settings, status,"
+                    " reason, message, decided_by, hash, thumb, has_copy, added) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (item.source, item.bytes, item.mtime_ns, item.sha256, item.width, item.height, item.prompt,
+                     item.negative_prompt, json.dumps(item.settings or {}, ensure_ascii=False),
+                     REJECTED if item.reason else KEPT, item.reason, item.message, "check", thumb_hash, item.thumb,
+                     int(item.has_copy), time.time()))
+                stored.append(item)
+        return stored
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def items(self, *, status: str | None = None, by_suspicion: bool = False, twins: bool = False, offset: int = 0,
+              limit: int | None = None, ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Items as dictionaries, a page at a time: oldest first, most suspicious first, or near duplicates by group."""
+        where, values = [], []  # type: ignore[var-annotated]
+        if status is not None:
+            where.append("status = ?")
+            values.append(status)
+        if ids is not None:
+            where.append(f"id IN ({','.join('?' * len(ids))})")
+            values += ids
+        if twins:
+            where.append("twin_group IS NOT NULL")
+        order = "twin_group, id" if twins else "suspicion IS NULL, suspicion DESC, id" if by_suspicion else "id"
+        rows = self._connection().execute(
+            f"SELECT {_PUBLIC} FROM items {'WHERE ' + ' AND '.join(where) if where else ''} ORDER BY {order} LIMIT ? OFFSET ?",
+            (*values, -1 if limit is None else limit, offset))
+        return [{**dict(row), "settings": json.loads(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows]
+
+    def counts(self) -> dict[str, Any]:
+        """Numbers of items by status and of rejected ones by reason."""
+        rows = self._connection().execute("SELECT status, reason, COUNT(*) AS n FROM items GROUP BY status, reason").fetchall()
+        rejected = {row["reason"]: row["n"] for row in rows if row["status"] == REJECTED}
+        return {"items": sum(row["n"] for row in rows), "kept": sum(row["n"] for row in rows if row["status"] == KEPT),
+                "rejected": rejected}
+
+    def twin_count(self) -> int:
+        """How many kept items have a near duplicate."""
+        return int(self._connection().execute(
+            "SELECT COUNT(*) FROM items WHERE status = ? AND twin_group IS NOT NULL", (KEPT,)).fetchone()[0])
+
+    def kept(self) -> list[tuple[int, str]]:
+        """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
+        rows = self._connection().execute("SELECT id, sha256 FROM items WHERE status = ? ORDER BY sha256, id", (KEPT,))
+        return [(row["id"], row["sha256"]) for row in rows]
+
+    def fingerprint(self) -> str:
+        """Names the exact set of kept pictures: SHA-256 over their sorted SHA-256s."""
+        digest = hashlib.sha256()
+        for _, sha256 in self.kept():
+            digest.update(sha256.encode())
+        return digest.hexdigest()
+
+    # -- deciding -----------------------------------------------------------------------------------------------------
+
+    def decide(self, ids: Iterable[int], status: str, reason: str = "", message: str = "") -> int:
+        """Keep or reject items by a person's word; remembered for :meth:`undo`. Returns how many changed."""
+        changed = 0
+        with self.transaction() as db:
+            batch = db.execute("SELECT COALESCE(MAX(batch), 0) + 1 FROM decisions").fetchone()[0]
+            for item_id in ids:
+                row = db.execute("SELECT status, reason, message, decided_by, has_copy FROM items WHERE id = ?", (item_id,)).fetchone()
+                if row is None:
+                    raise UserError(f"There is no item {item_id} in this dataset; 'dataset show' lists them.")
+                if status == KEPT and not row["has_copy"]:
+                    raise UserError(f"Item {item_id} cannot be kept: {row['message']}")
+                if row["status"] == status and (status == KEPT or row["reason"] == reason):
+                    continue
+                db.execute("INSERT INTO decisions (batch, item, status, reason, message, decided_by) VALUES (?,?,?,?,?,?)",
+                           (batch, item_id, row["status"], row["reason"], row["message"], row["decided_by"]))
+                db.execute("UPDATE items SET status = ?, reason = ?, message = ?, decided_by = 'user' WHERE id = ?",
+                           (status, reason, message, item_id))
+                changed += 1
+        return changed
+
+    def undo(self) -> list[int]:
+        """Take the last action back, also one of an earlier session; the ids it touched, none when there is nothing left."""
+        with self.transaction() as db:
+            last = db.execute("SELECT MAX(batch) FROM decisions").fetchone()[0]
+            rows = db.execute("SELECT * FROM decisions WHERE batch = ? ORDER BY id DESC", (last,)).fetchall()
+            for row in rows:
+                db.execute("UPDATE items SET status = ?, reason = ?, message = ?, decided_by = ? WHERE id = ?",
+                           (row["status"], row["reason"], row["message"], row["decided_by"], row["item"]))
+            db.execute("DELETE FROM decisions WHERE batch = ?", (last,))
+        return [row["item"] for row in rows]
+
+    # -- the unusual --------------------------------------------------------------------------------------------------
+
+    def rank_suspects(self) -> int:
+        """Score every decoded item against the kept ones and group near duplicates; how many stand out (over 1.5)."""
+        db = self._connection()
+        ids = [row["id"] for row in db.execute("SELECT id FROM items WHERE status = ? AND thumb IS NOT NULL ORDER BY id", (KEPT,))]
+        signature = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+        known = db.execute("SELECT value FROM meta WHERE key = 'ranked'").fetchone()
+        if known and known["value"] == signature:
+            return int(db.execute("SELECT COUNT(*) FROM items WHERE status = ? AND suspicion > 1.5", (KEPT,)).fetchone()[0])
+
+        def thumbs(start: int, stop: int) -> Bytes:
+            part = ids[start:stop]
+            rows = db.execute("SELECT thumb FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
+                              (part[0], part[-1], KEPT))
+            return np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
+
+        if not ids:
+            return 0
+        scores = suspicion(thumbs, len(ids))
+        groups = self._near_duplicates(db, ids)
+        with self.transaction() as write:
+            write.execute("UPDATE items SET suspicion = NULL, twin_group = NULL")
+            write.executemany("UPDATE items SET suspicion = ?, twin_group = ? WHERE id = ?",
+                              [(float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)])
+            write.execute("INSERT OR REPLACE INTO meta VALUES ('ranked', ?)", (signature,))
+        return int((scores > 1.5).sum())
+
+    @staticmethod
+    def _near_duplicates(db: sqlite3.Connection, ids: list[int]) -> dict[int, int]:
+        most = 20_000  # a larger set is grouped within stretches of this many, which bounds memory
+        groups: dict[int, int] = {}
+        for start in range(0, len(ids), most):
+            part = ids[start:start + most]
+            rows = db.execute("SELECT thumb, hash FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
+                              (part[0], part[-1], KEPT)).fetchall()
+            pixels = np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
+            groups.update(near_duplicates(part, pixels, [row["hash"] % 2**64 for row in rows]))
+        return groups

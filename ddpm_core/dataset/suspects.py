@@ -1,0 +1,110 @@
+"""What is unusual in a set of pictures: outliers, ranked for a person to look at, and groups of near duplicates.
+
+Neither rejects anything. An outlier is a picture that the set's own principal components cannot express; that finds
+blends, shuffled and broken pictures, and honest rarities too. It cannot see a sixth finger.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+THUMB = 24  # pixels; thumbnails are (24, 24, 3) uint8
+_COMPONENTS = 48
+_FIT_ON = 5000  # principal components need no more pictures than this, and memory stays bounded
+_HASH_BITS = 3
+_ALIKE = 10.0  # root mean square difference of thumbnails, of 255
+
+Bytes = NDArray[np.uint8]
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """(24, 24, 3) uint8, area-averaged over the whole picture."""
+    return image.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes()
+
+
+def difference_hash(thumb: Bytes) -> int:
+    """64-bit dHash of a (24, 24, 3) thumbnail: is each of 8x9 areas brighter than its right neighbour."""
+    grey = Image.fromarray(thumb).convert("L").resize((9, 8), Image.Resampling.BOX)
+    values = np.asarray(grey, dtype=np.int16)
+    bits = (values[:, :-1] > values[:, 1:]).ravel()
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def suspicion(thumbs: Callable[[int, int], Bytes], count: int) -> NDArray[np.float64]:
+    """How unusual each of ``count`` pictures is within the set: 1 is typical, 2 twice as far off as the median.
+
+    ``thumbs(start, stop)`` returns (n, 24, 24, 3) uint8. The score is the root mean square error of a picture rebuilt
+    from the set's principal components, over the median of all. Fewer than 8 pictures have nothing to compare with: 1.
+    """
+    if count < 8:
+        return np.ones(count)
+    chosen = np.arange(count) if count <= _FIT_ON else np.sort(np.random.default_rng(0).permutation(count)[:_FIT_ON])
+    sample = np.concatenate([thumbs(int(i), int(i) + 1) for i in chosen]) if count > _FIT_ON else thumbs(0, count)
+    flat = sample.reshape(len(sample), -1).astype(np.float32)
+    mean = flat.mean(0)
+    centred = flat - mean
+    # eigenvectors of the covariance; a few components more than half the pictures would express everything
+    components = min(_COMPONENTS, len(sample) // 4)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    basis = vectors[:, -components:]
+    residual = np.empty(count)
+    for start in range(0, count, 2048):
+        stop = min(start + 2048, count)
+        part = thumbs(start, stop).reshape(stop - start, -1).astype(np.float32) - mean
+        rebuilt = (part @ basis) @ basis.T
+        residual[start:stop] = np.sqrt(((part - rebuilt) ** 2).mean(1))
+    return residual / max(float(np.median(residual)), 1e-6)
+
+
+def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[int, int]:
+    """Groups of nearly equal pictures, mirrored ones included: item id to the smallest id of its group.
+
+    Candidates differ in at most 3 of 64 hash bits (found by equal 16-bit quarters), and count when their thumbnails
+    differ by less than 4 % of the range. Pictures without a like are absent.
+    """
+    n = len(ids)
+    if n < 2:
+        return {}
+    mirrored = [difference_hash(t) for t in thumbs[:, :, ::-1]]
+    straight = np.array(hashes, dtype=np.uint64)
+    flipped = np.array(mirrored, dtype=np.uint64)
+    flat = thumbs.reshape(n, -1).astype(np.float32)
+    flat_mirrored = thumbs[:, :, ::-1].reshape(n, -1).astype(np.float32)
+    parent = list(range(n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for quarter in range(4):
+        shift = np.uint64(16 * quarter)
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for i, key in enumerate(((straight >> shift) & np.uint64(0xFFFF)).tolist()):
+            buckets[key].append(i)
+        for hashes_of, pixels in ((straight, flat), (flipped, flat_mirrored)):
+            keys = ((hashes_of >> shift) & np.uint64(0xFFFF)).tolist()
+            for i in range(n):
+                others = np.array([j for j in buckets.get(keys[i], ())[:4096] if j > i], dtype=np.int64)
+                if not len(others):
+                    continue
+                near = others[_bit_count(straight[others] ^ hashes_of[i]) <= _HASH_BITS]
+                if not len(near):
+                    continue
+                distance = np.sqrt(((flat[near] - pixels[i]) ** 2).mean(1))
+                for j in near[distance < _ALIKE].tolist():
+                    parent[max(root(i), root(j))] = min(root(i), root(j))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(n):
+        groups[root(i)].append(i)
+    return {ids[i]: min(ids[j] for j in members) for members in groups.values() if len(members) > 1 for i in members}
+
+
+def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.unpackbits(values.view(np.uint8).reshape(len(values), 8), axis=1).sum(1)

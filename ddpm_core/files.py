@@ -1,0 +1,102 @@
+"""Writing files so that a crash at any moment leaves the old content or the new, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+
+def replace_with(target: Path, write: Any) -> None:
+    """Call ``write(temporary_path)``, flush it to the disk, then rename it to ``target``. UserError when that fails."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
+                        "permissions. What was saved before is intact.") from error
+
+
+def _plain(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).splitlines()[0]
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "nt":  # Windows cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(target: Path, values: Any) -> None:
+    text = json.dumps(values, ensure_ascii=False, indent=1)
+    replace_with(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file of ours; UserError naming ``what`` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The {what} {path} is missing or damaged ({error}).") from None
+
+
+class FolderLock:
+    """An exclusive lock on a folder, held by an open file: the system releases it when the process ends, however."""
+
+    def __init__(self, folder: Path, busy: str) -> None:
+        self.path = folder / ".lock"
+        self.busy = busy
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """UserError with the ``busy`` sentence when another holds it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
+        except OSError as error:
+            raise UserError(f"{self.path.parent} cannot be written ({error.strerror}); check the permissions.") from None
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                file.seek(0)
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise UserError(self.busy) from None
+        self._file = file
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()

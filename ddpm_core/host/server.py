@@ -1,0 +1,113 @@
+"""The standalone server: our tab as a local page."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .standalone import StandaloneHost
+
+_ROOT = Path(__file__).resolve().parents[2]
+_STYLE, _SCRIPT = _ROOT / "style.css", _ROOT / "javascript" / "ddpm.js"
+_ASSETS = {"/ddpm/style.css": (_STYLE, "text/css"), "/ddpm/ddpm.js": (_SCRIPT, "text/javascript")}
+_HEAD = b'<link rel="stylesheet" href="/ddpm/style.css"><script src="/ddpm/ddpm.js" defer></script></head>'
+
+
+class _AddHead:
+    """ASGI middleware: the WebUI adds an extension's CSS and JavaScript to its page; here we do, alike on every gradio."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            await self.app(scope, receive, send)
+            return
+        headers = [(k, v) for k, v in scope["headers"] if k != b"accept-encoding"]  # a compressed page cannot be added to
+        start: dict[str, Any] = {}
+        body = b""
+
+        async def collect(message: dict[str, Any]) -> None:
+            nonlocal body
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            page = body.replace(b"</head>", _HEAD, 1)
+            kept = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
+            await send({**start, "headers": [*kept, (b"content-length", str(len(page)).encode())]})
+            await send({"type": "http.response.body", "body": page})
+
+        await self.app({**scope, "headers": headers}, receive, collect)
+
+
+def build_app(host: StandaloneHost) -> tuple[Any, Any]:
+    """The FastAPI application and its service."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from fastapi.responses import FileResponse
+
+    from ..api import add_routes
+    from ..service import Service
+    from ..ui.tab import build_tab
+
+    service = Service(host)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_routes(app, service)
+
+    def asset(path: str) -> Callable[[], FileResponse]:
+        def read() -> FileResponse:
+            file, kind = _ASSETS[path]
+            return FileResponse(file, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+        read.__annotations__ = {}
+        return read
+
+    for path in _ASSETS:
+        app.add_api_route(path, asset(path), methods=["GET"])
+    options: dict[str, Any] = {"analytics_enabled": False, "title": "DDPM"}
+    with gr.Blocks(**options) as page:
+        build_tab(service)
+    page.queue()
+    app.add_middleware(_AddHead)
+    import inspect
+
+    known = inspect.signature(gr.mount_gradio_app).parameters
+    extra = {key: value for key, value in {"ssr_mode": False, "show_error": True, "footer_links": []}.items() if key in known}
+    return gr.mount_gradio_app(app, page, path="/", **extra), service
+
+
+def serve(host: StandaloneHost, address: str, port: int, stop: threading.Event, say: Callable[[str], None]) -> dict[str, Any]:
+    """Serve until ``stop`` is set; running jobs are then stopped with their work saved."""
+    import uvicorn
+
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise UserError(f"Cannot serve at {address}:{port} ({error.strerror}); choose another with --port.") from None
+        port = probe.getsockname()[1]
+    app, service = build_app(host)
+    server = uvicorn.Server(uvicorn.Config(app, host=address, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, name="ddpm-server", daemon=True)
+    thread.start()
+    while thread.is_alive() and not server.started:
+        stop.wait(0.05)
+    if not thread.is_alive():
+        raise UserError(f"The server at {address}:{port} did not start; see the lines above.")
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
+    say(f"Open {url} in a browser. Ctrl+C stops the server; running work is saved.")
+    while thread.is_alive() and not stop.wait(0.5):
+        pass
+    service.jobs.shutdown()
+    server.should_exit = True
+    server.force_exit = True
+    thread.join(5)
+    return {"url": url, "stopped": True}

@@ -1,0 +1,67 @@
+"""The host for people without the WebUI, for tests, and for headless machines: a folder and a local server."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from ..errors import UserError
+from .devices import best_device
+
+
+class StandaloneHost:
+    """Everything below one folder; the device is ours alone."""
+
+    name = "standalone"
+
+    def __init__(self, workspace: Path | None = None, image_folders: dict[str, Path] | None = None) -> None:
+        chosen = workspace or os.environ.get("DDPM_WORKSPACE") or "workspace"
+        self._root = Path(chosen).expanduser().absolute()
+        self._folders = image_folders or {}
+
+    def workspace_folder(self) -> Path:
+        return self._root
+
+    def models_folder(self) -> Path:
+        return self._root / "models"
+
+    def device(self) -> torch.device:
+        return best_device()
+
+    def image_folders(self) -> dict[str, Path]:
+        return dict(self._folders)
+
+    def folders_may_be_typed(self) -> bool:
+        return True
+
+    def gpu_slice(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path:
+        folder = self._root / "outputs" / time.strftime("%Y-%m-%d")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            taken = [int(m[1]) for m in (re.match(r"(\d{5})-", p.name) for p in folder.iterdir()) if m]
+            path = folder / f"{max(taken, default=-1) + 1:05d}-{seed}.png"
+            save_png(image, path, text)
+        except OSError as error:
+            raise UserError(f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again.") from None
+        return path
+
+    def allows(self, request: Any) -> bool:
+        return True
+
+
+def save_png(image: Image.Image, path: Path, text: str) -> None:
+    """Write a PNG with its generation text where the WebUI looks for it."""
+    chunk = PngImagePlugin.PngInfo()
+    if text:
+        chunk.add_text("parameters", text)
+    image.save(path, format="PNG", pnginfo=chunk)

@@ -1,0 +1,145 @@
+"""Background work of a server: one lane for training, one for short jobs, each doing one job at a time.
+
+The state lives here; pages only draw it. A job is a function ``work(job)`` that reports to the job and returns a
+JSON-able result; it ends early when ``job.stop`` is set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from .errors import UserError
+
+TRAINING, SHORT = "training", "short"
+_REMEMBERED = 50
+_log = logging.getLogger("ddpm_core")
+
+
+class Job:
+    """One piece of work: queued, running, then done, failed or stopped."""
+
+    def __init__(self, number: int, kind: str, title: str, lane: str, work: Callable[[Job], Any]) -> None:
+        self.id = number
+        self.kind = kind
+        self.title = title
+        self.lane = lane
+        self.stop = threading.Event()
+        self.finished = threading.Event()
+        self.state = "queued"
+        self.progress: dict[str, Any] = {}
+        self.messages: list[str] = []
+        self.result: Any = None
+        self.error = ""
+        self.artifacts: dict[str, Any] = {}  # live things for the page that are no JSON, such as the emerging picture
+        self.began = 0.0
+        self.ended = 0.0
+        self._work = work
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Replace the progress: ``done``, ``total``, ``text`` and whatever the kind adds."""
+        self.progress = dict(values)
+
+    def say(self, text: str) -> None:
+        self.messages = [*self.messages[-19:], text]
+
+    def to_json(self) -> dict[str, Any]:
+        progress = self.progress
+        done, total = progress.get("done", 0), progress.get("total", 0)
+        elapsed = (self.ended or time.monotonic()) - self.began if self.began else 0.0
+        left = progress.get("seconds_left")
+        if left is None and self.state == "running" and done and total:
+            left = elapsed / done * (total - done)
+        return {"id": self.id, "kind": self.kind, "title": self.title, "lane": self.lane, "state": self.state, "progress": progress,
+                "fraction": min(1.0, done / total) if total else 0.0, "elapsed": round(elapsed, 1),
+                "seconds_left": None if left is None else round(left, 1), "messages": self.messages, "result": self.result,
+                "error": self.error, "stopping": self.stop.is_set() and self.state == "running"}
+
+    def run(self) -> None:
+        if self.stop.is_set():
+            self.state = "stopped"
+            self.finished.set()
+            return
+        self.began = time.monotonic()
+        self.state = "running"
+        try:
+            self.result = self._work(self)
+            outcome = "stopped" if self.stop.is_set() else "done"
+        except UserError as error:
+            self.error, outcome = str(error), "failed"
+        except Exception as error:
+            # the sentence for the person, the traceback for the log
+            _log.exception("%s failed", self.title)
+            self.error, outcome = f"{self.title} failed: {type(error).__name__}: {error}", "failed"
+        self.ended = time.monotonic()
+        self.state = outcome
+        self.finished.set()
+
+
+class Jobs:
+    """The two lanes. Threads start with the first job of a lane and end with :meth:`shutdown`."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._jobs: OrderedDict[int, Job] = OrderedDict()
+        self._queues: dict[str, queue.Queue[Job | None]] = {TRAINING: queue.Queue(), SHORT: queue.Queue()}
+        self._threads: dict[str, threading.Thread] = {}
+        self._closed = False
+
+    def start(self, kind: str, title: str, work: Callable[[Job], Any], lane: str = SHORT) -> Job:
+        """Queue a job. A second training is refused while one runs: it would wait for hours."""
+        with self._lock:
+            if self._closed:
+                raise UserError("The server is stopping.")
+            if lane == TRAINING:
+                busy = next((j for j in self._jobs.values() if j.lane == TRAINING and j.state in ("queued", "running")), None)
+                if busy is not None:
+                    raise UserError(f"{busy.title} is still running; stop it first or wait for its end.")
+            job = Job(next(self._numbers), kind, title, lane, work)
+            self._jobs[job.id] = job
+            for old in [j for j in self._jobs.values() if j.finished.is_set()][:-_REMEMBERED]:
+                del self._jobs[old.id]
+            if lane not in self._threads:
+                self._threads[lane] = threading.Thread(target=self._serve, args=(lane,), name=f"ddpm-{lane}", daemon=True)
+                self._threads[lane].start()
+        self._queues[lane].put(job)
+        return job
+
+    def _serve(self, lane: str) -> None:
+        while True:
+            job = self._queues[lane].get()
+            if job is None:
+                return
+            job.run()
+
+    def get(self, number: int) -> Job | None:
+        with self._lock:
+            return self._jobs.get(number)
+
+    def all(self) -> list[Job]:
+        """Jobs, newest first."""
+        with self._lock:
+            return list(reversed(self._jobs.values()))
+
+    def latest(self, kind: str) -> Job | None:
+        return next((job for job in self.all() if job.kind == kind), None)
+
+    def shutdown(self, timeout: float = 30.0) -> None:
+        """Ask every job to stop, wait until their work is saved, end the threads."""
+        with self._lock:
+            self._closed = True
+            jobs, threads = list(self._jobs.values()), dict(self._threads)
+        for job in jobs:
+            job.stop.set()
+        for lane in threads:
+            self._queues[lane].put(None)
+        deadline = time.monotonic() + timeout
+        for thread in threads.values():
+            thread.join(max(0.1, deadline - time.monotonic()))

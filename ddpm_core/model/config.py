@@ -1,0 +1,144 @@
+"""What a model is, as data: the architecture and the diffusion process, validated and JSON-serialisable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import UserError
+
+SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
+PREDICTIONS = ("epsilon", "v", "x0")
+
+T = TypeVar("T")
+
+
+def dataclass_from_json(kind: type[T], values: Any, what: str) -> T:
+    """Build a (frozen) config dataclass from parsed JSON; unknown, missing or mistyped keys raise UserError."""
+    if not isinstance(values, dict):
+        raise UserError(f"The {what} is not a JSON object.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(f"The {what} has a setting this version does not know: {unknown[0]!r}.")
+    ready = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    try:
+        return kind(**ready)
+    except TypeError as error:
+        raise UserError(f"The {what} is incomplete or has a value of the wrong type ({error}).") from None
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of the U-Net of DDPM (Ho et al. 2020, appendix B) as diffusers' ``UNet2DModel`` can express it.
+
+    ``image_size`` is (height, width) in pixels; level ``i`` works at ``image_size / 2**i`` with
+    ``block_out_channels[i]`` channels and self-attention where ``attention_levels[i]``.
+    """
+
+    image_size: tuple[int, int] = (64, 64)
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64, 128, 256, 512)
+    attention_levels: tuple[bool, ...] = (False, False, True, True)
+    layers_per_block: int = 2
+    attention_head_dim: int = 64
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, sentence: str) -> None:
+            if not condition:
+                raise UserError(sentence)
+
+        levels = self.block_out_channels
+        need(isinstance(levels, tuple) and 1 <= len(levels) <= 8 and all(_is_int(c, 1, 8192) for c in levels),
+             "block_out_channels must list 1 to 8 channel counts, for example 64,128,256,512.")
+        need(isinstance(self.attention_levels, tuple) and len(self.attention_levels) == len(levels)
+             and all(isinstance(a, bool) for a in self.attention_levels),
+             f"attention_levels must have one true or false for each of the {len(levels)} levels.")
+        need(isinstance(self.image_size, tuple) and len(self.image_size) == 2
+             and all(_is_int(s, 1, 4096) for s in self.image_size), "image_size must be two numbers of pixels, height and width.")
+        stride = 2 ** (len(levels) - 1)
+        need(all(side % stride == 0 for side in self.image_size),
+             f"Size {self.image_size[1]}x{self.image_size[0]} does not fit this network: its {len(levels)} levels "
+             f"need sides that are multiples of {stride}, for example {max(stride, round(self.image_size[0] / stride) * stride)}.")
+        for name in ("in_channels", "out_channels"):
+            need(_is_int(getattr(self, name), 1, 64), f"{name} must be between 1 and 64.")
+        need(_is_int(self.layers_per_block, 1, 16), "layers_per_block must be between 1 and 16.")
+        need(_is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in levels),
+             f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {levels}.")
+        need(_is_int(self.attention_head_dim, 1, 8192) and levels[-1] % self.attention_head_dim == 0
+             and all(c % self.attention_head_dim == 0 for c, a in zip(levels, self.attention_levels) if a),
+             f"attention_head_dim ({self.attention_head_dim}) must divide the channels of every level that has attention.")
+        need(levels[0] % 2 == 0, "The first of block_out_channels must be even: it is the width of the timestep embedding.")
+        need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
+        need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The diffusion process: noise schedule over ``timesteps`` steps and what the network predicts."""
+
+    schedule: str = "cosine"
+    timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_terminal_snr: bool = False
+    prediction: str = "v"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"There is no noise schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}.")
+        if self.prediction not in PREDICTIONS:
+            raise UserError(f"There is no prediction type {self.prediction!r}; choose one of: {', '.join(PREDICTIONS)}.")
+        if not _is_int(self.timesteps, 2, 100_000):
+            raise UserError("timesteps must be a whole number between 2 and 100000.")
+        if not (_is_number(self.beta_start, 0.0, 1.0) and _is_number(self.beta_end, 0.0, 1.0)
+                and 0.0 < self.beta_start <= self.beta_end < 1.0):
+            raise UserError("beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1.")
+        if not isinstance(self.zero_terminal_snr, bool):
+            raise UserError("zero_terminal_snr must be true or false.")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise UserError("With zero_terminal_snr the last timestep is pure noise, from which epsilon tells nothing; "
+                            "use the prediction v or x0.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to sample from a set of weights. ``tags`` is reserved for prompt conditioning."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    tags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> ModelConfig:
+        if not isinstance(values, dict) or not {"unet", "diffusion"} <= set(values):
+            raise UserError("The model configuration is incomplete.")
+        return cls(
+            unet=dataclass_from_json(UNetConfig, values["unet"], "network configuration"),
+            diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
+            tags=tuple(str(tag) for tag in values.get("tags", ())),
+        )
+
+
+def parameter_count(config: UNetConfig) -> int:
+    """Number of trainable parameters, by the same walk as the network's constructor, allocating nothing."""
+    from .unet import UNet
+
+    return sum(math.prod(p.shape) for p in UNet(config, device="meta").parameters())

@@ -1,0 +1,117 @@
+"""The model file: one safetensors with the averaged weights and, in its metadata, all that sampling needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from .config import ModelConfig
+from .unet import UNet
+
+FORMAT = 1
+_KEY = "ddpm"
+_MAX_HEADER_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A loaded model: configuration, averaged weights, and what is known of its training."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+def build_network(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> UNet:
+    """A U-Net with these weights on a device, without gradients."""
+    net = UNet(config.unet, device)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    net.load_tensors(weights)
+    return net
+
+
+def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: str, info: dict[str, Any]) -> None:
+    """Write a model file to exactly ``path`` (the caller renames). ``info`` is shown to people: plain JSON, no path, no prompt."""
+    height, width = config.unet.image_size
+    metadata = {
+        _KEY: json.dumps({"format": FORMAT, "config": config.to_json(), "info": info}),
+        # https://github.com/Stability-AI/ModelSpec
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "ddpm-unet-pixel",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": title,
+        "modelspec.resolution": f"{width}x{height}",
+        "modelspec.prediction_type": config.diffusion.prediction,
+        "modelspec.date": str(info.get("date", "")),
+        "modelspec.description": str(info.get("description", "")),
+    }
+    save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata=metadata)
+
+
+def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Configuration and info of a model file, reading only its header."""
+    values = _metadata(path)
+    return ModelConfig.from_json(values.get("config")), _info(values)
+
+
+def _info(values: dict[str, Any]) -> dict[str, Any]:
+    info = values.get("info")
+    return info if isinstance(info, dict) else {}
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"{path.name} is not a model of ours: those end in .safetensors.")
+    if not path.is_file():
+        raise UserError(f"There is no model file {path}.")
+    try:
+        with open(path, "rb") as file:
+            header = file.read(8)
+        if len(header) < 8 or struct.unpack("<Q", header)[0] > _MAX_HEADER_BYTES:
+            raise ValueError("no readable header")
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"The model file {path.name} is damaged or cut off ({error}); copy it again.") from None
+    if _KEY not in metadata:
+        raise UserError(f"{path.name} is a safetensors file of another kind, not a model trained here; "
+                        "choose one from 'models list'.")
+    try:
+        values = json.loads(metadata[_KEY])
+        version = int(values["format"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"The description inside {path.name} is damaged; copy the file again.") from None
+    if version > FORMAT:
+        raise UserError(f"{path.name} was written by a newer version; update this extension to use it.")
+    return values  # type: ignore[no-any-return]
+
+
+def load(path: Path) -> ModelFile:
+    """Read and check a model file; UserError says what is wrong with it."""
+    values = _metadata(path)
+    config = ModelConfig.from_json(values.get("config"))
+    expected = {name: tuple(p.shape) for name, p in UNet(config.unet, device="meta").named_parameters()}
+    size = path.stat().st_size
+    if 2 * sum(math.prod(shape) for shape in expected.values()) > size:
+        raise UserError(f"The model file {path.name} is smaller than the network it describes; copy it again.")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The model file {path.name} is damaged ({error}); copy it again.") from None
+    if {name: tuple(value.shape) for name, value in tensors.items()} != expected:
+        raise UserError(f"The weights in {path.name} do not fit the network that it describes; it is no model of ours.")
+    if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise UserError(f"{path.name} holds weights that are not finite numbers; use an earlier copy of it.")
+    return ModelFile(config, tensors, _info(values))

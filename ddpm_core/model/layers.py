@@ -1,0 +1,93 @@
+"""Layers that own their parameters.
+
+A host such as the WebUI patches ``torch.nn.Linear``, ``Conv2d`` and ``GroupNorm`` for all, creates them on the
+meta device while it loads a checkpoint, and replaces ``Module.to``. These layers call only ``torch.nn.functional``,
+create their parameters on the device they are told, initialise them from a generator they are given, and are never
+moved, so they are right whatever the host does at that moment.
+
+Parameters are float32; the arithmetic runs in the dtype of the input, so that passing bfloat16 is mixed precision
+with float32 master weights and without autocast.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Init:
+    """Where and from which random numbers parameters are made (``device='meta'`` makes shapes only)."""
+
+    def __init__(self, device: torch.device | str, generator: torch.Generator | None = None) -> None:
+        self.device = torch.device(device)
+        self.generator = generator
+
+    def uniform(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
+        """Uniform in [-bound, bound], drawn on the CPU so that every device starts from the same weights."""
+        if self.device.type == "meta":
+            return nn.Parameter(torch.empty(shape, device="meta"))
+        values = torch.empty(shape, device="cpu", dtype=torch.float32)
+        if bound > 0:
+            values.uniform_(-bound, bound, generator=self.generator)
+        else:
+            values.zero_()
+        if len(shape) == 4:  # convolution weights in the layout of their input
+            values = values.contiguous(memory_format=torch.channels_last)
+        return nn.Parameter(values.to(self.device))
+
+    def constant(self, shape: tuple[int, ...], value: float) -> nn.Parameter:
+        return nn.Parameter(torch.full(shape, value, device=self.device, dtype=torch.float32))
+
+
+class Linear(nn.Module):
+    """``y = x W^T + b``, (..., in) to (..., out). ``scale`` 0 starts at zero, 1 at PyTorch's default range."""
+
+    def __init__(self, init: Init, in_features: int, out_features: int, scale: float = 1.0) -> None:
+        super().__init__()
+        bound = scale / math.sqrt(in_features)
+        self.weight = init.uniform((out_features, in_features), bound)
+        self.bias = init.uniform((out_features,), bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Conv2d(nn.Module):
+    """Square convolution, (N, in, H, W) to (N, out, H/stride, W/stride), padding ``kernel // 2``."""
+
+    def __init__(self, init: Init, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1,
+                 scale: float = 1.0) -> None:
+        super().__init__()
+        bound = scale / math.sqrt(in_channels * kernel * kernel)
+        self.weight = init.uniform((out_channels, in_channels, kernel, kernel), bound)
+        self.bias = init.uniform((out_channels,), bound)
+        self.stride = stride
+        self.padding = kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=self.stride, padding=self.padding)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018); statistics are float32 inside the kernel, input and output keep their dtype."""
+
+    def __init__(self, init: Init, groups: int, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = init.constant((channels,), 1.0)
+        self.bias = init.constant((channels,), 0.0)
+        self.groups = groups
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout from our own generator; without a generator (sampling, evaluation) the identity."""
+    if rate == 0.0 or generator is None:
+        return x
+    keep = torch.empty_like(x).bernoulli_(1.0 - rate, generator=generator)
+    return x * keep.div_(1.0 - rate)

@@ -1,0 +1,216 @@
+"""The U-Net of DDPM (Ho et al. 2020), parameter for parameter that of diffusers' ``UNet2DModel``.
+
+Parameter names are diffusers', so that exporting is writing a file. Correspondence: ``DownBlock2D`` or
+``AttnDownBlock2D`` by level, ``downsample_padding=1``, ``flip_sin_to_cos=True``, ``freq_shift=0``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import UNetConfig
+from .layers import Conv2d, GroupNorm, Init, Linear, dropout
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding, (N,) to (N, width) float32: cosines, then sines, of frequencies 10000^(-i / (width/2))."""
+    half = width // 2
+    exponent = torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(10000.0) / half)
+    angle = timesteps.float()[:, None] * exponent.exp()[None, :]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class TimestepMLP(nn.Module):
+    def __init__(self, init: Init, width: int, out: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(init, width, out)
+        self.linear_2 = Linear(init, out, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
+
+
+class ResBlock(nn.Module):
+    """GroupNorm-SiLU-conv, plus the timestep, GroupNorm-SiLU-dropout-conv, plus the (projected) input."""
+
+    def __init__(self, init: Init, config: UNetConfig, in_channels: int, out_channels: int, temb_width: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(init, config.norm_num_groups, in_channels, config.norm_eps)
+        self.conv1 = Conv2d(init, in_channels, out_channels)
+        self.time_emb_proj = Linear(init, temb_width, out_channels)
+        self.norm2 = GroupNorm(init, config.norm_num_groups, out_channels, config.norm_eps)
+        # zero, so that every block starts as the identity (Ho et al.'s released code; Nichol & Dhariwal 2021)
+        self.conv2 = Conv2d(init, out_channels, out_channels, scale=0.0)
+        self.conv_shortcut = Conv2d(init, in_channels, out_channels, kernel=1) if in_channels != out_channels else None
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, temb: Tensor, generator: torch.Generator | None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(temb)[:, :, None, None]
+        h = self.conv2(dropout(F.silu(self.norm2(h)), self.dropout, generator))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the pixels of (N, C, H, W), with GroupNorm before and the input added after."""
+
+    def __init__(self, init: Init, config: UNetConfig, channels: int) -> None:
+        super().__init__()
+        self.heads = channels // config.attention_head_dim
+        self.group_norm = GroupNorm(init, config.norm_num_groups, channels, config.norm_eps)
+        self.to_q = Linear(init, channels, channels)
+        self.to_k = Linear(init, channels, channels)
+        self.to_v = Linear(init, channels, channels)
+        self.to_out = nn.ModuleList([Linear(init, channels, channels, scale=0.0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
+        q, k, v = (layer(tokens).view(n, -1, self.heads, c // self.heads).transpose(1, 2)
+                   for layer in (self.to_q, self.to_k, self.to_v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        out = self.to_out[0](mixed).view(n, height, width, c).permute(0, 3, 1, 2)
+        return x + out  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    def __init__(self, init: Init, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(init, channels, channels, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    def __init__(self, init: Init, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(init, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class DownBlock(nn.Module):
+    def __init__(self, init: Init, config: UNetConfig, level: int, temb_width: int) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        out = widths[level]
+        first = widths[max(level - 1, 0)]
+        self.resnets = nn.ModuleList(
+            ResBlock(init, config, first if i == 0 else out, out, temb_width) for i in range(config.layers_per_block))
+        if config.attention_levels[level]:
+            self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(config.layers_per_block))
+        if level < len(widths) - 1:
+            self.downsamplers = nn.ModuleList([Downsample(init, out)])
+
+    def forward(self, x: Tensor, temb: Tensor, skips: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb, generator)
+            if hasattr(self, "attentions"):
+                x = self.attentions[i](x)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    def __init__(self, init: Init, config: UNetConfig, level: int, temb_width: int) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        out = widths[level]
+        below = widths[min(level + 1, len(widths) - 1)]
+        count = config.layers_per_block + 1
+        # the skips come back in reverse: this level's own, and last the one that entered it from above
+        skip = [out] * (count - 1) + [widths[max(level - 1, 0)]]
+        self.resnets = nn.ModuleList(
+            ResBlock(init, config, (below if i == 0 else out) + skip[i], out, temb_width) for i in range(count))
+        if config.attention_levels[level]:
+            self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(count))
+        if level > 0:
+            self.upsamplers = nn.ModuleList([Upsample(init, out)])
+
+    def forward(self, x: Tensor, temb: Tensor, skips: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), temb, generator)
+            if hasattr(self, "attentions"):
+                x = self.attentions[i](x)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x)
+        return x
+
+
+class MidBlock(nn.Module):
+    def __init__(self, init: Init, config: UNetConfig, temb_width: int) -> None:
+        super().__init__()
+        width = config.block_out_channels[-1]
+        self.attentions = nn.ModuleList([Attention(init, config, width)])
+        self.resnets = nn.ModuleList(ResBlock(init, config, width, width, temb_width) for _ in range(2))
+
+    def forward(self, x: Tensor, temb: Tensor, generator: torch.Generator | None) -> Tensor:
+        x = self.resnets[0](x, temb, generator)
+        return self.resnets[1](self.attentions[0](x), temb, generator)  # type: ignore[no-any-return]
+
+
+class UNet(nn.Module):
+    """Noise-prediction network: ``net(x, t)`` for x (N, in_channels, H, W) in the compute dtype and t (N,) in 0..T-1.
+
+    Returns (N, out_channels, H, W) in the dtype of ``x``: epsilon, v or x0 as the diffusion configuration says.
+    H and W may differ from ``config.image_size`` as long as the strides divide them. Dropout is applied if and only
+    if ``dropout_generator`` (on the device of ``x``) is given; there is no train/eval mode.
+    """
+
+    def __init__(self, config: UNetConfig, device: torch.device | str = "cpu",
+                 generator: torch.Generator | None = None) -> None:
+        """``generator``: a CPU generator for the initial weights (default: a new one with seed 0)."""
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator(device="cpu").manual_seed(0)
+        init = Init(device, generator)
+        self.config = config
+        widths = config.block_out_channels
+        temb_width = 4 * widths[0]
+        levels = range(len(widths))
+        self.conv_in = Conv2d(init, config.in_channels, widths[0])
+        self.time_embedding = TimestepMLP(init, widths[0], temb_width)
+        self.down_blocks = nn.ModuleList(DownBlock(init, config, level, temb_width) for level in levels)
+        self.mid_block = MidBlock(init, config, temb_width)
+        self.up_blocks = nn.ModuleList(UpBlock(init, config, level, temb_width) for level in reversed(levels))
+        self.conv_norm_out = GroupNorm(init, config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = Conv2d(init, widths[0], config.out_channels, scale=0.0)
+
+    def forward(self, x: Tensor, timesteps: Tensor, dropout_generator: torch.Generator | None = None,
+                mark: Tensor | None = None) -> Tensor:
+        """``mark`` (N, 4 * block_out_channels[0]) is added to the timestep's embedding: how training tells the network
+        about an augmentation. Absent when sampling."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        embedded = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
+        # every block begins with SiLU of the same embedding: once is enough
+        temb = self.time_embedding(embedded)
+        temb = F.silu(temb if mark is None else temb + mark)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, temb, skips, dropout_generator)
+        x = self.mid_block(x, temb, dropout_generator)
+        for block in self.up_blocks:
+            x = block(x, temb, skips, dropout_generator)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copy weights by name into the existing parameters; a missing, foreign or misshapen tensor raises KeyError or ValueError."""
+        parameters = dict(self.named_parameters())
+        if set(parameters) != set(tensors):
+            odd = sorted(set(parameters) ^ set(tensors))[0]
+            raise KeyError(odd)
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                raise ValueError(f"{name}: {tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}")
+            parameter.copy_(tensors[name])

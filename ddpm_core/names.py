@@ -1,0 +1,24 @@
+"""Names of datasets and models: what a person may call things so that every file system can hold them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from .errors import UserError
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+_MOST = 80
+
+
+def check_name(name: str, what: str) -> str:
+    """The name, normalised (NFC), or UserError. Letters of any script, digits, spaces, ``. _ -``; no path."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name:
+        raise UserError(f"The {what} needs a name.")
+    if len(name.encode("utf-8")) > _MOST:
+        raise UserError(f"The {what}'s name is too long; use at most {_MOST} bytes.")
+    if not re.fullmatch(r"[\w][\w .\-]*", name) or name.endswith(".") or name.split(".")[0].strip().lower() in _RESERVED:
+        raise UserError(f"{name!r} cannot be the name of a {what}; use letters, digits, spaces, dots, _ and -, beginning with a "
+                        "letter or digit.")
+    return name

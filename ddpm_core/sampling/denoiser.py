@@ -1,0 +1,53 @@
+"""From a network to a denoiser: what every sampler calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..model.diffusion import Diffusion, to_x0_and_epsilon
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class Denoiser:
+    """``denoiser(x, t)`` -> (x0, epsilon), both (N, C, H, W) float32, for x at the integer timestep t of all images.
+
+    The predicted image is clipped to [-1, 1] (``clip``), or scaled into it by dynamic thresholding at that quantile
+    of its absolute values (Saharia et al. 2022, section 2.3; ``dynamic_threshold`` in 0..1, 0.995 in the paper).
+    As in diffusers, epsilon is the network's own and is not derived anew from the clipped image.
+    ``calls`` counts the network evaluations.
+    """
+
+    def __init__(self, network: Network, diffusion: Diffusion, *, clip: bool = True,
+                 dynamic_threshold: float | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network
+        self.diffusion = diffusion
+        self.clip = clip
+        self.dynamic_threshold = dynamic_threshold
+        self.dtype = dtype
+        self.calls = 0
+        # float64 on the CPU: a sampler's coefficients are Python numbers, exact and without a device round trip
+        self.alphas_cumprod = diffusion.alphas_cumprod.cpu().double()
+
+    def alpha_bar(self, timestep: int) -> float:
+        """abar at a timestep; -1 is the clean image, abar = 1."""
+        return 1.0 if timestep < 0 else float(self.alphas_cumprod[timestep])
+
+    def __call__(self, x: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        times = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
+        output = self.network(x.to(self.dtype), times).float()
+        a = self.alpha_bar(timestep)
+        x0, epsilon = to_x0_and_epsilon(self.diffusion.config.prediction, output, x,
+                                        torch.tensor(a**0.5, device=x.device), torch.tensor((1 - a) ** 0.5, device=x.device))
+        return self._bound(x0), epsilon
+
+    def _bound(self, x0: Tensor) -> Tensor:
+        if self.dynamic_threshold is not None:
+            flat = x0.abs().flatten(1)
+            scale = torch.quantile(flat, self.dynamic_threshold, dim=1).clamp_min(1.0)[:, None, None, None]
+            return torch.minimum(torch.maximum(x0, -scale), scale) / scale
+        return x0.clamp(-1.0, 1.0) if self.clip else x0

@@ -1,0 +1,112 @@
+"""Many images by one sampler: per-image noise, batches, progress, stopping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..model.diffusion import Diffusion
+from . import DEFAULT_SAMPLER, SAMPLERS, Sampler
+from .denoiser import Denoiser, Network
+from .spacing import SPACINGS, timesteps
+
+# after a network call: calls done, calls in all, and the predicted images (N, C, H, W) of the current batch
+Progress = Callable[[int, int, Tensor], None]
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How to sample. ``steps`` None means the sampler's own default; ``seed`` is that of the first image, then counting up."""
+
+    sampler: str = DEFAULT_SAMPLER
+    steps: int | None = None
+    eta: float = 0.0
+    seed: int = 0
+    spacing: str = "trailing"
+    clip: bool = True
+    dynamic_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"There is no sampler {self.sampler!r}; choose one of: {', '.join(SAMPLERS)}.")
+        if self.spacing not in SPACINGS:
+            raise UserError(f"There is no timestep spacing {self.spacing!r}; choose one of: {', '.join(SPACINGS)}.")
+        if not 0.0 <= self.eta <= 1.0:
+            raise UserError(f"eta must be between 0 and 1; got {self.eta:g}.")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"The seed must be between 0 and {2**63 - 1}; got {self.seed}.")
+        if self.dynamic_threshold is not None and not 0.5 <= self.dynamic_threshold <= 1.0:
+            raise UserError(f"The dynamic threshold is a quantile between 0.5 and 1; got {self.dynamic_threshold:g}.")
+
+    @property
+    def definition(self) -> Sampler:
+        return SAMPLERS[self.sampler]
+
+    def times(self, total: int) -> list[int]:
+        """The timesteps that will be visited by a model of ``total`` timesteps."""
+        chosen = self.definition
+        steps = self.steps if self.steps is not None else min(chosen.default_steps, total)
+        if chosen.full_only and steps != total:
+            raise UserError(f"{chosen.label} is only right for all {total} steps; choose {total} steps or the sampler ddpm.")
+        return timesteps(self.spacing, steps, total, solver=chosen.solver)
+
+
+class ImageNoise:
+    """Standard normal noise for a batch, each image from a CPU generator of its own.
+
+    So a seed gives the same picture in whatever batch, and on any device up to its arithmetic.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device="cpu").manual_seed(seed) for seed in seeds]
+        self.shape = shape
+        self.device = device
+
+    def __call__(self, step: int = -1) -> Tensor:
+        """The next draw, (N, C, H, W) float32 on the device."""
+        return torch.stack([torch.randn(self.shape, generator=g, device="cpu") for g in self.generators]).to(self.device)
+
+
+def generate(network: Network, diffusion: Diffusion, shape: tuple[int, int, int], count: int, settings: SampleSettings, *,
+             batch_size: int = 64, dtype: torch.dtype = torch.float32, stop: threading.Event | None = None,
+             progress: Progress = lambda done, total, x0: None) -> tuple[Tensor, int]:
+    """``count`` images (n, C, H, W) float32 on the CPU in [-1, 1], and the network calls each took.
+
+    Stopped early, only whole images are returned (n may be 0).
+    """
+    if count < 1:
+        raise UserError(f"The number of images must be at least 1; got {count}.")
+    device = diffusion.alphas_cumprod.device
+    times = settings.times(diffusion.config.timesteps)
+    definition = settings.definition
+    options = dict(definition.options)
+    if definition.uses_eta:
+        options["eta"] = settings.eta
+    total = len(times) * -(-count // batch_size)
+    finished: list[Tensor] = []
+    done = calls = 0
+    for start in range(0, count, batch_size):
+        seeds = [settings.seed + i for i in range(start, min(start + batch_size, count))]
+        noise = ImageNoise(seeds, shape, device)
+        denoiser = Denoiser(network, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype)
+
+        def after_step(step: int, x: Tensor, x0: Tensor) -> bool:
+            nonlocal done
+            done += 1
+            progress(done, total, x0)
+            return stop is not None and stop.is_set()
+
+        with torch.no_grad():
+            images = definition.function(denoiser, noise(), times, noise=noise, callback=after_step, **options)
+        calls = denoiser.calls
+        if stop is not None and stop.is_set() and calls < len(times):
+            break
+        finished.append(images.float().cpu())
+        if stop is not None and stop.is_set():
+            break
+    return torch.cat(finished) if finished else torch.empty((0, *shape)), calls

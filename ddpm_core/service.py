@@ -1,0 +1,229 @@
+"""What a server offers: the workspace's operations as background jobs, and the live state that pages draw.
+
+The tab and the HTTP routes are two doors to this one object; neither holds state of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from . import operations
+from .errors import UserError
+from .host.base import Host
+from .jobs import TRAINING, Job, Jobs
+from .model.diffusion import model_to_uint8
+from .operations import Context, TrainRequest
+from .sampling.generate import SampleSettings
+from .training.loop import read_metrics
+from .workspace import Workspace
+
+_EMERGING_MOST = 16
+_ANIMATED_MOST = 9
+_CURVE_POINTS = 400
+
+
+@dataclass
+class Result:
+    """One generated picture in memory, as it was saved."""
+
+    image: Image.Image
+    text: str
+    path: Path
+
+
+class Service:
+    """One server's workspace, host and jobs."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.workspace = Workspace(host.workspace_folder(), host.models_folder())
+        self.jobs = Jobs()
+
+    def _context(self, job: Job) -> Context:
+        return Context(self.host.device(), self.host.gpu_slice, job.stop, job.report, job.say)
+
+    # -- starting ---------------------------------------------------------------------------------------------------------
+
+    def start_harvest(self, dataset: str, folders: list[str]) -> Job:
+        """Harvest offered folders (by label) or typed ones, where the host allows typing."""
+        offered = self.host.image_folders()
+        chosen: list[Path] = []
+        for folder in folders:
+            if folder in offered:
+                chosen.append(offered[folder])
+            elif self.host.folders_may_be_typed():
+                chosen.append(Path(folder))
+            else:
+                raise UserError(f"The folder {folder} is not one of the WebUI's output folders; typed folders are accepted only at the "
+                                "machine itself.")
+        if not chosen:
+            raise UserError("Choose or type at least one folder.")
+
+        def work(job: Job) -> dict[str, Any]:
+            context = self._context(job)
+            return self.workspace.harvest(dataset, chosen, stop=job.stop, progress=context.progress).to_json()
+
+        return self.jobs.start("harvest", f"Harvesting into {dataset}", work)
+
+    def start_training(self, request: TrainRequest) -> Job:
+        operations.check_limits(request)
+
+        def work(job: Job) -> dict[str, Any]:
+            job.artifacts["model"] = request.model
+            return operations.train(self.workspace, request, self._context(job))
+
+        return self.jobs.start("train", f"Training {request.model}", work, TRAINING)
+
+    def start_sampling(self, model: str, count: int, settings: SampleSettings, weights: str = "ema") -> Job:
+        if not 1 <= count <= 1024:
+            raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
+        if model not in self.workspace.model_names():  # names only: a page may not point at files
+            raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+
+        def work(job: Job) -> dict[str, Any]:
+            frames: list[Tensor] = []
+
+            def emerging(done: int, total: int, x0: Tensor) -> None:
+                seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
+                job.artifacts["emerging"] = (done, seen)
+                frames.append(seen[:_ANIMATED_MOST])
+
+            found = operations.sample(self.workspace, model, count, settings, self._context(job), weights=weights, emerging=emerging)
+            results = []
+            for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
+                image = operations.to_image(pixels)
+                results.append(Result(image, text, self.host.save_image(image, text, seed, number)))
+            job.artifacts["results"] = results
+            job.artifacts["frames"] = frames[: found.evaluations]
+            return {"count": len(results), "seconds": round(found.seconds, 2), "evaluations": found.evaluations, "model": model}
+
+        return self.jobs.start("sample", f"Generating with {model}", work)
+
+    def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
+        if model not in self.workspace.model_names():
+            raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+
+        def work(job: Job) -> dict[str, Any]:
+            result = operations.evaluate(self.workspace, dataset, self._context(job), model=model, count=count)
+            job.artifacts["picture"] = Path(result["neighbours"])
+            return result
+
+        return self.jobs.start("evaluate", f"Evaluating {model}", work)
+
+    def stop(self, kind: str) -> bool:
+        """Ask the running job of a kind to stop with its work saved."""
+        job = self.jobs.latest(kind)
+        if job is None or job.finished.is_set():
+            return False
+        job.stop.set()
+        return True
+
+    # -- state for pages --------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        running = self.jobs.latest("train")
+        busy = {running.artifacts.get("model")} if running and not running.finished.is_set() else set()
+        return {
+            "jobs": {kind: job.to_json() for kind in ("harvest", "train", "sample", "evaluate") if (job := self.jobs.latest(kind))},
+            "datasets": self.workspace.dataset_names(),
+            "models": self.workspace.model_names(),
+            "unfinished": [run for run in self.workspace.unfinished_runs() if run["name"] not in busy],
+            "device": str(self.host.device()),
+        }
+
+    def items(self, dataset: str, view: str, page: int, size: int) -> dict[str, Any]:
+        """One page of the review: ``view`` is unusual, twins, all, kept or rejected."""
+        store = self.workspace.store(dataset)
+        counts = store.counts()
+        if view not in ("unusual", "twins", "all", "kept", "rejected"):
+            raise UserError(f"There is no view {view!r}.")
+        if not 1 <= size <= 200 or page < 0:
+            raise UserError("A page holds 1 to 200 items.")
+        options: dict[str, Any] = {"offset": page * size, "limit": size}
+        if view == "unusual":
+            items = store.items(status="kept", by_suspicion=True, **options)
+        elif view == "twins":
+            items = store.items(status="kept", twins=True, **options)
+        else:
+            items = store.items(status=None if view == "all" else view, **options)
+        total = {"unusual": counts["kept"], "kept": counts["kept"], "all": counts["items"],
+                 "rejected": sum(counts["rejected"].values()), "twins": store.twin_count()}[view]
+        shown = ("id", "status", "reason", "message", "suspicion", "twin_group", "prompt", "negative_prompt", "width", "height", "has_copy")
+        return {"items": [{**{key: item[key] for key in shown}, "file": Path(item["source"]).name} for item in items],
+                "total": total, "page": page, "counts": counts}
+
+    def curves(self, model: str) -> dict[str, Any]:
+        """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
+        folder = self.workspace.run_folder(model)
+        lines = read_metrics(folder / "metrics.jsonl")
+        train = [line for line in lines if line.get("kind") == "train"]
+        stride = max(1, len(train) // _CURVE_POINTS)
+        watched = [line for line in lines if line.get("kind") == "heldout"]
+        previews = sorted((folder / "previews").glob("step-*.png")) if (folder / "previews").is_dir() else []
+        steps = [int(match[1]) for path in previews if (match := re.match(r"step-(\d+)$", path.stem))]
+        return {"model": model,
+                "train": [[line["step"], line["loss"]] for line in train[stride - 1::stride]],
+                "heldout": [[line["step"], line["heldout_loss"]] for line in watched if "heldout_loss" in line],
+                "seen": [[line["step"], line["seen_loss"]] for line in watched if "seen_loss" in line],
+                "bands": watched[-1] if watched else None,
+                "notes": [line.get("text", "") for line in lines if line.get("kind") == "note"][-5:],
+                "previews": steps}
+
+    def preview_path(self, model: str, step: int) -> Path:
+        path = self.workspace.run_folder(model) / "previews" / f"step-{step:09d}.png"
+        if not path.is_file():
+            raise UserError("There is no such preview.")
+        return path
+
+    def emerging_png(self, job: Job) -> bytes:
+        """The picture as it emerges, enlarged, as a PNG."""
+        if "emerging" not in job.artifacts:
+            raise UserError("Nothing has emerged yet.")
+        return png(enlarged(operations.make_grid(job.artifacts["emerging"][1], columns=4, gap=1), 384))
+
+    def animation(self, job: Job) -> bytes:
+        """The denoising of the first pictures as an animated WebP."""
+        frames: list[Tensor] = job.artifacts.get("frames", [])
+        if not frames:
+            raise UserError("There is no animation of this job.")
+        stride = max(1, len(frames) // 60)
+        chosen = frames[::stride]
+        if chosen[-1] is not frames[-1]:
+            chosen.append(frames[-1])
+        pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in chosen]
+        out = io.BytesIO()
+        durations = [max(40, 2500 // len(pictures))] * (len(pictures) - 1) + [2000]
+        pictures[0].save(out, format="WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=85)
+        return out.getvalue()
+
+    def estimate(self, request: TrainRequest) -> dict[str, Any]:
+        """Time and memory of a training before it starts, measured on one small step."""
+        from .training.estimate import estimate
+
+        config, steps = operations.configure(self.workspace, request, self.host.device())
+        count = self.workspace.store(request.dataset).counts()["kept"] if request.dataset else 0
+        with self.host.gpu_slice():
+            measured = estimate(config, self.host.device())
+        minutes = request.minutes if request.minutes is not None else steps * measured.seconds_per_step / 60
+        return {"minutes": minutes, "megabytes": measured.megabytes, "parameters": measured.parameters,
+                "seconds_per_step": measured.seconds_per_step, "steps": steps, "images": count,
+                "warnings": operations.expectations(count) if count else []}
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Enlarge a small picture by a whole factor to about ``side`` pixels, pixels staying visible."""
+    factor = max(1, side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,108 @@
+"""Checkpoints of one run: safetensors, written whole or not at all; the newest few and the best are kept."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import replace_with
+
+FORMAT = 1
+_NAME = re.compile(r"^step-(\d{9})\.safetensors$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, numbers (step, lr_scale, pieces, ...) and the held-out loss at that moment, if any."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+    path: Path
+
+
+class CheckpointFolder:
+    """The checkpoints of one run in a folder of their own."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if _NAME.match(path.name))
+
+    def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> Path:
+        """Write one checkpoint and drop superseded ones. Refuses tensors that are not finite (ValueError)."""
+        for name, value in tensors.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"{name} is not finite")
+        metadata = {"format": str(FORMAT), "numbers": json.dumps(numbers)}
+        target = self.folder / f"step-{numbers['step']:09d}.safetensors"
+        replace_with(target, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        self._prune()
+        return target
+
+    def _prune(self) -> None:
+        paths = self.paths()
+        best = self.best()
+        for path in paths[:-self.keep]:
+            if path != best:
+                path.unlink(missing_ok=True)
+        for stray in self.folder.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
+
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest held-out loss, if any has one."""
+        scored = []
+        for path in self.paths():
+            try:
+                loss = self._numbers(path).get("heldout_loss")
+            except UserError:
+                continue
+            if loss is not None:
+                scored.append((loss, path))
+        return min(scored)[1] if scored else None
+
+    @staticmethod
+    def _numbers(path: Path) -> dict[str, Any]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            if int(metadata["format"]) > FORMAT:
+                raise UserError(f"The checkpoint {path} was written by a newer version; update this extension to resume it.")
+            numbers = json.loads(metadata["numbers"])
+            return numbers if isinstance(numbers, dict) else {}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
+
+    def load(self, path: Path) -> Checkpoint:
+        numbers = self._numbers(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
+        return Checkpoint(tensors, numbers, path)
+
+    def load_newest(self) -> Checkpoint | None:
+        """The newest readable checkpoint; a damaged one is passed over for the one before it."""
+        problem: UserError | None = None
+        for path in reversed(self.paths()):
+            try:
+                return self.load(path)
+            except UserError as error:
+                problem = error
+        if problem is not None:
+            raise problem
+        return None

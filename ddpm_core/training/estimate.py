@@ -1,0 +1,55 @@
+"""How long a training will take and how much memory, from one small step of the real network."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..model.unet import UNet
+from . import precision
+from .settings import RunConfig
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``megabytes``: weights, average, optimizer, gradients, and what backpropagation holds of a whole batch."""
+
+    seconds_per_step: float
+    megabytes: float
+    parameters: int
+
+
+def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0) -> Estimate:
+    """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
+    net = UNet(config.model.unet, device)
+    dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
+    unet = config.model.unet
+    small = min(4, config.train.batch_size)
+    # our own generator: a host's seeded generation may be running beside this
+    numbers = torch.Generator(device="cpu").manual_seed(0)
+    x = torch.randn((small, unet.in_channels, *unet.image_size), generator=numbers, device="cpu").to(device, dtype)
+    t = torch.zeros(small, dtype=torch.long, device=device)
+    saved: dict[int, int] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    parameters = list(net.parameters())
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        loss = net(x, t).float().square().mean()
+    torch.autograd.grad(loss, parameters)
+    began = time.perf_counter()
+    times = []
+    while not times or (time.perf_counter() - began < most_seconds and len(times) < 5):
+        start = time.perf_counter()
+        grads = torch.autograd.grad(net(x, t).float().square().mean(), parameters)
+        float(grads[0].sum())  # waits for the device
+        times.append(time.perf_counter() - start)
+    count = sum(p.numel() for p in parameters)
+    per_image = sum(saved.values()) / small
+    seconds = sorted(times)[len(times) // 2] / small * config.train.batch_size
+    return Estimate(seconds, (count * 20 + per_image * config.train.batch_size) / 2**20, count)

@@ -1,0 +1,48 @@
+"""Loss by timestep band with fixed noise: what tells learning from copying long before the samples do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from ..model.diffusion import Diffusion, uint8_to_model
+from ..model.loss import loss_per_image
+from ..model.unet import UNet
+from .random import generator
+
+# fractions of the timesteps: fine detail is decided at low noise, layout at high noise
+BANDS = (0.0, 0.05, 0.2, 0.5, 1.0)
+MOST_IMAGES = 128
+
+
+def band_names(total: int) -> list[str]:
+    edges = [round(b * total) for b in BANDS]
+    return [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
+
+
+def loss_by_band(net: UNet, diffusion: Diffusion, images: Tensor, *, kind: str, dtype: torch.dtype,
+                 gpu_slice: Callable[[], AbstractContextManager[object]], batch_size: int = 64) -> dict[str, float]:
+    """Mean unweighted loss of uint8 images (N, C, H, W) in each band; the same noise and timesteps at every call."""
+    device = diffusion.alphas_cumprod.device
+    images = images[:MOST_IMAGES]
+    total = diffusion.config.timesteps
+    edges = [round(b * total) for b in BANDS]
+    result: dict[str, float] = {}
+    for band, name in enumerate(band_names(total)):
+        draw = generator("cpu", 99, band)
+        low, high = edges[band], edges[band + 1]
+        times = low + (torch.rand(len(images), generator=draw, device="cpu") * (high - low)).long()
+        noise = torch.randn(images.shape, generator=draw, device="cpu")
+        losses = []
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            with gpu_slice(), torch.no_grad():
+                x0 = uint8_to_model(images[part].to(device))
+                t, eps = times[part].to(device), noise[part].to(device)
+                output = net(diffusion.add_noise(x0, eps, t).to(dtype), t)
+                losses.append(loss_per_image(kind, output, diffusion.target(x0, eps, t)).cpu())
+        result[name] = float(torch.cat(losses).mean())
+    return result

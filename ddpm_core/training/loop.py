@@ -1,0 +1,236 @@
+"""The course of a training: slices, metrics, held-out loss, previews, checkpoints, health, ending."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..model.diffusion import model_to_uint8
+from ..sampling.generate import SampleSettings, generate
+from .checkpoints import CheckpointFolder
+from .heldout import loss_by_band
+from .trainer import Trainer
+
+SLICE_SECONDS = 0.25
+LINE_SECONDS = 1.0
+PREVIEW_COUNT = 8
+PREVIEW_STEPS = 12
+_MOST_ROLLBACKS = 6
+# held-out loss and previews take at most this share of the time, however slow the device
+_WATCH_SHARE = 0.03
+
+
+@dataclass
+class Limits:
+    """When to end: after ``steps`` in all, or ``minutes`` of this session, whichever comes first."""
+
+    steps: int
+    minutes: float | None = None
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class Outlets:
+    """Where a training's news goes. All are called from the training's own thread."""
+
+    gpu_slice: Callable[[], AbstractContextManager[object]]
+    stop: threading.Event
+    progress: Callable[[dict[str, Any]], None]
+    say: Callable[[str], None]
+    preview: Callable[[int, Tensor], None]  # step, uint8 (N, C, H, W)
+    checkpoint_saved: Callable[[], None]
+
+
+class Metrics:
+    """The run's JSON lines. Lines after the step that a run resumes from are dropped, so that steps only grow."""
+
+    def __init__(self, path: Path, from_step: int) -> None:
+        self.path = path
+        lines = read_metrics(path)
+        if any(line.get("step", 0) > from_step for line in lines):
+            kept = [json.dumps(line) for line in lines if line.get("step", 0) <= from_step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
+
+    def write(self, kind: str, **values: Any) -> None:
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"The metrics could not be written to {self.path.parent} ({error.strerror}); make room and resume, "
+                            "what was saved before is intact.") from None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut by a crash is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = []
+    for raw in text.splitlines():
+        try:
+            lines.append(json.loads(raw))
+        except ValueError:
+            continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+class TrainingLoop:
+    """Runs a trainer until its limits or a stop; everything worth keeping is on disk when :meth:`run` returns."""
+
+    def __init__(self, trainer: Trainer, checkpoints: CheckpointFolder, metrics: Metrics, held: Tensor, limits: Limits,
+                 outlets: Outlets, spent_seconds: float = 0.0) -> None:
+        self.trainer = trainer
+        self.checkpoints = checkpoints
+        self.metrics = metrics
+        self.held = held
+        self.limits = limits
+        self.out = outlets
+        self.spent = spent_seconds  # in earlier sessions of this run
+        self.heldout_loss: float | None = None
+        self.loss = float("nan")
+        self.images_per_second = 0.0
+        self._rollbacks = 0
+
+    def run(self) -> dict[str, Any]:
+        trainer = self.trainer
+        self._began = began = time.monotonic()
+        first_step = trainer.step
+        if not self.checkpoints.paths():
+            self._save()  # step 0: there is always something good to go back to
+        saved = line_at = time.monotonic()
+        next_watch = time.monotonic() + 5.0
+        pending_loss, pending_steps, pending_seconds = 0.0, 0, 0.0
+        while trainer.step < self.limits.steps and not self._over() and not self.out.stop.is_set():
+            with self.out.gpu_slice():
+                result = trainer.run_slice(self._until_next_stop(), SLICE_SECONDS)
+            if not result.finite:
+                self._roll_back("The loss or a gradient was not finite")
+                pending_loss, pending_steps, pending_seconds = 0.0, 0, 0.0
+                continue
+            pending_loss += result.loss * result.steps
+            pending_steps += result.steps
+            pending_seconds += result.seconds
+            now = time.monotonic()
+            if now - line_at >= LINE_SECONDS or trainer.step >= self.limits.steps:
+                self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
+                pending_loss, pending_steps, pending_seconds, line_at = 0.0, 0, 0.0, now
+            if now >= next_watch:
+                cost = self._watch()
+                next_watch = time.monotonic() + max(10.0, cost / _WATCH_SHARE)
+            every = self.limits.checkpoint_every
+            if (every and trainer.step % every == 0) or now - saved >= self.limits.checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+        if pending_steps:
+            self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
+        if not self.out.stop.is_set():
+            self._watch()
+        self._save()
+        return {"steps": trainer.step, "images_seen": trainer.step * trainer.settings.batch_size,
+                "images_per_second": round(self.images_per_second, 2), "loss": self.loss, "heldout_loss": self.heldout_loss,
+                "seconds": round(self.spent + time.monotonic() - began, 3), "stopped": self.out.stop.is_set(),
+                "steps_now": trainer.step - first_step}
+
+    def _over(self) -> bool:
+        return self.limits.minutes is not None and time.monotonic() - self._began >= 60 * self.limits.minutes
+
+    def _until_next_stop(self) -> int:
+        step = self.trainer.step
+        remaining = self.limits.steps - step
+        every = self.limits.checkpoint_every
+        return min(remaining, every - step % every) if every else remaining
+
+    def _line(self, loss: float, steps: int, seconds: float) -> None:
+        trainer = self.trainer
+        self.loss = loss
+        speed = steps * trainer.settings.batch_size / max(seconds, 1e-9)
+        self.images_per_second = speed if not self.images_per_second else 0.8 * self.images_per_second + 0.2 * speed
+        elapsed = time.monotonic() - self._began
+        # time left from the whole pace, pauses for previews and the host's generations included
+        done_now = max(trainer.step - getattr(self, "_first", trainer.step - steps), 1)
+        self._first = getattr(self, "_first", trainer.step - steps)
+        left = elapsed / done_now * (self.limits.steps - trainer.step)
+        if self.limits.minutes is not None:
+            left = min(left, 60 * self.limits.minutes - elapsed)
+        values = {"step": trainer.step, "loss": round(loss, 6), "images_per_second": round(self.images_per_second, 2),
+                  "seconds": round(self.spent + elapsed, 2), "learning_rate": trainer.settings.learning_rate_at(trainer.step) * trainer.lr_scale}
+        self.metrics.write("train", **values)
+        self.out.progress({**values, "steps": self.limits.steps, "seconds_left": max(0.0, round(left, 1)),
+                           "heldout_loss": self.heldout_loss, "done": trainer.step, "total": self.limits.steps})
+
+    def _watch(self) -> float:
+        """Held-out loss and preview; how long they took."""
+        began = time.monotonic()
+        trainer = self.trainer
+        options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
+        seen = loss_by_band(trainer.ema, trainer.diffusion, trainer.images[: max(len(self.held), 32)], **options)  # type: ignore[arg-type]
+        values: dict[str, Any] = {"step": trainer.step, "seen_bands": _rounded(seen), "seen_loss": round(_mean(seen), 6)}
+        if len(self.held):
+            held = loss_by_band(trainer.ema, trainer.diffusion, self.held, **options)  # type: ignore[arg-type]
+            self.heldout_loss = round(_mean(held), 6)
+            values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
+        self.metrics.write("heldout", **values)
+        self.out.preview(trainer.step, self.sample_preview())
+        return time.monotonic() - began
+
+    def sample_preview(self) -> Tensor:
+        """Images from fixed noise by the averaged weights, uint8 (N, C, H, W)."""
+        trainer = self.trainer
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with self.out.gpu_slice():
+                return trainer.ema(x, t)  # type: ignore[no-any-return]
+
+        unet = trainer.config.model.unet
+        images, _ = generate(network, trainer.diffusion, (unet.out_channels, *unet.image_size), PREVIEW_COUNT,
+                             SampleSettings(steps=min(PREVIEW_STEPS, trainer.config.model.diffusion.timesteps), seed=1000),
+                             dtype=trainer.dtype)
+        return model_to_uint8(images)
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        with self.out.gpu_slice():
+            tensors = trainer.state_tensors()
+        numbers = {**trainer.state_numbers(), "seconds": self.spent + time.monotonic() - self._began,
+                   "heldout_loss": self.heldout_loss, "precision": trainer.precision}
+        try:
+            self.checkpoints.save(tensors, numbers)
+        except ValueError as error:
+            self._roll_back(str(error))
+            return
+        self.out.checkpoint_saved()
+
+    def _roll_back(self, why: str) -> None:
+        checkpoint = self.checkpoints.load_newest()
+        self._rollbacks += 1
+        if checkpoint is None or self._rollbacks > _MOST_ROLLBACKS:
+            raise UserError(f"Training diverged {self._rollbacks} times ({why}); the last good checkpoint is kept. Start again with a "
+                            "lower learning rate (--lr).")
+        scale = self.trainer.lr_scale * 0.5
+        with self.out.gpu_slice():
+            self.trainer.load_state(checkpoint.tensors, checkpoint.numbers)
+        self.trainer.lr_scale = scale
+        text = f"{why}: back to step {self.trainer.step} with the learning rate at {scale:g} of its value."
+        self.metrics.write("note", step=self.trainer.step, text=text)
+        self.out.say(text)
+
+
+def _mean(bands: dict[str, float]) -> float:
+    return sum(bands.values()) / len(bands)
+
+
+def _rounded(bands: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in bands.items()}

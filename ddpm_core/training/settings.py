@@ -1,0 +1,178 @@
+"""How to train, as data; and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UserError
+from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, dataclass_from_json
+from ..model.loss import LOSSES, WEIGHTINGS
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CROPS = ("center", "top", "pad")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run. Nothing in it depends on how long the run will be, so a run may stop or go on at any step.
+
+    ``ema_power``: the average of weights gives step s the weight (s/t)^power at step t (Karras et al. 2024, eq. 5),
+    so that its length grows with the run. ``flip_probability``: mirrored pictures are marked to the network, which
+    is asked for unmirrored ones when sampling (non-leaking augmentation, Karras et al. 2022, appendix F.2).
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_start: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    ema_power: float = 8.0
+    loss: str = "mse"
+    weighting: str = "min-snr"
+    snr_gamma: float = 5.0
+    flip_probability: float = 0.5
+    precision: str = "auto"
+    seed: int = 0
+    crop: str = "center"
+
+    def __post_init__(self) -> None:
+        def between(name: str, low: float, high: float, whole: bool = False) -> None:
+            value = getattr(self, name)
+            kinds = (int,) if whole else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                raise UserError(f"{name} must be a {'whole ' if whole else ''}number between {low:g} and {high:g}; got {value!r}.")
+
+        def one_of(name: str, choices: tuple[str, ...]) -> None:
+            if getattr(self, name) not in choices:
+                raise UserError(f"There is no {name} {getattr(self, name)!r}; choose one of: {', '.join(choices)}.")
+
+        between("batch_size", 1, 65536, whole=True)
+        between("learning_rate", 1e-8, 1.0)
+        between("warmup_steps", 0, 1_000_000, whole=True)
+        between("decay_start", 0, 1_000_000_000, whole=True)
+        between("beta1", 0.0, 0.99999)
+        between("beta2", 0.0, 0.99999)
+        between("weight_decay", 0.0, 1.0)
+        between("gradient_clip", 1e-3, 1e6)
+        between("ema_power", 0.0, 1000.0)
+        between("snr_gamma", 0.01, 1e6)
+        between("flip_probability", 0.0, 1.0)
+        between("seed", 0, 2**63 - 1, whole=True)
+        one_of("loss", LOSSES)
+        one_of("weighting", WEIGHTINGS)
+        one_of("precision", PRECISIONS)
+        one_of("crop", CROPS)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then constant, then (from ``decay_start`` if set) falling with the inverse square root."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_start and step > self.decay_start:
+            rate *= (self.decay_start / step) ** 0.5
+        return rate
+
+    def ema_decay_at(self, step: int) -> float:
+        """Weight kept by the average at the update after step ``step`` (0-based): (1 - 1/t)^(power + 1)."""
+        return (1.0 - 1.0 / (step + 1)) ** (self.ema_power + 1.0)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point. ``steps`` is how long it trains unless told otherwise."""
+
+    name: str
+    summary: str
+    model: ModelConfig
+    train: TrainSettings
+    steps: int
+
+
+PRESETS: dict[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset(
+            "tiny-32", "32x32, for a CPU: recognisable pictures in minutes",
+            ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 32, 8)),
+            TrainSettings(), steps=1500),
+        Preset(
+            "portrait-64", "64x64, for a GPU: the default there",
+            ModelConfig(UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32, dropout=0.1)),
+            TrainSettings(batch_size=64, learning_rate=4e-4, warmup_steps=500), steps=12_000),
+        Preset(
+            "article-64", "64x64, the settings of the story this project comes from, to compare with",
+            ModelConfig(UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32),
+                        DiffusionConfig("linear", prediction="epsilon")),
+            TrainSettings(batch_size=64, learning_rate=2e-5, warmup_steps=0, beta2=0.999, weighting="uniform",
+                          flip_probability=0.0), steps=12_000),
+        Preset(
+            "detail-128", "128x128, for a GPU with 12 GB and patience",
+            ModelConfig(UNetConfig((128, 128), 3, 3, (64, 128, 256, 512), (False, False, False, True), 2, 64, 32, dropout=0.1)),
+            TrainSettings(batch_size=32, learning_rate=2e-4, warmup_steps=500), steps=40_000),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise UserError(f"There is no preset {name!r}; choose one of: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def default_preset(device_type: str) -> Preset:
+    return PRESETS["tiny-32" if device_type == "cpu" else "portrait-64"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run besides the data: what the model is and how it is trained."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"model": self.model.to_json(), "train": dataclasses.asdict(self.train)}
+
+    @classmethod
+    def from_json(cls, values: Any) -> RunConfig:
+        if not isinstance(values, dict) or "model" not in values or "train" not in values:
+            raise UserError("The run configuration is incomplete.")
+        return cls(ModelConfig.from_json(values["model"]), dataclass_from_json(TrainSettings, values["train"], "training settings"))
+
+    def with_settings(self, settings: dict[str, str]) -> RunConfig:
+        """Change settings by their names in the network, the diffusion or the training; texts are read by type.
+
+        All at once, because some only fit together (a channel count and a choice of attention for each level).
+        """
+        parts: dict[str, Any] = {"unet": self.model.unet, "diffusion": self.model.diffusion, "train": self.train}
+        changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
+        for key, text in settings.items():
+            owner = next((name for name, part in parts.items() if key in {f.name for f in dataclasses.fields(part)}), None)
+            if owner is None:
+                known = sorted(f.name for part in parts.values() for f in dataclasses.fields(part))
+                raise UserError(f"There is no setting {key!r}; the settings are: {', '.join(known)}.")
+            changes[owner][key] = _parse_like(getattr(parts[owner], key), key, text)
+        unet, diffusion, train = (dataclasses.replace(part, **changes[name]) for name, part in parts.items())
+        return RunConfig(ModelConfig(unet, diffusion, self.model.tags), train)
+
+
+def _parse_like(example: Any, key: str, text: str) -> Any:
+    """Read ``text`` as the type of ``example``: tuples are comma-separated."""
+    try:
+        if isinstance(example, tuple):
+            return tuple(_parse_like(example[0], key, part.strip()) for part in text.split(","))
+        if isinstance(example, bool):
+            if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+                raise ValueError(text)
+            return text.lower() in ("true", "1", "yes")
+        if isinstance(example, int):
+            return int(text)
+        if isinstance(example, float):
+            return float(text)
+    except ValueError:
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(example), "a list")
+        raise UserError(f"The setting {key} must be {kind}; got {text!r}.") from None
+    return text

@@ -1,0 +1,243 @@
+"""One training: weights, optimizer, average, and the step. Knows no file and no clock but the slice's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..model.diffusion import Diffusion, uint8_to_model
+from ..model.loss import loss_per_image, timestep_weights
+from ..model.unet import UNet
+from . import precision
+from .random import DataOrder, generator, mix
+from .settings import RunConfig
+
+# streams of random numbers, so that a new one does not shift the others
+_WEIGHTS, _NOISE, _DROPOUT, _TIMES = 11, 12, 13, 14
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """What a slice of steps did. ``loss`` is the mean unweighted loss of its images; ``finite`` whether all was well."""
+
+    steps: int
+    loss: float
+    seconds: float
+    finite: bool
+
+
+class Trainer:
+    """Trains a U-Net on uint8 images (N, C, H, W) held whole on the device.
+
+    ``step`` counts finished steps. All randomness is a function of (seed, step), so the state is weights, average,
+    optimizer moments, step and learning-rate scale, nothing else.
+    """
+
+    def __init__(self, config: RunConfig, images: Tensor, device: torch.device | str, say: Say = lambda text: None) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.say = say
+        self.settings = settings = config.train
+        self.precision = precision.choose(settings.precision, self.device)
+        self.dtype = precision.DTYPES[self.precision]
+        self.images = images.to(self.device)
+        seed = settings.seed
+        self.net = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
+        self.ema = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
+        for parameter in self.ema.parameters():
+            parameter.requires_grad_(False)
+        # what tells the network that a picture is mirrored; absent, and so zero, when sampling
+        self.flip_mark = nn.Parameter(torch.zeros(4 * config.model.unet.block_out_channels[0], device=self.device))
+        self.diffusion = Diffusion(config.model.diffusion, self.device)
+        self.weights = timestep_weights(settings.weighting, self.diffusion, settings.snr_gamma)
+        self.order = DataOrder(len(images), settings.batch_size, seed)
+        self.parameters = [*self.net.parameters(), self.flip_mark]
+        self.optimizer = _make_optimizer(self.parameters, config)
+        self.step = 0
+        self.lr_scale = 1.0
+        self.pieces = 1
+        self.seconds_per_step = 0.0
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._bad = torch.zeros((), device=self.device)
+        self._scaler = _make_scaler(self.device) if self.precision == "fp16" else None
+        self._noise = torch.Generator(device=self.device)
+        self._dropout = torch.Generator(device=self.device)
+
+    # -- the step ---------------------------------------------------------------------------------------------------
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The batch of a step: images in [-1, 1], flags of mirroring, timesteps, noise."""
+        batch = self.settings.batch_size
+        cpu = generator("cpu", self.settings.seed, _TIMES, step)
+        flips = torch.rand(batch, generator=cpu, device="cpu") < self.settings.flip_probability
+        # one timestep from each of `batch` equal strata: less variance than independent draws, the same mean
+        strata = torch.randperm(batch, generator=cpu, device="cpu") + torch.rand(batch, generator=cpu, device="cpu")
+        total = self.config.model.diffusion.timesteps
+        times = (strata / batch * total).long().clamp_(max=total - 1)
+        indices, flips, times = (self._to_device(v) for v in (self.order.batch(step), flips, times))
+        x0 = uint8_to_model(self.images.index_select(0, indices))
+        x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
+        self._noise.manual_seed(mix(self.settings.seed, _NOISE, step))
+        noise = torch.randn(x0.shape, generator=self._noise, device=self.device)
+        return x0, flips, times, noise
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def _train_step(self) -> None:
+        settings = self.settings
+        x0, flips, times, noise = self._draw(self.step)
+        self._dropout.manual_seed(mix(settings.seed, _DROPOUT, self.step))
+        batch = settings.batch_size
+        loss_sum = torch.zeros((), device=self.device)
+        size = -(-batch // self.pieces)
+        for start in range(0, batch, size):
+            part = slice(start, start + size)
+            noisy = self.diffusion.add_noise(x0[part], noise[part], times[part])
+            target = self.diffusion.target(x0[part], noise[part], times[part])
+            mark = flips[part, None].to(self.dtype) * self.flip_mark.to(self.dtype)
+            output = self.net(noisy.to(self.dtype), times[part], self._dropout, mark)
+            losses = loss_per_image(settings.loss, output, target)
+            weighted = (losses * self.weights[times[part]]).sum() / batch
+            (weighted if self._scaler is None else self._scaler.scale(weighted)).backward()
+            loss_sum += losses.detach().sum()
+        self._update(loss_sum / batch)
+
+    def _update(self, loss: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step) * self.lr_scale
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
+        finite = torch.isfinite(loss) if self._scaler is not None else torch.isfinite(loss) & torch.isfinite(norm)
+        self._bad += (~finite).float()
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        keep = self.settings.ema_decay_at(self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - keep)
+        self._loss_sum += loss
+        self.step += 1
+
+    def run_slice(self, max_steps: int, seconds: float) -> SliceResult:
+        """Train for about ``seconds`` (at least one step, at most ``max_steps``), ending in a synchronisation.
+
+        Out of memory is met by splitting the batch further and doing the step again, which changes nothing else.
+        """
+        guess = int(seconds / self.seconds_per_step) if self.seconds_per_step else 1
+        steps = max(1, min(max_steps, guess))
+        self._loss_sum.zero_()
+        self._bad.zero_()
+        began = time.perf_counter()
+        for _ in range(steps):
+            self._step_splitting()
+        loss, bad = torch.stack([self._loss_sum, self._bad]).tolist()  # the slice's one device-to-host copy
+        elapsed = time.perf_counter() - began
+        self.seconds_per_step = elapsed / steps
+        return SliceResult(steps, loss / steps, elapsed, bad == 0)
+
+    def _step_splitting(self) -> None:
+        while True:
+            try:
+                return self._train_step()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.pieces >= self.settings.batch_size:
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self.pieces = min(self.pieces * 2, self.settings.batch_size)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.say(f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces.")
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on exactly, by name, on the CPU and contiguous (copies)."""
+        found: dict[str, Tensor] = {}
+        for prefix, net in (("net.", self.net), ("ema.", self.ema)):
+            for name, value in net.named_parameters():
+                found[prefix + name] = value.detach()
+        found["flip_mark"] = self.flip_mark.detach()
+        for name, parameter in self._named():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{key}.{name}"] = value
+        return {name: value.to("cpu", copy=True).contiguous() for name, value in found.items()}
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [*self.net.named_parameters(), ("flip_mark", self.flip_mark)]
+
+    def state_numbers(self) -> dict[str, float | int]:
+        scale = {} if self._scaler is None else {"loss_scale": self._scaler.get_scale()}
+        return {"step": self.step, "lr_scale": self.lr_scale, "pieces": self.pieces, **scale}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
+        """The inverse of :meth:`state_tensors` and :meth:`state_numbers`; KeyError or ValueError where they do not fit."""
+        for prefix, net in (("net.", self.net), ("ema.", self.ema)):
+            net.load_tensors({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
+        self.flip_mark.copy_(tensors["flip_mark"])
+        self.optimizer.state.clear()
+        for name, parameter in self._named():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors.get(f"optimizer.{key}.{name}")
+                if value is None:
+                    continue
+                if key == "step":
+                    ready = value.to(self.device if self.optimizer.defaults.get("fused") else "cpu", copy=True)
+                else:
+                    ready = torch.empty_like(parameter).copy_(value)  # in the parameter's memory format
+                self.optimizer.state[parameter][key] = ready
+        self.step = int(numbers["step"])
+        self.lr_scale = float(numbers["lr_scale"])
+        self.pieces = int(numbers["pieces"])
+        if self._scaler is not None and "loss_scale" in numbers:
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": float(numbers["loss_scale"])})
+
+    @torch.no_grad()
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin a new run from the weights of a model."""
+        self.net.load_tensors(weights)
+        self.ema.load_tensors(weights)
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        for holder in (self.net, self.ema):
+            for parameter in holder.parameters():
+                parameter.data = torch.empty(0)
+                parameter.grad = None
+        self.optimizer.state.clear()
+        self.images = torch.empty(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:
+    settings = config.train
+    options = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2), "weight_decay": settings.weight_decay}
+    try:
+        return torch.optim.AdamW(parameters, fused=True, **options)  # type: ignore[arg-type]
+    except RuntimeError:  # torch before 2.4 has it for CUDA only
+        return torch.optim.AdamW(parameters, foreach=True, **options)  # type: ignore[arg-type]
+
+
+def _make_scaler(device: torch.device) -> torch.amp.GradScaler:
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type)
+    return torch.cuda.amp.GradScaler()  # type: ignore[return-value]

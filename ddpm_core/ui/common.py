@@ -1,0 +1,43 @@
+"""Small parts of the tab, alike on gradio 3.41, 4.40 and newer."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from ..errors import UserError
+
+
+def live(kind: str) -> Any:
+    """A place that javascript/ddpm.js draws from the server's state."""
+    return gr.HTML(f'<div class="ddpm-live" data-ddpm="{kind}"></div>')
+
+
+def note(text: str) -> str:
+    """A neutral line for a message place."""
+    return f'<div class="ddpm-note">{html.escape(text)}</div>' if text else ""
+
+
+def failure(text: str) -> str:
+    """What happened and what to do, in the tab."""
+    return f'<div class="ddpm-failure">{html.escape(text)}</div>'
+
+
+def said(action: Callable[..., str]) -> Callable[..., str]:
+    """Wrap an event handler that returns a line: bad input becomes a message in the tab, never a traceback."""
+
+    def handler(*values: Any) -> str:
+        try:
+            return note(action(*values))
+        except UserError as error:
+            return failure(str(error))
+
+    return handler
+
+
+def choices(component: type, values: list[str], value: str | None) -> Any:
+    """An update of a dropdown's choices that works on every gradio."""
+    return gr.update(choices=values, value=value)

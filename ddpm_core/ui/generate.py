@@ -1,0 +1,102 @@
+"""Generate sub-tab: sample from a model, see the pictures emerge, look at them."""
+
+from __future__ import annotations
+
+import html
+import random
+from typing import Any
+
+import gradio as gr
+
+from ..errors import UserError
+from ..sampling import DEFAULT_SAMPLER, SAMPLERS
+from ..sampling.generate import SampleSettings
+from ..service import Result, Service
+from . import ids
+from .common import live, said
+
+_LABELS = {s.label: s.name for s in SAMPLERS.values()}
+
+
+def build(service: Service) -> dict[str, Any]:
+    with gr.Row():
+        with gr.Column(scale=1, min_width=320):
+            with gr.Row():
+                model = gr.Dropdown(label="Model", choices=[], value=None, allow_custom_value=True, elem_id=ids.MODEL)
+            with gr.Row():
+                sampler = gr.Dropdown(label="Sampling method", choices=list(_LABELS), value=SAMPLERS[DEFAULT_SAMPLER].label, elem_id=ids.SAMPLER)
+                steps = gr.Slider(label="Sampling steps", minimum=1, maximum=1000, step=1, value=SAMPLERS[DEFAULT_SAMPLER].default_steps,
+                                  elem_id=ids.STEPS)
+            with gr.Row():
+                count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
+                seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, elem_id=ids.SEED)
+            with gr.Accordion("More sampling settings", open=False):
+                eta = gr.Slider(label="Eta (DDIM)", minimum=0, maximum=1, step=0.05, value=0, elem_id=ids.ETA)
+                weights = gr.Radio(label="Weights", choices=["ema", "raw"], value="ema", info="ema: averaged over the training, as a rule better")
+                clip = gr.Checkbox(label="Clip the predicted image", value=True)
+            with gr.Accordion("Did it learn or copy?", open=False):
+                against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
+                evaluate = gr.Button("Evaluate this model", elem_id="ddpm_evaluate")
+                live("evaluate")
+        with gr.Column(scale=1, min_width=320, elem_id=ids.RESULTS):
+            with gr.Row():
+                generate = gr.Button("Generate", variant="primary", elem_id=ids.GENERATE)
+                interrupt = gr.Button("Interrupt", elem_id=ids.INTERRUPT)
+                skip = gr.Button("Skip", elem_id=ids.SKIP)
+            message = gr.HTML("", elem_id=ids.MESSAGE_GENERATE)
+            live("sample")
+            gallery = gr.Gallery(label="Output", show_label=False, elem_id=ids.GALLERY, columns=4, object_fit="contain", preview=False)
+            text = gr.HTML("", elem_id=ids.TEXT)
+            live("animation")
+    show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
+
+    def begin(name: Any, label: Any, n: Any, total: Any, number: Any, noise: Any, which: Any, clipped: Any) -> str:
+        if not name:
+            raise UserError("Choose a model first: train one in the Train tab.")
+        try:
+            value, many, calls = int(number if number is not None else -1), int(total or 1), int(n or 1)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("Seed, steps and number of images must be whole numbers.") from None
+        if value < 0:
+            value = random.SystemRandom().randrange(2**32)
+        settings = SampleSettings(_LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped))
+        service.start_sampling(str(name), many, settings, str(which))
+        return ""
+
+    def end() -> str:
+        return "" if service.stop("sample") else "Nothing is being generated."
+
+    def compare(name: Any, dataset: Any) -> str:
+        if not name or not dataset:
+            raise UserError("Choose a model and a dataset to compare with.")
+        service.start_evaluation(str(name), str(dataset), 256)
+        return ""
+
+    def results() -> Any:
+        job = service.jobs.latest("sample")
+        found: list[Result] = job.artifacts.get("results", []) if job else []
+        shown = [r.image.resize((r.image.width * 4, r.image.height * 4), 0) if max(r.image.size) <= 128 else r.image for r in found]
+        return shown, _text(found[0].text) if found else ""
+
+    def selected(event: gr.SelectData) -> str:
+        job = service.jobs.latest("sample")
+        found: list[Result] = job.artifacts.get("results", []) if job else []
+        index = event.index if isinstance(event.index, int) else 0
+        return _text(found[index].text) if 0 <= index < len(found) else ""
+
+    def default_steps(label: Any) -> Any:
+        name = _LABELS.get(str(label))
+        return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
+
+    generate.click(said(begin), inputs=[model, sampler, steps, count, seed, eta, weights, clip], outputs=[message])
+    interrupt.click(said(end), inputs=[], outputs=[message])
+    skip.click(said(end), inputs=[], outputs=[message])
+    evaluate.click(said(compare), inputs=[model, against], outputs=[message])
+    show.click(results, inputs=[], outputs=[gallery, text])
+    gallery.select(selected, inputs=None, outputs=[text])
+    sampler.change(default_steps, inputs=[sampler], outputs=[steps])
+    return {"model": model, "dataset": against}
+
+
+def _text(text: str) -> str:
+    return f'<div class="ddpm-infotext">{html.escape(text)}</div>'

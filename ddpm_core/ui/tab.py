@@ -1,0 +1,49 @@
+"""The whole tab: its sub-tabs in the order of the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..service import Service
+from . import dataset, generate, ids, train
+from .common import choices
+
+
+def build_tab(service: Service) -> None:
+    """Build the tab inside the current ``gr.Blocks``."""
+    with gr.Column(elem_id=ids.TAB):
+        with gr.Tabs(elem_id="ddpm_tabs"):
+            with gr.Tab("Dataset", elem_id="ddpm_tab_dataset"):
+                in_dataset = dataset.build(service)
+            with gr.Tab("Train", elem_id="ddpm_tab_train"):
+                in_train = train.build(service)
+            with gr.Tab("Generate", elem_id="ddpm_tab_generate"):
+                in_generate = generate.build(service)
+        refresh = gr.Button("Refresh lists", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
+
+    def lists(*current: Any) -> Any:
+        datasets, models = service.workspace.dataset_names(), service.workspace.model_names()
+
+        def pick(value: Any, values: list[str], fallback: str | None) -> Any:
+            return choices(gr.Dropdown, values, value if value else fallback)
+
+        data, data_train, init, model, against = current
+        first_data = datasets[0] if datasets else None
+        newest = _newest(service, models)
+        return (pick(data, datasets, first_data), pick(data_train, datasets, first_data), choices(gr.Dropdown, ["", *models], init or ""),
+                pick(model, models, newest), pick(against, datasets, first_data))
+
+    drawn = [in_dataset["dataset"], in_train["dataset"], in_train["init_from"], in_generate["model"], in_generate["dataset"]]
+    refresh.click(lists, inputs=drawn, outputs=drawn)
+
+
+def _newest(service: Service, models: list[str]) -> str | None:
+    def age(name: str) -> float:
+        try:
+            return service.workspace.model_path(name).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return max(models, key=age) if models else None

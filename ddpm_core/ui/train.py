@@ -1,0 +1,124 @@
+"""Train sub-tab: preset, a few plain settings, the rest folded away; estimate, start, watch, stop, resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..errors import UserError
+from ..operations import TrainRequest
+from ..service import Service
+from ..training.settings import PRESETS, default_preset
+from . import ids
+from .common import live, said
+
+_PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+_CROPS = ["center", "top", "pad"]
+
+
+def build(service: Service) -> dict[str, Any]:
+    preset_name = default_preset(service.host.device().type).name
+    with gr.Row():
+        with gr.Column(scale=2):
+            with gr.Row():
+                dataset = gr.Dropdown(label="Train on", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET)
+                model = gr.Textbox(label="Name of the model", placeholder="for example my-portraits", elem_id=ids.TRAIN_MODEL)
+            with gr.Row():
+                preset = gr.Dropdown(label="Preset", choices=list(PRESETS), value=preset_name, elem_id=ids.TRAIN_PRESET,
+                                     info=PRESETS[preset_name].summary)
+                steps = gr.Number(label="Steps", value=PRESETS[preset_name].steps, precision=0, elem_id=ids.TRAIN_STEPS,
+                                  info="More can be added later: a finished model goes on learning")
+            with gr.Accordion("More settings", open=False):
+                with gr.Row():
+                    size = gr.Number(label="Size in pixels (0: the preset's)", value=0, precision=0)
+                    crop = gr.Dropdown(label="Crop", choices=_CROPS, value="center")
+                    batch = gr.Number(label="Batch size (0: the preset's)", value=0, precision=0)
+                with gr.Row():
+                    rate = gr.Number(label="Learning rate (0: the preset's)", value=0)
+                    precision = gr.Dropdown(label="Precision", choices=_PRECISIONS, value="auto")
+                    seed = gr.Number(label="Training seed", value=0, precision=0)
+                with gr.Row():
+                    init_from = gr.Dropdown(label="Start from the weights of", choices=[""], value="", allow_custom_value=True)
+                    other = gr.Textbox(label="Other settings", placeholder="flip_probability=0.5, dropout=0.1", lines=1)
+        with gr.Column(scale=1, min_width=260):
+            with gr.Row():
+                start = gr.Button("Train", variant="primary", elem_id=ids.TRAIN_START)
+                stop = gr.Button("Stop and save", elem_id=ids.TRAIN_STOP)
+            with gr.Row():
+                resume = gr.Button("Go on with this model", elem_id=ids.TRAIN_RESUME)
+                estimate = gr.Button("Estimate time and memory", elem_id=ids.TRAIN_ESTIMATE)
+            message = gr.HTML("", elem_id=ids.MESSAGE_TRAIN)
+    live("unfinished")
+    live("train")
+
+    fields = [dataset, model, preset, steps, size, crop, batch, rate, precision, seed, init_from, other]
+
+    def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
+        data, name, chosen, total, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
+        if resuming:
+            return TrainRequest(model=str(name or ""), steps=_whole(total, "Steps") or None, resume=True)
+        if not data:
+            raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
+        return TrainRequest(
+            model=str(name or ""), dataset=str(data), preset=str(chosen), steps=_whole(total, "Steps") or None,
+            size=_whole(px, "Size") or None, crop=str(crop_), batch_size=_whole(batch_, "Batch size") or None,
+            learning_rate=float(rate_ or 0) or None, precision=str(precision_), seed=_whole(seed_, "Training seed"),
+            init_from=str(init) if init else None, settings=_pairs(str(extra or "")))
+
+    def begin(*values: Any) -> str:
+        service.start_training(request(values, False))
+        return ""
+
+    def go_on(*values: Any) -> str:
+        service.start_training(request(values, True))
+        return ""
+
+    def end() -> str:
+        return "Stopping; the work is being saved." if service.stop("train") else "Nothing is being trained."
+
+    def guess(*values: Any) -> str:
+        found = service.estimate(request(values, False))
+        lines = [f"About {_duration(found['minutes'])} on {service.host.device()} for {found['steps']} steps, "
+                 f"about {found['megabytes'] / 1024:.1f} GB of memory; {found['parameters'] / 1e6:.1f} million parameters, "
+                 f"{found['images']} images.", *found["warnings"]]
+        return " ".join(lines)
+
+    def chosen_preset(name: str) -> Any:
+        found = PRESETS.get(name)
+        return (gr.update(info=found.summary), gr.update(value=found.steps)) if found else (gr.update(), gr.update())
+
+    preset.change(chosen_preset, inputs=[preset], outputs=[preset, steps])
+    start.click(said(begin), inputs=fields, outputs=[message])
+    resume.click(said(go_on), inputs=fields, outputs=[message])
+    stop.click(said(end), inputs=[], outputs=[message])
+    estimate.click(said(guess), inputs=fields, outputs=[message])
+    return {"dataset": dataset, "init_from": init_from}
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name} must be a whole number.") from None
+
+
+def _pairs(text: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    key = ""
+    for part in (p.strip() for p in text.replace("\n", ",").split(",")):
+        name, equals, value = part.partition("=")
+        if equals:
+            key = name.strip()
+            found[key] = value.strip()
+        elif part and key:  # a list's next value: block_out_channels=32,64,128
+            found[key] += f",{part}"
+        elif part:
+            raise UserError(f"Other settings are written KEY=VALUE; got {part!r}.")
+    return found
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1.5:
+        return f"{max(1, round(minutes * 60))} seconds"
+    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"

@@ -1,0 +1,254 @@
+"""Where everything lives, and what can be done with it besides training and sampling: names, lists, trash.
+
+    datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .dataset.harvest import KEEP_SIZE, HarvestResult, Progress, check_folder, harvest
+from .dataset.packing import fit
+from .dataset.store import KEPT, REJECTED, Store
+from .errors import UserError
+from .files import read_json
+from .model import file as model_file
+from .model.config import ModelConfig
+from .names import check_name
+from .training.checkpoints import CheckpointFolder
+
+
+class Workspace:
+    """One folder on disk with all datasets, runs and models. Any number of threads and processes may share it."""
+
+    def __init__(self, root: Path, models: Path | None = None) -> None:
+        self.root = root.expanduser().absolute()
+        self.models_folder = (models or self.root / "models").expanduser().absolute()
+        try:
+            for folder in (self.root / "datasets", self.root / "runs", self.root / "trash", self.models_folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
+                            "DDPM_WORKSPACE.") from None
+        self._stores: dict[str, Store] = {}
+        self._guard = threading.Lock()
+
+    # -- datasets -----------------------------------------------------------------------------------------------------
+
+    def dataset_names(self) -> list[str]:
+        folders = (self.root / "datasets").iterdir()
+        return sorted((f.name for f in folders if (f / "dataset.sqlite").exists()), key=str.casefold)
+
+    def store(self, name: str, create: bool = False) -> Store:
+        """The dataset of that name; unless ``create``, UserError when there is none."""
+        name = check_name(name, "dataset")
+        folder = self.root / "datasets" / name
+        if not create and not (folder / "dataset.sqlite").exists():
+            known = ", ".join(self.dataset_names())
+            raise UserError(f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first."))
+        with self._guard:
+            if name not in self._stores:
+                self._stores[name] = Store(folder)
+            return self._stores[name]
+
+    def harvest(self, dataset: str, folders: list[Path], *, keep_size: int = KEEP_SIZE, stop: threading.Event | None = None,
+                progress: Progress = lambda done, total, text: None) -> HarvestResult:
+        """Add the pictures of folders to a dataset, which is made if need be."""
+        if not folders:
+            raise UserError("Give at least one folder to harvest.")
+        if not 16 <= keep_size <= 4096:
+            raise UserError(f"The size of the copies must be between 16 and 4096 pixels; got {keep_size}.")
+        for folder in folders:
+            check_folder(folder)
+        return harvest(self.store(dataset, create=True), folders, keep_size=keep_size, avoid=[self.root, self.models_folder],
+                       stop=stop, progress=progress)
+
+    def show_dataset(self, name: str, *, status: str | None = None, suspects: bool = False, offset: int = 0,
+                     limit: int | None = None) -> list[dict[str, Any]]:
+        """Items of a dataset; ``suspects`` lists the kept ones, most unusual first."""
+        if status not in (None, KEPT, REJECTED):
+            raise UserError(f"There is no status {status!r}; choose kept or rejected.")
+        if suspects:
+            status = status or KEPT
+        return self.store(name).items(status=status, by_suspicion=suspects, offset=offset, limit=limit)
+
+    def keep(self, name: str, ids: list[int]) -> int:
+        return self.store(name).decide(ids, KEPT)
+
+    def reject(self, name: str, ids: list[int], reason: str = "user") -> int:
+        return self.store(name).decide(ids, REJECTED, reason, "Rejected by hand.")
+
+    def undo(self, name: str) -> int:
+        return len(self.store(name).undo())
+
+    def export_dataset(self, name: str, target: Path) -> list[str]:
+        """Copy the kept pictures, each with its prompt in a text file of the same name, into a folder."""
+        store = self.store(name)
+        items = [item for item in store.items(status=KEPT) if item["has_copy"]]
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            files = []
+            for item in items:
+                out = target / f"{item['id']:06d}.png"
+                shutil.copyfile(store.copy_path(item["sha256"]), out)
+                if item["prompt"]:
+                    out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
+                files.append(str(out))
+        except OSError as error:
+            raise UserError(f"The pictures could not be written to {target} ({error.strerror}); make room or choose another folder.") from None
+        return files
+
+    def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
+        """A PNG of an item as stored, or (with ``size``, height and width) as the network will see it."""
+        store = self.store(name)
+        found = store.items(ids=[item_id])
+        if not found or not found[0]["has_copy"]:
+            raise UserError(f"Item {item_id} has no picture.")
+        path = store.copy_path(found[0]["sha256"])
+        try:
+            if size is None:
+                return path.read_bytes()
+            out = io.BytesIO()
+            with Image.open(path) as image:
+                fit(image.convert("RGB"), size, crop).save(out, format="PNG", compress_level=1)
+            return out.getvalue()
+        except OSError:
+            raise UserError(f"The copy of item {item_id} is missing or damaged.") from None
+
+    # -- runs and models ----------------------------------------------------------------------------------------------
+
+    def run_folder(self, name: str) -> Path:
+        return self.root / "runs" / check_name(name, "model")
+
+    def run_names(self) -> list[str]:
+        return sorted(f.name for f in (self.root / "runs").iterdir() if (f / "run.json").exists())
+
+    def run_info(self, name: str) -> dict[str, Any]:
+        """The run's description with the step of its newest checkpoint."""
+        folder = self.run_folder(name)
+        info = read_json(folder / "run.json", "run description")
+        if not isinstance(info, dict):
+            raise UserError(f"The run description {folder / 'run.json'} is damaged.")
+        paths = CheckpointFolder(folder / "checkpoints").paths()
+        return {**info, "step": int(paths[-1].stem.split("-")[1]) if paths else 0}
+
+    def unfinished_runs(self) -> list[dict[str, Any]]:
+        """Runs whose newest checkpoint lies before the step they were to reach, and that no one stopped on purpose."""
+        found = []
+        for name in self.run_names():
+            try:
+                info = self.run_info(name)
+            except UserError:
+                continue
+            if info.get("state") != "finished" and info["step"] < info.get("steps", 0):
+                found.append({"name": name, "step": info["step"], "steps": info["steps"], "dataset": info.get("dataset"),
+                              "state": info.get("state")})
+        return found
+
+    def model_names(self) -> list[str]:
+        return sorted((p.stem for p in self.models_folder.glob("*.safetensors")), key=str.casefold)
+
+    def model_path(self, name: str) -> Path:
+        """Path of a model given by name or as a file; UserError when there is none, listing those that are."""
+        if name.lower().endswith(".safetensors"):
+            return Path(name).expanduser()
+        path = self.models_folder / f"{check_name(name, 'model')}.safetensors"
+        if not path.is_file():
+            known = ", ".join(self.model_names())
+            raise UserError(f"There is no model {name!r}; " + (f"there are: {known}." if known else "train one first."))
+        return path
+
+    def list_models(self) -> list[dict[str, Any]]:
+        """Every readable model with what it says of itself; unreadable ones with their error."""
+        found = []
+        for name in self.model_names():
+            try:
+                found.append(self.show_model(name))
+            except UserError as error:
+                found.append({"name": name, "error": str(error)})
+        return found
+
+    def show_model(self, name: str) -> dict[str, Any]:
+        path = self.model_path(name)
+        config, info = model_file.read_config(path)
+        return {"name": path.stem, "bytes": path.stat().st_size, "size": list(config.unet.image_size), "config": config.to_json(),
+                "info": info}
+
+    def model_config(self, name: str) -> ModelConfig:
+        return model_file.read_config(self.model_path(name))[0]
+
+    # -- trash --------------------------------------------------------------------------------------------------------
+
+    def delete_dataset(self, name: str) -> str:
+        """Move a dataset to the trash."""
+        store = self.store(name)
+        with self._guard:
+            self._stores.pop(check_name(name, "dataset"), None)
+        store.close()
+        self._to_trash("dataset", name, [store.folder])
+        return name
+
+    def restore_dataset(self, name: str) -> str:
+        return self._from_trash("dataset", check_name(name, "dataset"))
+
+    def delete_model(self, name: str) -> str:
+        """Move a model, its preview and its run to the trash."""
+        name = check_name(name, "model")
+        parts = [*self.model_parts(name), self.root / "runs" / name]
+        if not any(path.exists() for path in parts):
+            self.model_path(name)  # says which there are
+        self._to_trash("model", name, [path for path in parts if path.exists()])
+        return name
+
+    def restore_model(self, name: str) -> str:
+        return self._from_trash("model", check_name(name, "model"))
+
+    def model_parts(self, name: str) -> list[Path]:
+        return [self.models_folder / f"{name}.safetensors", self.models_folder / f"{name}.preview.png"]
+
+    def _to_trash(self, kind: str, name: str, paths: list[Path]) -> None:
+        place = self.root / "trash" / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        place.mkdir(parents=True)
+        record = {"kind": kind, "name": name, "when": time.time(), "paths": [str(path) for path in paths]}
+        (place / "trash.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        try:
+            for number, path in enumerate(paths):
+                shutil.move(str(path), str(place / f"{number}"))
+        except OSError as error:
+            raise UserError(f"{name} could not be moved to the trash ({error.strerror}); close what uses it and try again.") from None
+
+    def trash(self) -> list[dict[str, Any]]:
+        """What lies in the trash, newest first."""
+        found = []
+        for place in (self.root / "trash").iterdir():
+            try:
+                found.append({**json.loads((place / "trash.json").read_text(encoding="utf-8")), "place": place.name})
+            except (OSError, ValueError):
+                continue
+        return sorted(found, key=lambda record: -record["when"])
+
+    def _from_trash(self, kind: str, name: str) -> str:
+        for record in self.trash():
+            if (record["kind"], record["name"]) != (kind, name):
+                continue
+            targets = [Path(path) for path in record["paths"]]
+            taken = next((path for path in targets if path.exists()), None)
+            if taken is not None:
+                raise UserError(f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first.")
+            place = self.root / "trash" / record["place"]
+            for number, target in enumerate(targets):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(str(place / f"{number}"), str(target))
+            shutil.rmtree(place)
+            return name
+        there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
+        raise UserError(f"There is no {kind} {name!r} in the trash" + (f"; there are: {there}." if there else "."))
