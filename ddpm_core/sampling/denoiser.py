@@ -29,20 +29,21 @@ class Denoiser:
         self.dynamic_threshold = dynamic_threshold
         self.dtype = dtype
         self.calls = 0
-        # float64 on the CPU: a sampler's coefficients are Python numbers, exact and without a device round trip
-        self.alphas_cumprod = diffusion.alphas_cumprod.cpu().double()
+        # coefficients are float32 numbers on the CPU, as in diffusers: no device round trip, the same rounding
+        self.alphas_cumprod = diffusion.alphas_cumprod.cpu()
 
-    def alpha_bar(self, timestep: int) -> float:
-        """abar at a timestep; -1 is the clean image, abar = 1."""
-        return 1.0 if timestep < 0 else float(self.alphas_cumprod[timestep])
+    def alpha_bar(self, timestep: int) -> Tensor:
+        """abar at a timestep, a float32 scalar on the CPU; -1 is the clean image, abar = 1."""
+        return torch.ones((), device="cpu") if timestep < 0 else self.alphas_cumprod[timestep]
 
-    def __call__(self, x: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, timestep: int, zero_alpha_bar: float = 0.0) -> tuple[Tensor, Tensor]:
+        """``zero_alpha_bar`` stands in for an abar of exactly 0, for samplers that work in log-SNR."""
         self.calls += 1
         times = torch.full((x.shape[0],), timestep, device=x.device, dtype=torch.long)
         output = self.network(x.to(self.dtype), times).float()
         a = self.alpha_bar(timestep)
-        x0, epsilon = to_x0_and_epsilon(self.diffusion.config.prediction, output, x,
-                                        torch.tensor(a**0.5, device=x.device), torch.tensor((1 - a) ** 0.5, device=x.device))
+        a = torch.where(a == 0, zero_alpha_bar, a)
+        x0, epsilon = to_x0_and_epsilon(self.diffusion.config.prediction, output, x, a.sqrt(), (1 - a).sqrt())
         return self._bound(x0), epsilon
 
     def _bound(self, x0: Tensor) -> Tensor:

@@ -38,10 +38,10 @@ def ddpm(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise, c
         a, a_next = denoiser.alpha_bar(t), denoiser.alpha_bar(after)
         alpha_step = a / a_next
         beta_step = 1 - alpha_step
-        x = (math.sqrt(a_next) * beta_step / (1 - a)) * x0 + (math.sqrt(alpha_step) * (1 - a_next) / (1 - a)) * x
+        x = (a_next.sqrt() * beta_step / (1 - a)) * x0 + (alpha_step.sqrt() * (1 - a_next) / (1 - a)) * x
         if after >= 0:
             spread = beta_step if variance == "fixed_large" else (1 - a_next) / (1 - a) * beta_step
-            x = x + math.sqrt(max(spread, 1e-20)) * noise(i)
+            x = x + spread.clamp_min(1e-20).sqrt() * noise(i)
         if callback is not None and callback(i, x, x0):
             break
     return x
@@ -53,18 +53,21 @@ def ddim(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise, c
     for i, (t, after) in enumerate(_pairs(times)):
         x0, epsilon = denoiser(x, t)
         a, a_next = denoiser.alpha_bar(t), denoiser.alpha_bar(after)
-        spread = eta * math.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
-        x = math.sqrt(a_next) * x0 + math.sqrt(max(1 - a_next - spread**2, 0.0)) * epsilon
-        if spread > 0:
+        spread = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()
+        x = a_next.sqrt() * x0 + (1 - a_next - spread**2).clamp_min(0.0).sqrt() * epsilon
+        if eta > 0 and after >= 0:
             x = x + spread * noise(i)
         if callback is not None and callback(i, x, x0):
             break
     return x
 
 
-def _half_log_snr(a: float) -> tuple[float, float, float]:
+ZERO_ALPHA_BAR = 2.0**-24
+
+
+def _half_log_snr(alpha_bar: Tensor) -> tuple[float, float, float]:
     """(alpha, sigma, lambda); a zero-SNR end is lifted to abar = 2^-24 so that lambda stays finite, as diffusers does."""
-    a = max(a, 2.0**-24)
+    a = float(alpha_bar) or ZERO_ALPHA_BAR
     sigma = math.sqrt(1 - a)
     return math.sqrt(a), sigma, math.inf if sigma == 0 else math.log(math.sqrt(a) / sigma)
 
@@ -74,7 +77,7 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Nois
     """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2 (midpoint); first order in the first and the last step."""
     previous: tuple[float, Tensor] | None = None
     for i, (t, after) in enumerate(_pairs(times)):
-        x0, _ = denoiser(x, t)
+        x0, _ = denoiser(x, t, ZERO_ALPHA_BAR)
         _, sigma, lam = _half_log_snr(denoiser.alpha_bar(t))
         alpha_next, sigma_next, lam_next = _half_log_snr(denoiser.alpha_bar(after))
         h = lam_next - lam
@@ -99,7 +102,7 @@ def unipc(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise |
     arrived: Tensor | None = None  # the corrected state that the newest history entry belongs to
     order = 0
     for i, (t, after) in enumerate(_pairs(times)):
-        x0, _ = denoiser(x, t)
+        x0, _ = denoiser(x, t, ZERO_ALPHA_BAR)
         alpha, sigma, lam = _half_log_snr(denoiser.alpha_bar(t))
         if arrived is not None:
             lam_from, x0_from = history[-1]

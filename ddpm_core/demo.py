@@ -1,0 +1,81 @@
+"""The whole story in minutes: bundled portraits, ghosts among them, to a model and new portraits."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import commands, operations
+from .errors import UserError
+from .operations import TrainRequest
+from .sampling.generate import SampleSettings
+from .training.settings import default_preset
+
+if TYPE_CHECKING:
+    from .cli import Screen
+
+ARCHIVE = Path(__file__).resolve().parent / "assets" / "portraits.zip"
+NAME = "portraits-demo"
+MINUTES = 3.75
+GRID = 64
+EVALUATED = 512
+
+
+def unpack(target: Path) -> Path:
+    """The bundled portraits as an output folder of the WebUI; unpacked once."""
+    done = target / ".complete"
+    if not done.exists():
+        try:
+            with zipfile.ZipFile(ARCHIVE) as archive:
+                archive.extractall(target)
+            done.write_text("")
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"The bundled portraits could not be unpacked to {target} ({error}); make room or install again.") from None
+    return target
+
+
+def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    began = time.monotonic()
+    workspace = commands.open_workspace(a)
+    context = commands.make_context(a, stop, screen)
+    result: dict[str, Any] = {}
+    screen.say("1/4  Harvesting the bundled portraits (Open Peeps by Pablo Stanley, CC0).")
+    images = unpack(workspace.root / "demo-images")
+    harvested = workspace.harvest(NAME, [images], stop=stop, progress=context.progress)
+    result["harvest"] = harvested.to_json()
+    counts = workspace.store(NAME).counts()
+    screen.say(f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}.")
+    known = NAME in workspace.model_names()
+    minutes = a.minutes if a.minutes is not None else MINUTES
+    if known and a.minutes is None:
+        screen.say(f"2/4  The model {NAME} is there already; train it further with --minutes.")
+    else:
+        preset = default_preset(context.device.type).name
+        screen.say(f"2/4  Training {preset} on {context.device}, at most {minutes:g} minutes.")
+        request = TrainRequest(model=NAME, dataset=NAME, preset=None if known else preset, minutes=minutes, resume=known)
+        result["train"] = operations.train(workspace, request, context)
+    if not stop.is_set():
+        screen.say(f"3/4  Sampling {GRID} portraits that no one drew.")
+        found = operations.sample(workspace, NAME, GRID, SampleSettings(seed=0), context)
+        files, grid = commands.write_samples(found, workspace.root / "demo")
+        result["sample"] = {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
+        if not stop.is_set():
+            screen.say("4/4  Comparing them with the real ones.")
+            result["evaluate"] = operations.evaluate(workspace, NAME, context, model=NAME, count=EVALUATED, settings=SampleSettings(seed=10_000))
+            e = result["evaluate"]
+            screen.say(f"     KID {e['kid']:.3f} ({e['kid_low']:.3f} to {e['kid_high']:.3f}; real against real {e['floor']:.3f}), "
+                       f"{100 * e['memorised']:.1f} % copied.")
+        screen.say(f"\nThe grid:       {grid}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"
+                   f"The model:      {workspace.model_path(NAME)}\nEverything:     {workspace.root}")
+    result["seconds"] = round(time.monotonic() - began, 1)
+    if a.headless or stop.is_set():
+        return result
+    screen.say("")
+    from .host.server import serve
+
+    serve(commands.open_host(a), "127.0.0.1", a.port, stop, screen.say)
+    return result

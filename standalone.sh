@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Sets up a private environment in .venv (the first time) and runs a command of ddpm_core there; without arguments the demo.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+python=.venv/bin/python
+if [ ! -e .venv/.ready ] || [ pyproject.toml -nt .venv/.ready ]; then
+    echo "Setting up .venv; this takes a few minutes the first time." >&2
+    base=""
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.10 python3 python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            base=$candidate
+            break
+        fi
+    done
+    if [ -z "$base" ]; then
+        echo "ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with PYTHON=/path/to/python." >&2
+        exit 2
+    fi
+    [ -x "$python" ] || "$base" -m venv .venv
+    "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2
+    "$python" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
+    touch .venv/.ready
+fi
+[ $# -gt 0 ] || set -- demo
+exec "$python" -m ddpm_core "$@"

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Sets up private environments and runs the checks and tests. --long adds the tests that take minutes; other arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+./standalone.sh --version >/dev/null
+python=.venv/bin/python
+if [ ! -e .venv/.tests-ready ] || [ pyproject.toml -nt .venv/.tests-ready ]; then
+    echo "Installing the test packages into .venv." >&2
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'diffusers>=0.30' 'scipy>=1.11' 'selenium>=4.20' 'ruff>=0.6' 'mypy>=1.11'
+    touch .venv/.tests-ready
+fi
+for generation in 3 4; do
+    environment=.venv-gradio$generation
+    list=tests/requirements-gradio$generation.txt
+    if [ ! -e "$environment/.ready" ] || [ "$list" -nt "$environment/.ready" ]; then
+        echo "Setting up $environment for the tab's tests." >&2
+        [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+        touch "$environment/.ready"
+    fi
+done
+"$python" -m ruff check .
+"$python" -m mypy
+if [ "${1:-}" = "--long" ]; then
+    shift
+    exec "$python" -m pytest -q -m 'long or not long' "$@"
+fi
+exec "$python" -m pytest -q "$@"

@@ -1,0 +1,93 @@
+"""Shared parts of the tests. Nothing here needs a host, a network or a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "tests" / "data"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def portraits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled portraits, unpacked: an output folder as the WebUI leaves it."""
+    folder = tmp_path_factory.mktemp("portraits")
+    with zipfile.ZipFile(ROOT / "ddpm_core" / "assets" / "portraits.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ghosts() -> dict[str, str]:
+    """Which of the bundled portraits are ghosts, and their kind."""
+    lines = (DATA / "ghosts.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+@pytest.fixture(scope="session")
+def few(portraits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty good portraits in a folder of their own."""
+    target = tmp_path_factory.mktemp("few")
+    bad = {line.split("\t")[0] for line in (DATA / "ghosts.tsv").read_text(encoding="utf-8").splitlines()}
+    good = [p for p in sorted((portraits / "txt2img-images").glob("*/*")) if str(p.relative_to(portraits)) not in bad]
+    for path in good[:60]:
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[CommandLine]:
+    yield CommandLine(tmp_path / "ws")
+
+
+class CommandLine:
+    """``python -m ddpm_core`` as a subprocess on a workspace of its own."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+
+    def start(self, *arguments: object, **options: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "ddpm_core", "--workspace", str(self.workspace), *map(str, arguments)]
+        return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+
+    def run(self, *arguments: object, code: int = 0) -> dict[str, object]:
+        """Run with --json; the last line of stdout. Fails unless the exit status is ``code``; no traceback is ever shown."""
+        import json
+
+        process = self.start(*arguments, "--json")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, err
+        assert "Traceback" not in err, err
+        answer = json.loads(out.strip().splitlines()[-1])
+        assert isinstance(answer, dict)
+        if code == 2:
+            assert err.count("ddpm: ") == 1, err
+        return answer
+
+
+def random_pictures(folder: Path, count: int, side: int = 48, seed: int = 0) -> Path:
+    """Smooth random pictures that pass the checks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:05d}-{i}.png")
+    return folder
+
+
+def tiny_training_images(count: int = 24, side: int = 16, seed: int = 0) -> torch.Tensor:
+    """uint8 (N, 3, side, side), smooth."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((count, 3, 4, 4), generator=generator)
+    return (torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear") * 255).to(torch.uint8)
