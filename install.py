@@ -15,7 +15,7 @@ def version(name):
 
 
 def problems():
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - a host may run anything
         yield f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.10 is needed"
     for name, lowest in NEEDED.items():
         found = version(name)

@@ -21,6 +21,7 @@ for generation in 3 4; do
     fi
 done
 "$python" -m ruff check .
+"$python" -m ruff format --check --quiet .
 "$python" -m mypy
 if [ "${1:-}" = "--long" ]; then
     shift

@@ -56,7 +56,9 @@ def get_status(service: Service, values: dict[str, Any]) -> Any:
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
-    return service.items(_text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60))
+    return service.items(
+        _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60)
+    )
 
 
 def get_thumb(service: Service, values: dict[str, Any]) -> Response:
@@ -66,7 +68,9 @@ def get_thumb(service: Service, values: dict[str, Any]) -> Response:
     crop = values.get("crop", "center")
     if crop not in ("center", "top", "pad"):
         raise UserError("The crop is center, top or pad.")
-    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), (size, size) if size else None, crop)
+    data = service.workspace.thumbnail(
+        _text(values, "dataset"), _number(values, "id"), (size, size) if size else None, crop
+    )
     return Response(data, media_type="image/png", headers=_FOREVER)
 
 
@@ -96,7 +100,11 @@ def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
 
 def post_decide(service: Service, values: dict[str, Any]) -> Any:
     ids = values.get("ids")
-    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**53 for i in ids) or len(ids) > 10_000:
+    if (
+        not isinstance(ids, list)
+        or not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**53 for i in ids)
+        or len(ids) > 10_000
+    ):
         raise UserError("The request lacks a list of item ids.")
     dataset, action = _text(values, "dataset"), _text(values, "action")
     if action not in ("keep", "reject"):
@@ -120,17 +128,29 @@ def post_resume(service: Service, values: dict[str, Any]) -> Any:
     return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
 
 
-GETS: dict[str, Handler] = {"status": get_status, "items": get_items, "thumb": get_thumb, "curves": get_curves, "preview": get_preview,
-                            "emerging": get_emerging, "animation": get_animation, "neighbours": get_neighbours}
+GETS: dict[str, Handler] = {
+    "status": get_status,
+    "items": get_items,
+    "thumb": get_thumb,
+    "curves": get_curves,
+    "preview": get_preview,
+    "emerging": get_emerging,
+    "animation": get_animation,
+    "neighbours": get_neighbours,
+}
 POSTS: dict[str, Handler] = {"decide": post_decide, "undo": post_undo, "stop": post_stop, "resume": post_resume}
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Register the page's routes; every one refuses whom the host does not allow."""
     for name, handler in GETS.items():
-        app.add_api_route(f"{PREFIX}/{name}", _endpoint(service, handler, changes=False), methods=["GET"], include_in_schema=False)
+        app.add_api_route(
+            f"{PREFIX}/{name}", _endpoint(service, handler, changes=False), methods=["GET"], include_in_schema=False
+        )
     for name, handler in POSTS.items():
-        app.add_api_route(f"{PREFIX}/{name}", _endpoint(service, handler, changes=True), methods=["POST"], include_in_schema=False)
+        app.add_api_route(
+            f"{PREFIX}/{name}", _endpoint(service, handler, changes=True), methods=["POST"], include_in_schema=False
+        )
 
 
 def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Request], Awaitable[Response]]:

@@ -11,7 +11,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
@@ -52,7 +51,11 @@ class Screen:
             parts.append(f"[{'#' * filled}{'.' * (24 - filled)}] {done}/{total}" if self.live else f"{done}/{total}")
         elif done:
             parts.append(f"{done}")
-        for key, form in (("loss", "loss {:.4f}"), ("heldout_loss", "held-out {:.4f}"), ("images_per_second", "{:.1f} images/s")):
+        for key, form in (
+            ("loss", "loss {:.4f}"),
+            ("heldout_loss", "held-out {:.4f}"),
+            ("images_per_second", "{:.1f} images/s"),
+        ):
             if values.get(key) is not None:
                 parts.append(form.format(values[key]))
         if values.get("seconds_left") is not None:
@@ -84,10 +87,17 @@ def duration(seconds: float) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     common = _Parser(add_help=False)
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line")
-    common.add_argument("--workspace", metavar="DIR", default=argparse.SUPPRESS, help="where everything lives (or DDPM_WORKSPACE)")
-    parser = _Parser(prog="ddpm_core", parents=[common],
-                     description="Train your own diffusion model on the pictures you generate, and generate with it.")
+    common.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line"
+    )
+    common.add_argument(
+        "--workspace", metavar="DIR", default=argparse.SUPPRESS, help="where everything lives (or DDPM_WORKSPACE)"
+    )
+    parser = _Parser(
+        prog="ddpm_core",
+        parents=[common],
+        description="Train your own diffusion model on the pictures you generate, and generate with it.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -105,7 +115,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("harvest", "Collect the images of folders into a dataset.")
     p.add_argument("--dataset", required=True, metavar="NAME")
-    p.add_argument("--keep-size", type=int, default=256, metavar="PX", help="short side of the copies kept (default 256)")
+    p.add_argument(
+        "--keep-size", type=int, default=256, metavar="PX", help="short side of the copies kept (default 256)"
+    )
     p.add_argument("folders", nargs="+", metavar="FOLDER")
 
     actions = group("dataset", "Look at datasets and decide what they hold.")
@@ -120,8 +132,11 @@ def build_parser() -> argparse.ArgumentParser:
         p.add_argument("ids", nargs="+", type=int, metavar="ID")
         if name == "reject":
             p.add_argument("--reason", default="user")
-    for name, text in (("undo", "Take the last keep or reject back."), ("delete", "Move a dataset to the trash."),
-                       ("restore", "Bring a dataset back from the trash.")):
+    for name, text in (
+        ("undo", "Take the last keep or reject back."),
+        ("delete", "Move a dataset to the trash."),
+        ("restore", "Bring a dataset back from the trash."),
+    ):
         command(name, text, actions).add_argument("name")
     p = command("export", "Copy the kept pictures and their prompts into a folder.", actions)
     p.add_argument("name")
@@ -155,7 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", choices=("ema", "raw"), default="ema")
     p.add_argument("--spacing", choices=("trailing", "leading", "linspace"), default="trailing")
     p.add_argument("--no-clip", action="store_true", help="do not clip the predicted image")
-    p.add_argument("--dynamic-threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile, for example 0.995")
+    p.add_argument(
+        "--dynamic-threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile, for example 0.995"
+    )
 
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")
@@ -171,8 +188,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     actions = group("models", "Look at models.")
     command("list", "List the models.", actions)
-    for name, text in (("show", "Show a model's configuration."), ("delete", "Move a model and its run to the trash."),
-                       ("restore", "Bring a model back from the trash.")):
+    for name, text in (
+        ("show", "Show a model's configuration."),
+        ("delete", "Move a model and its run to the trash."),
+        ("restore", "Bring a model back from the trash."),
+    ):
         command(name, text, actions).add_argument("name")
 
     p = command("serve", "Serve the tab as a local web page.")

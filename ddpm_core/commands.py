@@ -41,7 +41,9 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
     def progress(done: int, total: int, text: str) -> None:
         screen.report({"done": done, "total": total, "text": text})
 
-    result = workspace.harvest(a.dataset, [Path(f) for f in a.folders], keep_size=a.keep_size, stop=stop, progress=progress)
+    result = workspace.harvest(
+        a.dataset, [Path(f) for f in a.folders], keep_size=a.keep_size, stop=stop, progress=progress
+    )
     if not result.found:
         screen.say("No image was found in " + ", ".join(a.folders) + ".")
     return {**result.to_json(), "dataset": a.dataset, "counts": workspace.store(a.dataset).counts()}
@@ -53,8 +55,22 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
         return {"datasets": [{"name": name, **workspace.store(name).counts()} for name in workspace.dataset_names()]}
     if a.action == "show":
         items = workspace.show_dataset(a.name, status=a.status, suspects=a.suspects)
-        keys = ("id", "source", "status", "reason", "message", "suspicion", "prompt", "negative_prompt", "twin_group", "decided_by")
-        return {"items": [{key: item[key] for key in keys} for item in items], "counts": workspace.store(a.name).counts()}
+        keys = (
+            "id",
+            "source",
+            "status",
+            "reason",
+            "message",
+            "suspicion",
+            "prompt",
+            "negative_prompt",
+            "twin_group",
+            "decided_by",
+        )
+        return {
+            "items": [{key: item[key] for key in keys} for item in items],
+            "counts": workspace.store(a.name).counts(),
+        }
     if a.action == "keep":
         return {"changed": workspace.keep(a.name, a.ids)}
     if a.action == "reject":
@@ -77,16 +93,36 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
             raise UserError(f"--set needs KEY=VALUE; got {pair!r}.")
         settings[key.strip()] = value.strip()
     request = TrainRequest(
-        model=a.model, dataset=a.dataset, preset=a.preset, size=a.size, crop=a.crop, steps=a.steps, minutes=a.minutes,
-        batch_size=a.batch_size, learning_rate=a.lr, precision=a.precision, seed=a.seed, checkpoint_every=a.checkpoint_every,
-        resume=a.resume, init_from=a.init_from, settings=settings)
+        model=a.model,
+        dataset=a.dataset,
+        preset=a.preset,
+        size=a.size,
+        crop=a.crop,
+        steps=a.steps,
+        minutes=a.minutes,
+        batch_size=a.batch_size,
+        learning_rate=a.lr,
+        precision=a.precision,
+        seed=a.seed,
+        checkpoint_every=a.checkpoint_every,
+        resume=a.resume,
+        init_from=a.init_from,
+        settings=settings,
+    )
     return operations.train(open_workspace(a), request, make_context(a, stop, screen))
 
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     settings = SampleSettings(a.sampler, a.steps, a.eta, a.seed, a.spacing, not a.no_clip, a.dynamic_threshold)
-    found = operations.sample(open_workspace(a), a.model, a.count, settings, make_context(a, stop, screen), batch_size=a.batch_size,
-                              weights=a.weights)
+    found = operations.sample(
+        open_workspace(a),
+        a.model,
+        a.count,
+        settings,
+        make_context(a, stop, screen),
+        batch_size=a.batch_size,
+        weights=a.weights,
+    )
     files, grid = write_samples(found, Path(a.out))
     return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
 
@@ -105,14 +141,22 @@ def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str 
         grid = out / "grid.png"
         save_png(operations.make_grid(found.images), grid, found.texts[0])
     except OSError as error:
-        raise UserError(f"The pictures could not be written to {out} ({error.strerror or error}); make room or choose another folder.") from None
+        raise UserError(
+            f"The pictures could not be written to {out} ({error.strerror or error}); make room or choose another folder."
+        ) from None
     return files, str(grid)
 
 
 def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     return operations.evaluate(
-        open_workspace(a), a.dataset, make_context(a, stop, screen), model=a.model, images=Path(a.images) if a.images else None,
-        count=a.count, settings=SampleSettings(a.sampler, a.steps, seed=a.seed))
+        open_workspace(a),
+        a.dataset,
+        make_context(a, stop, screen),
+        model=a.model,
+        images=Path(a.images) if a.images else None,
+        count=a.count,
+        settings=SampleSettings(a.sampler, a.steps, seed=a.seed),
+    )
 
 
 def run_export(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

@@ -34,7 +34,9 @@ def unpack(target: Path) -> Path:
                 archive.extractall(target)
             done.write_text("")
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"The bundled portraits could not be unpacked to {target} ({error}); make room or install again.") from None
+            raise UserError(
+                f"The bundled portraits could not be unpacked to {target} ({error}); make room or install again."
+            ) from None
     return target
 
 
@@ -48,7 +50,9 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
     harvested = workspace.harvest(NAME, [images], stop=stop, progress=context.progress)
     result["harvest"] = harvested.to_json()
     counts = workspace.store(NAME).counts()
-    screen.say(f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}.")
+    screen.say(
+        f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}."
+    )
     known = NAME in workspace.model_names()
     minutes = a.minutes if a.minutes is not None else MINUTES
     if known and a.minutes is None:
@@ -56,21 +60,34 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
     else:
         preset = default_preset(context.device.type).name
         screen.say(f"2/4  Training {preset} on {context.device}, at most {minutes:g} minutes.")
-        request = TrainRequest(model=NAME, dataset=NAME, preset=None if known else preset, minutes=minutes, resume=known)
+        request = TrainRequest(
+            model=NAME, dataset=NAME, preset=None if known else preset, minutes=minutes, resume=known
+        )
         result["train"] = operations.train(workspace, request, context)
     if not stop.is_set():
         screen.say(f"3/4  Sampling {GRID} portraits that no one drew.")
         found = operations.sample(workspace, NAME, GRID, SampleSettings(seed=0), context)
         files, grid = commands.write_samples(found, workspace.root / "demo")
-        result["sample"] = {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
+        result["sample"] = {
+            "files": files,
+            "grid": grid,
+            "seconds": round(found.seconds, 3),
+            "evaluations": found.evaluations,
+        }
         if not stop.is_set():
             screen.say("4/4  Comparing them with the real ones.")
-            result["evaluate"] = operations.evaluate(workspace, NAME, context, model=NAME, count=EVALUATED, settings=SampleSettings(seed=10_000))
+            result["evaluate"] = operations.evaluate(
+                workspace, NAME, context, model=NAME, count=EVALUATED, settings=SampleSettings(seed=10_000)
+            )
             e = result["evaluate"]
-            screen.say(f"     KID {e['kid']:.3f} ({e['kid_low']:.3f} to {e['kid_high']:.3f}; real against real {e['floor']:.3f}), "
-                       f"{100 * e['memorised']:.1f} % copied.")
-        screen.say(f"\nThe grid:       {grid}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"
-                   f"The model:      {workspace.model_path(NAME)}\nEverything:     {workspace.root}")
+            screen.say(
+                f"     KID {e['kid']:.3f} ({e['kid_low']:.3f} to {e['kid_high']:.3f}; real against real {e['floor']:.3f}), "
+                f"{100 * e['memorised']:.1f} % copied."
+            )
+        screen.say(
+            f"\nThe grid:       {grid}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"
+            f"The model:      {workspace.model_path(NAME)}\nEverything:     {workspace.root}"
+        )
     result["seconds"] = round(time.monotonic() - began, 1)
     if a.headless or stop.is_set():
         return result

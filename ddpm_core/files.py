@@ -28,8 +28,10 @@ def replace_with(target: Path, write: Any) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
-                        "permissions. What was saved before is intact.") from error
+        raise UserError(
+            f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
+            "permissions. What was saved before is intact."
+        ) from error
 
 
 def _plain(error: Exception) -> str:
@@ -72,7 +74,9 @@ class FolderLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
         except OSError as error:
-            raise UserError(f"{self.path.parent} cannot be written ({error.strerror}); check the permissions.") from None
+            raise UserError(
+                f"{self.path.parent} cannot be written ({error.strerror}); check the permissions."
+            ) from None
         try:
             if os.name == "nt":
                 import msvcrt

@@ -56,10 +56,21 @@ class Job:
         left = progress.get("seconds_left")
         if left is None and self.state == "running" and done and total:
             left = elapsed / done * (total - done)
-        return {"id": self.id, "kind": self.kind, "title": self.title, "lane": self.lane, "state": self.state, "progress": progress,
-                "fraction": min(1.0, done / total) if total else 0.0, "elapsed": round(elapsed, 1),
-                "seconds_left": None if left is None else round(left, 1), "messages": self.messages, "result": self.result,
-                "error": self.error, "stopping": self.stop.is_set() and self.state == "running"}
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "title": self.title,
+            "lane": self.lane,
+            "state": self.state,
+            "progress": progress,
+            "fraction": min(1.0, done / total) if total else 0.0,
+            "elapsed": round(elapsed, 1),
+            "seconds_left": None if left is None else round(left, 1),
+            "messages": self.messages,
+            "result": self.result,
+            "error": self.error,
+            "stopping": self.stop.is_set() and self.state == "running",
+        }
 
     def run(self) -> None:
         if self.stop.is_set():
@@ -99,7 +110,9 @@ class Jobs:
             if self._closed:
                 raise UserError("The server is stopping.")
             if lane == TRAINING:
-                busy = next((j for j in self._jobs.values() if j.lane == TRAINING and j.state in ("queued", "running")), None)
+                busy = next(
+                    (j for j in self._jobs.values() if j.lane == TRAINING and j.state in ("queued", "running")), None
+                )
                 if busy is not None:
                     raise UserError(f"{busy.title} is still running; stop it first or wait for its end.")
             job = Job(next(self._numbers), kind, title, lane, work)
@@ -107,7 +120,9 @@ class Jobs:
             for old in [j for j in self._jobs.values() if j.finished.is_set()][:-_REMEMBERED]:
                 del self._jobs[old.id]
             if lane not in self._threads:
-                self._threads[lane] = threading.Thread(target=self._serve, args=(lane,), name=f"ddpm-{lane}", daemon=True)
+                self._threads[lane] = threading.Thread(
+                    target=self._serve, args=(lane,), name=f"ddpm-{lane}", daemon=True
+                )
                 self._threads[lane].start()
         self._queues[lane].put(job)
         return job

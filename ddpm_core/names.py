@@ -18,7 +18,13 @@ def check_name(name: str, what: str) -> str:
         raise UserError(f"The {what} needs a name.")
     if len(name.encode("utf-8")) > _MOST:
         raise UserError(f"The {what}'s name is too long; use at most {_MOST} bytes.")
-    if not re.fullmatch(r"[\w][\w .\-]*", name) or name.endswith(".") or name.split(".")[0].strip().lower() in _RESERVED:
-        raise UserError(f"{name!r} cannot be the name of a {what}; use letters, digits, spaces, dots, _ and -, beginning with a "
-                        "letter or digit.")
+    if (
+        not re.fullmatch(r"[\w][\w .\-]*", name)
+        or name.endswith(".")
+        or name.split(".")[0].strip().lower() in _RESERVED
+    ):
+        raise UserError(
+            f"{name!r} cannot be the name of a {what}; use letters, digits, spaces, dots, _ and -, beginning with a "
+            "letter or digit."
+        )
     return name

@@ -61,8 +61,10 @@ class Service:
             elif self.host.folders_may_be_typed():
                 chosen.append(Path(folder))
             else:
-                raise UserError(f"The folder {folder} is not one of the WebUI's output folders; typed folders are accepted only at the "
-                                "machine itself.")
+                raise UserError(
+                    f"The folder {folder} is not one of the WebUI's output folders; typed folders are accepted only at the "
+                    "machine itself."
+                )
         if not chosen:
             raise UserError("Choose or type at least one folder.")
 
@@ -95,14 +97,21 @@ class Service:
                 job.artifacts["emerging"] = (done, seen)
                 frames.append(seen[:_ANIMATED_MOST])
 
-            found = operations.sample(self.workspace, model, count, settings, self._context(job), weights=weights, emerging=emerging)
+            found = operations.sample(
+                self.workspace, model, count, settings, self._context(job), weights=weights, emerging=emerging
+            )
             results = []
             for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
                 image = operations.to_image(pixels)
                 results.append(Result(image, text, self.host.save_image(image, text, seed, number)))
             job.artifacts["results"] = results
             job.artifacts["frames"] = frames[: found.evaluations]
-            return {"count": len(results), "seconds": round(found.seconds, 2), "evaluations": found.evaluations, "model": model}
+            return {
+                "count": len(results),
+                "seconds": round(found.seconds, 2),
+                "evaluations": found.evaluations,
+                "model": model,
+            }
 
         return self.jobs.start("sample", f"Generating with {model}", work)
 
@@ -131,7 +140,11 @@ class Service:
         running = self.jobs.latest("train")
         busy = {running.artifacts.get("model")} if running and not running.finished.is_set() else set()
         return {
-            "jobs": {kind: job.to_json() for kind in ("harvest", "train", "sample", "evaluate") if (job := self.jobs.latest(kind))},
+            "jobs": {
+                kind: job.to_json()
+                for kind in ("harvest", "train", "sample", "evaluate")
+                if (job := self.jobs.latest(kind))
+            },
             "datasets": self.workspace.dataset_names(),
             "models": self.workspace.model_names(),
             "unfinished": [run for run in self.workspace.unfinished_runs() if run["name"] not in busy],
@@ -153,11 +166,32 @@ class Service:
             items = store.items(status="kept", twins=True, **options)
         else:
             items = store.items(status=None if view == "all" else view, **options)
-        total = {"unusual": counts["kept"], "kept": counts["kept"], "all": counts["items"],
-                 "rejected": sum(counts["rejected"].values()), "twins": store.twin_count()}[view]
-        shown = ("id", "status", "reason", "message", "suspicion", "twin_group", "prompt", "negative_prompt", "width", "height", "has_copy")
-        return {"items": [{**{key: item[key] for key in shown}, "file": Path(item["source"]).name} for item in items],
-                "total": total, "page": page, "counts": counts}
+        total = {
+            "unusual": counts["kept"],
+            "kept": counts["kept"],
+            "all": counts["items"],
+            "rejected": sum(counts["rejected"].values()),
+            "twins": store.twin_count(),
+        }[view]
+        shown = (
+            "id",
+            "status",
+            "reason",
+            "message",
+            "suspicion",
+            "twin_group",
+            "prompt",
+            "negative_prompt",
+            "width",
+            "height",
+            "has_copy",
+        )
+        return {
+            "items": [{**{key: item[key] for key in shown}, "file": Path(item["source"]).name} for item in items],
+            "total": total,
+            "page": page,
+            "counts": counts,
+        }
 
     def curves(self, model: str) -> dict[str, Any]:
         """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
@@ -168,13 +202,15 @@ class Service:
         watched = [line for line in lines if line.get("kind") == "heldout"]
         previews = sorted((folder / "previews").glob("step-*.png")) if (folder / "previews").is_dir() else []
         steps = [int(match[1]) for path in previews if (match := re.match(r"step-(\d+)$", path.stem))]
-        return {"model": model,
-                "train": [[line["step"], line["loss"]] for line in train[stride - 1::stride]],
-                "heldout": [[line["step"], line["heldout_loss"]] for line in watched if "heldout_loss" in line],
-                "seen": [[line["step"], line["seen_loss"]] for line in watched if "seen_loss" in line],
-                "bands": watched[-1] if watched else None,
-                "notes": [line.get("text", "") for line in lines if line.get("kind") == "note"][-5:],
-                "previews": steps}
+        return {
+            "model": model,
+            "train": [[line["step"], line["loss"]] for line in train[stride - 1 :: stride]],
+            "heldout": [[line["step"], line["heldout_loss"]] for line in watched if "heldout_loss" in line],
+            "seen": [[line["step"], line["seen_loss"]] for line in watched if "seen_loss" in line],
+            "bands": watched[-1] if watched else None,
+            "notes": [line.get("text", "") for line in lines if line.get("kind") == "note"][-5:],
+            "previews": steps,
+        }
 
     def preview_path(self, model: str, step: int) -> Path:
         path = self.workspace.run_folder(model) / "previews" / f"step-{step:09d}.png"
@@ -200,7 +236,9 @@ class Service:
         pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in chosen]
         out = io.BytesIO()
         durations = [max(40, 2500 // len(pictures))] * (len(pictures) - 1) + [2000]
-        pictures[0].save(out, format="WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=85)
+        pictures[0].save(
+            out, format="WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=85
+        )
         return out.getvalue()
 
     def estimate(self, request: TrainRequest) -> dict[str, Any]:
@@ -212,9 +250,15 @@ class Service:
         with self.host.gpu_slice():
             measured = estimate(config, self.host.device())
         minutes = request.minutes if request.minutes is not None else steps * measured.seconds_per_step / 60
-        return {"minutes": minutes, "megabytes": measured.megabytes, "parameters": measured.parameters,
-                "seconds_per_step": measured.seconds_per_step, "steps": steps, "images": count,
-                "warnings": operations.expectations(count) if count else []}
+        return {
+            "minutes": minutes,
+            "megabytes": measured.megabytes,
+            "parameters": measured.parameters,
+            "seconds_per_step": measured.seconds_per_step,
+            "steps": steps,
+            "images": count,
+            "warnings": operations.expectations(count) if count else [],
+        }
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

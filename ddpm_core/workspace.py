@@ -1,6 +1,6 @@
 """Where everything lives, and what can be done with it besides training and sampling: names, lists, trash.
 
-    datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
+datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class Workspace:
             for folder in (self.root / "datasets", self.root / "runs", self.root / "trash", self.models_folder):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
-                            "DDPM_WORKSPACE.") from None
+            raise UserError(
+                f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
+                "DDPM_WORKSPACE."
+            ) from None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
 
@@ -54,14 +56,23 @@ class Workspace:
         folder = self.root / "datasets" / name
         if not create and not (folder / "dataset.sqlite").exists():
             known = ", ".join(self.dataset_names())
-            raise UserError(f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first."))
+            raise UserError(
+                f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
+            )
         with self._guard:
             if name not in self._stores:
                 self._stores[name] = Store(folder)
             return self._stores[name]
 
-    def harvest(self, dataset: str, folders: list[Path], *, keep_size: int = KEEP_SIZE, stop: threading.Event | None = None,
-                progress: Progress = lambda done, total, text: None) -> HarvestResult:
+    def harvest(
+        self,
+        dataset: str,
+        folders: list[Path],
+        *,
+        keep_size: int = KEEP_SIZE,
+        stop: threading.Event | None = None,
+        progress: Progress = lambda done, total, text: None,
+    ) -> HarvestResult:
         """Add the pictures of folders to a dataset, which is made if need be."""
         if not folders:
             raise UserError("Give at least one folder to harvest.")
@@ -69,11 +80,18 @@ class Workspace:
             raise UserError(f"The size of the copies must be between 16 and 4096 pixels; got {keep_size}.")
         for folder in folders:
             check_folder(folder)
-        return harvest(self.store(dataset, create=True), folders, keep_size=keep_size, avoid=[self.root, self.models_folder],
-                       stop=stop, progress=progress)
+        return harvest(
+            self.store(dataset, create=True),
+            folders,
+            keep_size=keep_size,
+            avoid=[self.root, self.models_folder],
+            stop=stop,
+            progress=progress,
+        )
 
-    def show_dataset(self, name: str, *, status: str | None = None, suspects: bool = False, offset: int = 0,
-                     limit: int | None = None) -> list[dict[str, Any]]:
+    def show_dataset(
+        self, name: str, *, status: str | None = None, suspects: bool = False, offset: int = 0, limit: int | None = None
+    ) -> list[dict[str, Any]]:
         """Items of a dataset; ``suspects`` lists the kept ones, most unusual first."""
         if status not in (None, KEPT, REJECTED):
             raise UserError(f"There is no status {status!r}; choose kept or rejected.")
@@ -104,7 +122,9 @@ class Workspace:
                     out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
                 files.append(str(out))
         except OSError as error:
-            raise UserError(f"The pictures could not be written to {target} ({error.strerror}); make room or choose another folder.") from None
+            raise UserError(
+                f"The pictures could not be written to {target} ({error.strerror}); make room or choose another folder."
+            ) from None
         return files
 
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
@@ -150,8 +170,15 @@ class Workspace:
             except UserError:
                 continue
             if info.get("state") != "finished" and info["step"] < info.get("steps", 0):
-                found.append({"name": name, "step": info["step"], "steps": info["steps"], "dataset": info.get("dataset"),
-                              "state": info.get("state")})
+                found.append(
+                    {
+                        "name": name,
+                        "step": info["step"],
+                        "steps": info["steps"],
+                        "dataset": info.get("dataset"),
+                        "state": info.get("state"),
+                    }
+                )
         return found
 
     def model_names(self) -> list[str]:
@@ -180,8 +207,13 @@ class Workspace:
     def show_model(self, name: str) -> dict[str, Any]:
         path = self.model_path(name)
         config, info = model_file.read_config(path)
-        return {"name": path.stem, "bytes": path.stat().st_size, "size": list(config.unet.image_size), "config": config.to_json(),
-                "info": info}
+        return {
+            "name": path.stem,
+            "bytes": path.stat().st_size,
+            "size": list(config.unet.image_size),
+            "config": config.to_json(),
+            "info": info,
+        }
 
     def model_config(self, name: str) -> ModelConfig:
         return model_file.read_config(self.model_path(name))[0]
@@ -216,7 +248,11 @@ class Workspace:
         return [self.models_folder / f"{name}.safetensors", self.models_folder / f"{name}.preview.png"]
 
     def _to_trash(self, kind: str, name: str, paths: list[Path]) -> None:
-        place = self.root / "trash" / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        place = (
+            self.root
+            / "trash"
+            / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+        )
         place.mkdir(parents=True)
         record = {"kind": kind, "name": name, "when": time.time(), "paths": [str(path) for path in paths]}
         (place / "trash.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
@@ -224,7 +260,9 @@ class Workspace:
             for number, path in enumerate(paths):
                 shutil.move(str(path), str(place / f"{number}"))
         except OSError as error:
-            raise UserError(f"{name} could not be moved to the trash ({error.strerror}); close what uses it and try again.") from None
+            raise UserError(
+                f"{name} could not be moved to the trash ({error.strerror}); close what uses it and try again."
+            ) from None
 
     def trash(self) -> list[dict[str, Any]]:
         """What lies in the trash, newest first."""
@@ -243,7 +281,9 @@ class Workspace:
             targets = [Path(path) for path in record["paths"]]
             taken = next((path for path in targets if path.exists()), None)
             if taken is not None:
-                raise UserError(f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first.")
+                raise UserError(
+                    f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first."
+                )
             place = self.root / "trash" / record["place"]
             for number, target in enumerate(targets):
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,15 +21,48 @@ from ddpm_core.model.loss import loss_per_image, timestep_weights
 from ddpm_core.model.unet import UNet
 
 ARCHITECTURES = {
-    "one level": UNetConfig((8, 8), block_out_channels=(8,), attention_levels=(True,), layers_per_block=1, attention_head_dim=8, norm_num_groups=4),
-    "three levels": UNetConfig((16, 16), block_out_channels=(8, 16, 32), attention_levels=(False, True, True), layers_per_block=2,
-                               attention_head_dim=8, norm_num_groups=4),
-    "no attention": UNetConfig((16, 16), block_out_channels=(8, 16), attention_levels=(False, False), layers_per_block=1,
-                               attention_head_dim=16, norm_num_groups=8),
-    "not square": UNetConfig((16, 24), block_out_channels=(8, 16, 16), attention_levels=(False, False, True), layers_per_block=1,
-                             attention_head_dim=4, norm_num_groups=2),
-    "grey": UNetConfig((16, 16), in_channels=1, out_channels=1, block_out_channels=(8, 16), attention_levels=(False, True),
-                       layers_per_block=3, attention_head_dim=8, norm_num_groups=4),
+    "one level": UNetConfig(
+        (8, 8),
+        block_out_channels=(8,),
+        attention_levels=(True,),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ),
+    "three levels": UNetConfig(
+        (16, 16),
+        block_out_channels=(8, 16, 32),
+        attention_levels=(False, True, True),
+        layers_per_block=2,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ),
+    "no attention": UNetConfig(
+        (16, 16),
+        block_out_channels=(8, 16),
+        attention_levels=(False, False),
+        layers_per_block=1,
+        attention_head_dim=16,
+        norm_num_groups=8,
+    ),
+    "not square": UNetConfig(
+        (16, 24),
+        block_out_channels=(8, 16, 16),
+        attention_levels=(False, False, True),
+        layers_per_block=1,
+        attention_head_dim=4,
+        norm_num_groups=2,
+    ),
+    "grey": UNetConfig(
+        (16, 16),
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        attention_levels=(False, True),
+        layers_per_block=3,
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ),
 }
 
 
@@ -90,8 +123,15 @@ def test_bf16_is_near_fp32() -> None:
 
 
 def test_dropout_only_with_a_generator_and_from_it_alone() -> None:
-    config = UNetConfig((8, 8), block_out_channels=(8,), attention_levels=(False,), layers_per_block=1, attention_head_dim=8,
-                        norm_num_groups=4, dropout=0.5)
+    config = UNetConfig(
+        (8, 8),
+        block_out_channels=(8,),
+        attention_levels=(False,),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        dropout=0.5,
+    )
     net = shaken(config)
     x, t = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(1)), torch.tensor([1, 2])
     with torch.no_grad():
@@ -127,7 +167,9 @@ def test_prediction_conversions_invert(prediction: str, seed: int, alpha_bar: fl
     x0, eps = torch.randn((2, 3, 4, 4), generator=generator), torch.randn((2, 3, 4, 4), generator=generator)
     alpha, sigma = torch.tensor(alpha_bar).sqrt(), torch.tensor(1 - alpha_bar).sqrt()
     x = alpha * x0 + sigma * eps
-    back_x0, back_eps = to_x0_and_epsilon(prediction, from_x0_and_epsilon(prediction, x0, eps, alpha, sigma), x, alpha, sigma)
+    back_x0, back_eps = to_x0_and_epsilon(
+        prediction, from_x0_and_epsilon(prediction, x0, eps, alpha, sigma), x, alpha, sigma
+    )
     assert torch.allclose(back_x0, x0, atol=1e-4)
     assert torch.allclose(back_eps, eps, atol=1e-4)
 
@@ -136,7 +178,9 @@ def test_prediction_conversions_invert(prediction: str, seed: int, alpha_bar: fl
 def test_forward_process_and_target_equal_diffusers(prediction: str) -> None:
     config = DiffusionConfig("cosine", prediction=prediction)
     ours = Diffusion(config)
-    theirs = DDPMScheduler(**{k: v for k, v in scheduler_config(ModelConfig(diffusion=config)).items() if not k.startswith("_")})
+    theirs = DDPMScheduler(
+        **{k: v for k, v in scheduler_config(ModelConfig(diffusion=config)).items() if not k.startswith("_")}
+    )
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn((5, 3, 4, 4), generator=generator), torch.randn((5, 3, 4, 4), generator=generator)
     t = torch.tensor([0, 1, 400, 998, 999])
@@ -163,7 +207,11 @@ def test_min_snr_weighs_the_image_loss_alike(prediction: str) -> None:
 
 def test_losses_equal_torch() -> None:
     a, b = 3 * torch.randn((4, 3, 8, 8)), torch.randn((4, 3, 8, 8))
-    for kind, function in (("mse", torch.nn.functional.mse_loss), ("l1", torch.nn.functional.l1_loss), ("huber", torch.nn.functional.huber_loss)):
+    for kind, function in (
+        ("mse", torch.nn.functional.mse_loss),
+        ("l1", torch.nn.functional.l1_loss),
+        ("huber", torch.nn.functional.huber_loss),
+    ):
         assert torch.allclose(loss_per_image(kind, a, b).mean(), function(a, b), rtol=1e-5)
 
 
@@ -172,10 +220,16 @@ def test_pixels_survive_the_model_range() -> None:
     assert torch.equal(model_to_uint8(uint8_to_model(every)), every)
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"image_size": (30, 30)}, "multiples of 8"), ({"block_out_channels": (64, 100, 256, 512)}, "norm_num_groups"),
-    ({"attention_head_dim": 48}, "attention_head_dim"), ({"attention_levels": (True,)}, "attention_levels"), ({"dropout": 1.5}, "dropout"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"image_size": (30, 30)}, "multiples of 8"),
+        ({"block_out_channels": (64, 100, 256, 512)}, "norm_num_groups"),
+        ({"attention_head_dim": 48}, "attention_head_dim"),
+        ({"attention_levels": (True,)}, "attention_levels"),
+        ({"dropout": 1.5}, "dropout"),
+    ],
+)
 def test_impossible_architectures_say_why(change: dict[str, object], word: str) -> None:
     with pytest.raises(UserError, match=word):
         UNetConfig(**change)  # type: ignore[arg-type]
@@ -205,19 +259,24 @@ def test_broken_model_files_say_what_is_wrong(tmp_path: Path) -> None:
     small_model(path)
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + length])
+    header = json.loads(data[8 : 8 + length])
 
     def with_header(change: dict[str, object]) -> bytes:
         changed = json.dumps({**header, "__metadata__": {**header["__metadata__"], **change}}).encode()
-        return struct.pack("<Q", len(changed)) + changed + data[8 + length:]
+        return struct.pack("<Q", len(changed)) + changed + data[8 + length :]
 
     description = json.loads(header["__metadata__"]["ddpm"])
     newer = json.dumps({**description, "format": 99})
     other = json.dumps({**description, "config": ModelConfig(ARCHITECTURES["three levels"]).to_json()})
     nan = torch.full((2, 2), float("nan"))
-    for content, word in ((data[: len(data) // 2], "damaged or cut"), (b"", "damaged or cut"), (b"\xff" * 64, "damaged or cut"),
-                          (with_header({"ddpm": newer}), "newer version"), (with_header({"ddpm": "nonsense"}), "damaged"),
-                          (with_header({"ddpm": other}), "smaller|do not fit")):
+    for content, word in (
+        (data[: len(data) // 2], "damaged or cut"),
+        (b"", "damaged or cut"),
+        (b"\xff" * 64, "damaged or cut"),
+        (with_header({"ddpm": newer}), "newer version"),
+        (with_header({"ddpm": "nonsense"}), "damaged"),
+        (with_header({"ddpm": other}), "smaller|do not fit"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=word):
             model_file.load(path)

@@ -25,8 +25,13 @@ from ddpm_core.sampling.samplers import ddim, ddpm, dpmpp_2m, unipc
 from ddpm_core.sampling.spacing import timesteps
 
 SHAPE = (2, 3, 8, 8)
-PROCESSES = [(schedule, prediction, zero) for schedule in ("linear", "cosine", "quadratic", "sigmoid") for prediction in ("epsilon", "v", "x0")
-             for zero in (False, True) if not (zero and prediction == "epsilon")]
+PROCESSES = [
+    (schedule, prediction, zero)
+    for schedule in ("linear", "cosine", "quadratic", "sigmoid")
+    for prediction in ("epsilon", "v", "x0")
+    for zero in (False, True)
+    if not (zero and prediction == "epsilon")
+]
 
 
 def network(x: Tensor, t: Tensor) -> Tensor:
@@ -40,7 +45,9 @@ def their_config(config: DiffusionConfig, **changes: Any) -> dict[str, Any]:
     return {**{k: v for k, v in values.items() if not k.startswith("_")}, **changes}
 
 
-def run_theirs(scheduler: Any, x: Tensor, noises: list[Tensor], monkeypatch: pytest.MonkeyPatch, **step: Any) -> list[Tensor]:
+def run_theirs(
+    scheduler: Any, x: Tensor, noises: list[Tensor], monkeypatch: pytest.MonkeyPatch, **step: Any
+) -> list[Tensor]:
     """Drive a diffusers scheduler with our network; where it draws noise it gets ours."""
     drawn = iter(noises)
     for module in {type(scheduler).__module__}:
@@ -52,11 +59,25 @@ def run_theirs(scheduler: Any, x: Tensor, noises: list[Tensor], monkeypatch: pyt
     return states
 
 
-def run_ours(sampler: Callable[..., Tensor], config: DiffusionConfig, x: Tensor, times: list[int], noises: list[Tensor], clip: bool,
-             **options: Any) -> list[Tensor]:
+def run_ours(
+    sampler: Callable[..., Tensor],
+    config: DiffusionConfig,
+    x: Tensor,
+    times: list[int],
+    noises: list[Tensor],
+    clip: bool,
+    **options: Any,
+) -> list[Tensor]:
     states: list[Tensor] = []
     denoiser = Denoiser(network, Diffusion(config), clip=clip)
-    sampler(denoiser, x, times, noise=lambda i: noises[i], callback=lambda i, state, x0: states.append(state) or False, **options)
+    sampler(
+        denoiser,
+        x,
+        times,
+        noise=lambda i: noises[i],
+        callback=lambda i, state, x0: states.append(state) or False,
+        **options,
+    )
     assert denoiser.calls == len(times)
     return states
 
@@ -65,7 +86,9 @@ def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
     assert len(ours) == len(theirs)
     for i, (a, b) in enumerate(zip(ours, theirs)):
         assert torch.isfinite(a).all()
-        if not torch.isfinite(b).all():  # DDIM with eta 1 from zero SNR: diffusers takes the root of a rounding error below zero
+        if not torch.isfinite(
+            b
+        ).all():  # DDIM with eta 1 from zero SNR: diffusers takes the root of a rounding error below zero
             pytest.skip(f"diffusers itself is not finite at step {i}")
         error = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
         assert error < 1e-4, f"step {i}: {error}"
@@ -79,7 +102,9 @@ def start(seed: int = 0, count: int = 1100) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("schedule, prediction, zero", PROCESSES)
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_ddpm(schedule: str, prediction: str, zero: bool, clip: bool, variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm(
+    schedule: str, prediction: str, zero: bool, clip: bool, variance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = DiffusionConfig(schedule, timesteps=100, prediction=prediction, zero_terminal_snr=zero)
     scheduler = DDPMScheduler(**their_config(config, clip_sample=clip, variance_type=variance))
     scheduler.set_timesteps(100)
@@ -87,53 +112,78 @@ def test_ddpm(schedule: str, prediction: str, zero: bool, clip: bool, variance: 
     times = timesteps("trailing", 100, 100)
     assert times == scheduler.timesteps.tolist()
     # without clipping an untrained network's epsilon or v explodes; compare while the numbers are ordinary
-    close(run_ours(ddpm, config, x, times, noises, clip, variance=variance), run_theirs(scheduler, x, noises, monkeypatch))
+    close(
+        run_ours(ddpm, config, x, times, noises, clip, variance=variance), run_theirs(scheduler, x, noises, monkeypatch)
+    )
 
 
 @pytest.mark.parametrize("schedule, prediction, zero", PROCESSES)
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("spacing, steps", [("trailing", 20), ("leading", 25)])
-def test_ddim(schedule: str, prediction: str, zero: bool, eta: float, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddim(
+    schedule: str, prediction: str, zero: bool, eta: float, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = DiffusionConfig(schedule, prediction=prediction, zero_terminal_snr=zero)
     if schedule == "sigmoid":
         pytest.skip("diffusers' DDIMScheduler has no sigmoid schedule")
-    scheduler = DDIMScheduler(**{k: v for k, v in their_config(config, timestep_spacing=spacing).items() if k != "variance_type"},
-                              set_alpha_to_one=True)
+    scheduler = DDIMScheduler(
+        **{k: v for k, v in their_config(config, timestep_spacing=spacing).items() if k != "variance_type"},
+        set_alpha_to_one=True,
+    )
     scheduler.set_timesteps(steps)
     x, noises = start()
     times = timesteps(spacing, steps, 1000)
     assert times == scheduler.timesteps.tolist()
-    close(run_ours(ddim, config, x, times, noises, True, eta=eta), run_theirs(scheduler, x, noises, monkeypatch, eta=eta))
+    close(
+        run_ours(ddim, config, x, times, noises, True, eta=eta), run_theirs(scheduler, x, noises, monkeypatch, eta=eta)
+    )
 
 
 @pytest.mark.parametrize("schedule, prediction, zero", PROCESSES)
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("steps", [1, 2, 12, 20])
 @pytest.mark.parametrize("kind", ["dpmpp_2m", "unipc"])
-def test_solvers(kind: str, schedule: str, prediction: str, zero: bool, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solvers(
+    kind: str, schedule: str, prediction: str, zero: bool, spacing: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = DiffusionConfig(schedule, prediction=prediction, zero_terminal_snr=zero)
     # static clipping is dynamic thresholding whose largest value is 1
-    options = their_config(config, timestep_spacing=spacing, thresholding=True, sample_max_value=1.0, final_sigmas_type="zero")
+    options = their_config(
+        config, timestep_spacing=spacing, thresholding=True, sample_max_value=1.0, final_sigmas_type="zero"
+    )
     if schedule == "sigmoid":
         pytest.skip("diffusers' solvers have no sigmoid schedule")
     if kind == "dpmpp_2m":
         known = set(inspect.signature(DPMSolverMultistepScheduler.__init__).parameters)
-        scheduler: Any = DPMSolverMultistepScheduler(**{k: v for k, v in options.items() if k in known}, algorithm_type="dpmsolver++",
-                                                     solver_order=2, lower_order_final=True)
+        scheduler: Any = DPMSolverMultistepScheduler(
+            **{k: v for k, v in options.items() if k in known},
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            lower_order_final=True,
+        )
     else:
         known = set(inspect.signature(UniPCMultistepScheduler.__init__).parameters)
-        scheduler = UniPCMultistepScheduler(**{k: v for k, v in options.items() if k in known}, solver_order=2, solver_type="bh2",
-                                            lower_order_final=True)
+        scheduler = UniPCMultistepScheduler(
+            **{k: v for k, v in options.items() if k in known},
+            solver_order=2,
+            solver_type="bh2",
+            lower_order_final=True,
+        )
     scheduler.set_timesteps(steps)
     x, noises = start()
     times = timesteps(spacing, steps, 1000, solver=True)
     assert times == scheduler.timesteps.tolist()
-    close(run_ours(dpmpp_2m if kind == "dpmpp_2m" else unipc, config, x, times, noises, True), run_theirs(scheduler, x, noises, monkeypatch))
+    close(
+        run_ours(dpmpp_2m if kind == "dpmpp_2m" else unipc, config, x, times, noises, True),
+        run_theirs(scheduler, x, noises, monkeypatch),
+    )
 
 
 def test_dynamic_thresholding_equals_diffusers() -> None:
     config = DiffusionConfig("linear", prediction="x0")
-    scheduler = DDPMScheduler(**their_config(config, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9))
+    scheduler = DDPMScheduler(
+        **their_config(config, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9)
+    )
     x0 = 3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     denoiser = Denoiser(lambda x, t: x0, Diffusion(config), dynamic_threshold=0.9)
     assert torch.allclose(denoiser(x0, 10)[0], scheduler._threshold_sample(x0), atol=1e-5)
@@ -155,8 +205,17 @@ def test_timesteps_fall_and_stay_in_range(spacing: str, steps: int, solver: bool
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> model_file.ModelFile:
-    config = ModelConfig(UNetConfig((16, 16), block_out_channels=(8, 16, 32), attention_levels=(False, False, True), layers_per_block=1,
-                                    attention_head_dim=16, norm_num_groups=4), DiffusionConfig("cosine", prediction="v"))
+    config = ModelConfig(
+        UNetConfig(
+            (16, 16),
+            block_out_channels=(8, 16, 32),
+            attention_levels=(False, False, True),
+            layers_per_block=1,
+            attention_head_dim=16,
+            norm_num_groups=4,
+        ),
+        DiffusionConfig("cosine", prediction="v"),
+    )
     net = UNet(config.unet)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -168,7 +227,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> model_file.ModelFile:
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "unipc"])
-def test_export_gives_the_same_picture(name: str, model: model_file.ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_gives_the_same_picture(
+    name: str, model: model_file.ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     to_diffusers(model, tmp_path / "out")
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
     base = pipeline.scheduler.config
@@ -241,13 +302,29 @@ def test_stopping_returns_whole_images_only(model: model_file.ModelFile) -> None
         if done == 7:  # in the middle of the second of three batches
             stop.set()
 
-    images, _ = generate(net, Diffusion(model.config.diffusion), (3, 16, 16), 6, SampleSettings(steps=5), batch_size=2, stop=stop, progress=progress)
+    images, _ = generate(
+        net,
+        Diffusion(model.config.diffusion),
+        (3, 16, 16),
+        6,
+        SampleSettings(steps=5),
+        batch_size=2,
+        stop=stop,
+        progress=progress,
+    )
     assert len(images) == 2
     assert seen == list(range(1, 8))
 
 
-@pytest.mark.parametrize("change, word", [({"sampler": "euler"}, "dpmpp_2m, ddim, unipc, ddpm"), ({"eta": 2.0}, "eta"), ({"seed": -1}, "seed"),
-                                          ({"spacing": "odd"}, "trailing")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"sampler": "euler"}, "dpmpp_2m, ddim, unipc, ddpm"),
+        ({"eta": 2.0}, "eta"),
+        ({"seed": -1}, "seed"),
+        ({"spacing": "odd"}, "trailing"),
+    ],
+)
 def test_bad_settings_list_what_there_is(change: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         SampleSettings(**change)

@@ -29,12 +29,17 @@ def check_content(image: Image.Image) -> None:
     deviation = float(pixels.std((0, 1)).max())
     if deviation < _BLANK_DEVIATION:
         colour = "black" if pixels.mean() < 8 else "white" if pixels.mean() > 247 else "one colour"
-        raise Rejected("blank", f"The picture is all {colour}." if colour != "one colour" else "The picture is of one colour.")
+        raise Rejected(
+            "blank", f"The picture is all {colour}." if colour != "one colour" else "The picture is of one colour."
+        )
     # Pictures of anything are smooth from afar: shrunk to 32 and to 16 pixels, neighbours are alike (0.4 and more).
     # Noise, fine or in blocks of several pixels, stays noise at any distance (about 0).
     fine, coarse = (neighbour_correlation(image, side) for side in (_FINE, _COARSE))
     if fine < 0.1 and coarse < 0.15:
-        raise Rejected("noise", f"The picture is noise: neighbouring areas have nothing in common (correlation {max(fine, 0.0):.2f}).")
+        raise Rejected(
+            "noise",
+            f"The picture is noise: neighbouring areas have nothing in common (correlation {max(fine, 0.0):.2f}).",
+        )
 
 
 def neighbour_correlation(image: Image.Image, side: int) -> float:

@@ -50,8 +50,15 @@ class HarvestResult:
         return {**self.__dict__, "rejected": dict(self.rejected), "skipped": dict(self.skipped)}
 
 
-def harvest(store: Store, folders: Sequence[Path], *, keep_size: int = KEEP_SIZE, avoid: Sequence[Path] = (),
-            stop: threading.Event | None = None, progress: Progress = lambda done, total, text: None) -> HarvestResult:
+def harvest(
+    store: Store,
+    folders: Sequence[Path],
+    *,
+    keep_size: int = KEEP_SIZE,
+    avoid: Sequence[Path] = (),
+    stop: threading.Event | None = None,
+    progress: Progress = lambda done, total, text: None,
+) -> HarvestResult:
     """Add the pictures of ``folders`` (and below) to the dataset; files harvested before are passed over.
 
     ``avoid``: folders never entered (the workspace itself). Raises UserError for a folder that is none.
@@ -192,7 +199,9 @@ def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) ->
     except Skipped as skip:
         return None, str(skip)
     except Rejected as why:
-        return NewItem(str(path), status.st_size, status.st_mtime_ns, f"unread:{path}", reason=why.reason, message=why.message), ""
+        return NewItem(
+            str(path), status.st_size, status.st_mtime_ns, f"unread:{path}", reason=why.reason, message=why.message
+        ), ""
     sha256 = hashlib.sha256(data).hexdigest()
     base = NewItem(str(path), status.st_size, status.st_mtime_ns, sha256)
     try:
@@ -209,9 +218,19 @@ def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) ->
         reason, message = why.reason, why.message
     write_copy(store.copy_path(sha256), picture)
     return NewItem(
-        **{**base.__dict__, "width": picture.width, "height": picture.height, "prompt": info.prompt,
-           "negative_prompt": info.negative_prompt, "settings": info.settings, "reason": reason, "message": message,
-           "thumb": thumbnail(picture.image), "has_copy": True}), ""
+        **{
+            **base.__dict__,
+            "width": picture.width,
+            "height": picture.height,
+            "prompt": info.prompt,
+            "negative_prompt": info.negative_prompt,
+            "settings": info.settings,
+            "reason": reason,
+            "message": message,
+            "thumb": thumbnail(picture.image),
+            "has_copy": True,
+        }
+    ), ""
 
 
 def write_copy(target: Path, picture: Picture) -> None:
@@ -225,5 +244,7 @@ def write_copy(target: Path, picture: Picture) -> None:
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"A picture could not be written to {target.parent} ({error.strerror or error}); "
-                        "make room or check the permissions and harvest again, what is done stays.") from None
+        raise UserError(
+            f"A picture could not be written to {target.parent} ({error.strerror or error}); "
+            "make room or check the permissions and harvest again, what is done stays."
+        ) from None

@@ -1,8 +1,8 @@
 """The WebUI's generation text ("infotext"): read as the WebUI's own parser reads it, and written for our samples.
 
-    <prompt, any number of lines>
-    Negative prompt: <any number of lines>
-    Steps: 20, Sampler: DPM++ 2M, Seed: 1, Size: 512x512, ...
+<prompt, any number of lines>
+Negative prompt: <any number of lines>
+Steps: 20, Sampler: DPM++ 2M, Seed: 1, Size: 512x512, ...
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parse(text: str) -> Infotext:
     for line in (raw.strip() for raw in lines):
         if line.startswith(NEGATIVE):
             target = negative
-            line = line[len(NEGATIVE):].strip()
+            line = line[len(NEGATIVE) :].strip()
         # as in the WebUI, leading empty lines vanish and inner ones stay
         if target or line:
             target.append(line)

@@ -32,7 +32,9 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
     height, width = size
     if crop == "pad":
         scale = min(width / image.width, height / image.height)
-        inner = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+        inner = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+        )
         canvas = Image.new("RGB", (width, height), border_colour(inner))
         canvas.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
         return canvas
@@ -85,8 +87,12 @@ def holdout(sha256s: list[str]) -> list[bool]:
     return chosen
 
 
-def pack(store: Store, size: tuple[int, int], crop: str,
-         progress: Callable[[int, int, str], None] = lambda done, total, text: None) -> Packed:
+def pack(
+    store: Store,
+    size: tuple[int, int],
+    crop: str,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> Packed:
     """The packed file of the kept items, made now unless it exists."""
     kept = store.kept()
     if not kept:
@@ -103,16 +109,21 @@ def pack(store: Store, size: tuple[int, int], crop: str,
             with Image.open(source) as image:
                 small = fit(image.convert("RGB"), size, crop)
         except OSError as error:
-            raise UserError(f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
-                            "harvest its folder into a new dataset, or reject the item.") from None
+            raise UserError(
+                f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
+                "harvest its folder into a new dataset, or reject the item."
+            ) from None
         images[index] = torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
 
     with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool:
         for done, _ in enumerate(pool.map(one, range(len(kept))), 1):
             if done % 64 == 0:
                 progress(done, len(kept), "Packing")
-    tensors = {"images": images, "ids": torch.tensor([i for i, _ in kept], dtype=torch.int64),
-               "held_out": torch.tensor(holdout([sha for _, sha in kept]), dtype=torch.bool)}
+    tensors = {
+        "images": images,
+        "ids": torch.tensor([i for i, _ in kept], dtype=torch.int64),
+        "held_out": torch.tensor(holdout([sha for _, sha in kept]), dtype=torch.bool),
+    }
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)
@@ -120,7 +131,9 @@ def pack(store: Store, size: tuple[int, int], crop: str,
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"The packed dataset could not be written to {path.parent} ({error}); make room and try again.") from None
+        raise UserError(
+            f"The packed dataset could not be written to {path.parent} ({error}); make room and try again."
+        ) from None
     return load(path)
 
 
@@ -128,6 +141,10 @@ def load(path: Path) -> Packed:
     """Open a packed file, memory-mapped; UserError when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return Packed(file.get_tensor("images"), file.get_tensor("ids").tolist(), file.get_tensor("held_out").tolist(), path)
+            return Packed(
+                file.get_tensor("images"), file.get_tensor("ids").tolist(), file.get_tensor("held_out").tolist(), path
+            )
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"The packed dataset {path} is missing or damaged ({error}); delete it, it is made anew.") from None
+        raise UserError(
+            f"The packed dataset {path} is missing or damaged ({error}); delete it, it is made anew."
+        ) from None

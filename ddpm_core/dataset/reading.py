@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
 MAX_FILE_BYTES = 256 * 2**20
@@ -95,7 +95,7 @@ def decode(data: bytes, short_side: int) -> Picture:
         raise
     except Image.DecompressionBombError:
         raise Rejected("bomb", "The picture is so large that decoding it could exhaust the memory.") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Rejected("undecodable", "The content is no image of a kind that can be read.") from None
     except MemoryError:
         raise Rejected("bomb", "There is not enough memory to decode the picture.") from None
@@ -107,10 +107,15 @@ def decode(data: bytes, short_side: int) -> Picture:
 def check_dimensions(width: int, height: int, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
     """Reject by size alone, before any pixel is decoded."""
     if width * height > MAX_PIXELS:
-        raise Rejected("bomb", f"{width}x{height} pixels are {width * height / 1e6:.0f} megapixels; "
-                               f"at most {MAX_PIXELS // 10**6} are decoded.")
+        raise Rejected(
+            "bomb",
+            f"{width}x{height} pixels are {width * height / 1e6:.0f} megapixels; "
+            f"at most {MAX_PIXELS // 10**6} are decoded.",
+        )
     if max(width, height) > longest_ratio * min(width, height):
-        raise Rejected("extreme_aspect", f"{width}x{height} is more than {longest_ratio:g} times as long as it is wide.")
+        raise Rejected(
+            "extreme_aspect", f"{width}x{height} is more than {longest_ratio:g} times as long as it is wide."
+        )
     if min(width, height) < smallest:
         raise Rejected("too_small", f"{width}x{height} is smaller than {smallest} pixels.")
 
@@ -155,10 +160,10 @@ def _png_text(data: bytes) -> tuple[str, bytes]:
     dropped = False
     while offset + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, offset)
-        kind = data[offset + 4:offset + 8]
+        kind = data[offset + 4 : offset + 8]
         end = offset + 12 + length
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            found = _text_chunk(kind, data[offset + 8:offset + 8 + min(length, MAX_TEXT_BYTES + 256)], length)
+            found = _text_chunk(kind, data[offset + 8 : offset + 8 + min(length, MAX_TEXT_BYTES + 256)], length)
             text = text or found
             dropped = True
         else:

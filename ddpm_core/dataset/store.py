@@ -48,8 +48,13 @@ CREATE TABLE decisions (            -- what a person decided, for undo; one batc
 );
 """
 
-_PUBLIC = ("id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
-           "suspicion, twin_group, sha256, has_copy")
+_PUBLIC = (
+    "id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
+    "suspicion, twin_group, sha256, has_copy"
+)
+
+
+Buffer = bytes  # NewItem has a field of that name
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class NewItem:
     settings: dict[str, str] | None = None
     reason: str = ""
     message: str = ""
-    thumb: bytes | None = None
+    thumb: Buffer | None = None
     has_copy: bool = False
 
 
@@ -88,9 +93,13 @@ class Store:
                 version = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise UserError(f"The dataset in {folder} cannot be opened ({error}); check the free space and that the folder "
-                                "may be written.") from None
-            raise UserError(f"The file dataset.sqlite in {folder} is damaged or not one of ours; restore it from a copy.") from None
+                raise UserError(
+                    f"The dataset in {folder} cannot be opened ({error}); check the free space and that the folder "
+                    "may be written."
+                ) from None
+            raise UserError(
+                f"The file dataset.sqlite in {folder} is damaged or not one of ours; restore it from a copy."
+            ) from None
         except OSError as error:
             raise UserError(f"The dataset folder {folder} cannot be written ({error.strerror}).") from None
         if version > SCHEMA_VERSION:
@@ -133,8 +142,11 @@ class Store:
 
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
         """Whether this very file (path, size, time) has been harvested."""
-        row = self._connection().execute(
-            "SELECT 1 FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?", (source, size, mtime_ns)).fetchone()
+        row = (
+            self._connection()
+            .execute("SELECT 1 FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?", (source, size, mtime_ns))
+            .fetchone()
+        )
         return row is not None
 
     def add(self, items: Sequence[NewItem]) -> list[NewItem]:
@@ -142,16 +154,28 @@ class Store:
         stored: list[NewItem] = []
         with self.transaction() as db:
             for item in items:
-                same_file = db.execute("SELECT id FROM items WHERE source = ? AND sha256 = ?", (item.source, item.sha256)).fetchone()
+                same_file = db.execute(
+                    "SELECT id FROM items WHERE source = ? AND sha256 = ?", (item.source, item.sha256)
+                ).fetchone()
                 if same_file:  # touched, not changed
-                    db.execute("UPDATE items SET mtime_ns = ?, bytes = ? WHERE id = ?", (item.mtime_ns, item.bytes, same_file["id"]))
+                    db.execute(
+                        "UPDATE items SET mtime_ns = ?, bytes = ? WHERE id = ?",
+                        (item.mtime_ns, item.bytes, same_file["id"]),
+                    )
                     continue
                 if not item.reason:
-                    first = db.execute("SELECT source FROM items WHERE sha256 = ? AND reason != 'duplicate' LIMIT 1",
-                                       (item.sha256,)).fetchone()
+                    first = db.execute(
+                        "SELECT source FROM items WHERE sha256 = ? AND reason != 'duplicate' LIMIT 1", (item.sha256,)
+                    ).fetchone()
                     if first:
-                        item = NewItem(**{**item.__dict__, "reason": "duplicate", "has_copy": False,
-                                          "message": f"Exactly the same file as {first['source']}."})
+                        item = NewItem(
+                            **{
+                                **item.__dict__,
+                                "reason": "duplicate",
+                                "has_copy": False,
+                                "message": f"Exactly the same file as {first['source']}.",
+                            }
+                        )
                 thumb_hash = None
                 if item.thumb is not None:
                     unsigned = difference_hash(np.frombuffer(item.thumb, np.uint8).reshape(THUMB, THUMB, 3))
@@ -159,19 +183,44 @@ class Store:
                 db.execute(
                     "INSERT INTO items (source, bytes, mtime_ns, sha256, width, height, prompt, negative_prompt, settings, status,"
                     " reason, message, decided_by, hash, thumb, has_copy, added) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                    (item.source, item.bytes, item.mtime_ns, item.sha256, item.width, item.height, item.prompt,
-                     item.negative_prompt, json.dumps(item.settings or {}, ensure_ascii=False),
-                     REJECTED if item.reason else KEPT, item.reason, item.message, "check", thumb_hash, item.thumb,
-                     int(item.has_copy), time.time()))
+                    (
+                        item.source,
+                        item.bytes,
+                        item.mtime_ns,
+                        item.sha256,
+                        item.width,
+                        item.height,
+                        item.prompt,
+                        item.negative_prompt,
+                        json.dumps(item.settings or {}, ensure_ascii=False),
+                        REJECTED if item.reason else KEPT,
+                        item.reason,
+                        item.message,
+                        "check",
+                        thumb_hash,
+                        item.thumb,
+                        int(item.has_copy),
+                        time.time(),
+                    ),
+                )
                 stored.append(item)
         return stored
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def items(self, *, status: str | None = None, by_suspicion: bool = False, twins: bool = False, offset: int = 0,
-              limit: int | None = None, ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def items(
+        self,
+        *,
+        status: str | None = None,
+        by_suspicion: bool = False,
+        twins: bool = False,
+        offset: int = 0,
+        limit: int | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> list[dict[str, Any]]:
         """Items as dictionaries, a page at a time: oldest first, most suspicious first, or near duplicates by group."""
-        where, values = [], []  # type: ignore[var-annotated]
+        where: list[str] = []
+        values: list[Any] = []
         if status is not None:
             where.append("status = ?")
             values.append(status)
@@ -183,20 +232,33 @@ class Store:
         order = "twin_group, id" if twins else "suspicion IS NULL, suspicion DESC, id" if by_suspicion else "id"
         rows = self._connection().execute(
             f"SELECT {_PUBLIC} FROM items {'WHERE ' + ' AND '.join(where) if where else ''} ORDER BY {order} LIMIT ? OFFSET ?",
-            (*values, -1 if limit is None else limit, offset))
-        return [{**dict(row), "settings": json.loads(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows]
+            (*values, -1 if limit is None else limit, offset),
+        )
+        return [
+            {**dict(row), "settings": json.loads(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows
+        ]
 
     def counts(self) -> dict[str, Any]:
         """Numbers of items by status and of rejected ones by reason."""
-        rows = self._connection().execute("SELECT status, reason, COUNT(*) AS n FROM items GROUP BY status, reason").fetchall()
+        rows = (
+            self._connection()
+            .execute("SELECT status, reason, COUNT(*) AS n FROM items GROUP BY status, reason")
+            .fetchall()
+        )
         rejected = {row["reason"]: row["n"] for row in rows if row["status"] == REJECTED}
-        return {"items": sum(row["n"] for row in rows), "kept": sum(row["n"] for row in rows if row["status"] == KEPT),
-                "rejected": rejected}
+        return {
+            "items": sum(row["n"] for row in rows),
+            "kept": sum(row["n"] for row in rows if row["status"] == KEPT),
+            "rejected": rejected,
+        }
 
     def twin_count(self) -> int:
         """How many kept items have a near duplicate."""
-        return int(self._connection().execute(
-            "SELECT COUNT(*) FROM items WHERE status = ? AND twin_group IS NOT NULL", (KEPT,)).fetchone()[0])
+        return int(
+            self._connection()
+            .execute("SELECT COUNT(*) FROM items WHERE status = ? AND twin_group IS NOT NULL", (KEPT,))
+            .fetchone()[0]
+        )
 
     def kept(self) -> list[tuple[int, str]]:
         """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
@@ -218,17 +280,23 @@ class Store:
         with self.transaction() as db:
             batch = db.execute("SELECT COALESCE(MAX(batch), 0) + 1 FROM decisions").fetchone()[0]
             for item_id in ids:
-                row = db.execute("SELECT status, reason, message, decided_by, has_copy FROM items WHERE id = ?", (item_id,)).fetchone()
+                row = db.execute(
+                    "SELECT status, reason, message, decided_by, has_copy FROM items WHERE id = ?", (item_id,)
+                ).fetchone()
                 if row is None:
                     raise UserError(f"There is no item {item_id} in this dataset; 'dataset show' lists them.")
                 if status == KEPT and not row["has_copy"]:
                     raise UserError(f"Item {item_id} cannot be kept: {row['message']}")
                 if row["status"] == status and (status == KEPT or row["reason"] == reason):
                     continue
-                db.execute("INSERT INTO decisions (batch, item, status, reason, message, decided_by) VALUES (?,?,?,?,?,?)",
-                           (batch, item_id, row["status"], row["reason"], row["message"], row["decided_by"]))
-                db.execute("UPDATE items SET status = ?, reason = ?, message = ?, decided_by = 'user' WHERE id = ?",
-                           (status, reason, message, item_id))
+                db.execute(
+                    "INSERT INTO decisions (batch, item, status, reason, message, decided_by) VALUES (?,?,?,?,?,?)",
+                    (batch, item_id, row["status"], row["reason"], row["message"], row["decided_by"]),
+                )
+                db.execute(
+                    "UPDATE items SET status = ?, reason = ?, message = ?, decided_by = 'user' WHERE id = ?",
+                    (status, reason, message, item_id),
+                )
                 changed += 1
         return changed
 
@@ -238,8 +306,10 @@ class Store:
             last = db.execute("SELECT MAX(batch) FROM decisions").fetchone()[0]
             rows = db.execute("SELECT * FROM decisions WHERE batch = ? ORDER BY id DESC", (last,)).fetchall()
             for row in rows:
-                db.execute("UPDATE items SET status = ?, reason = ?, message = ?, decided_by = ? WHERE id = ?",
-                           (row["status"], row["reason"], row["message"], row["decided_by"], row["item"]))
+                db.execute(
+                    "UPDATE items SET status = ?, reason = ?, message = ?, decided_by = ? WHERE id = ?",
+                    (row["status"], row["reason"], row["message"], row["decided_by"], row["item"]),
+                )
             db.execute("DELETE FROM decisions WHERE batch = ?", (last,))
         return [row["item"] for row in rows]
 
@@ -248,16 +318,23 @@ class Store:
     def rank_suspects(self) -> int:
         """Score every decoded item against the kept ones and group near duplicates; how many stand out (over 1.5)."""
         db = self._connection()
-        ids = [row["id"] for row in db.execute("SELECT id FROM items WHERE status = ? AND thumb IS NOT NULL ORDER BY id", (KEPT,))]
+        ids = [
+            row["id"]
+            for row in db.execute("SELECT id FROM items WHERE status = ? AND thumb IS NOT NULL ORDER BY id", (KEPT,))
+        ]
         signature = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
         known = db.execute("SELECT value FROM meta WHERE key = 'ranked'").fetchone()
         if known and known["value"] == signature:
-            return int(db.execute("SELECT COUNT(*) FROM items WHERE status = ? AND suspicion > 1.5", (KEPT,)).fetchone()[0])
+            return int(
+                db.execute("SELECT COUNT(*) FROM items WHERE status = ? AND suspicion > 1.5", (KEPT,)).fetchone()[0]
+            )
 
         def thumbs(start: int, stop: int) -> Bytes:
             part = ids[start:stop]
-            rows = db.execute("SELECT thumb FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
-                              (part[0], part[-1], KEPT))
+            rows = db.execute(
+                "SELECT thumb FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
+                (part[0], part[-1], KEPT),
+            )
             return np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
 
         if not ids:
@@ -266,8 +343,10 @@ class Store:
         groups = self._near_duplicates(db, ids)
         with self.transaction() as write:
             write.execute("UPDATE items SET suspicion = NULL, twin_group = NULL")
-            write.executemany("UPDATE items SET suspicion = ?, twin_group = ? WHERE id = ?",
-                              [(float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)])
+            write.executemany(
+                "UPDATE items SET suspicion = ?, twin_group = ? WHERE id = ?",
+                [(float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)],
+            )
             write.execute("INSERT OR REPLACE INTO meta VALUES ('ranked', ?)", (signature,))
         return int((scores > 1.5).sum())
 
@@ -276,9 +355,11 @@ class Store:
         most = 20_000  # a larger set is grouped within stretches of this many, which bounds memory
         groups: dict[int, int] = {}
         for start in range(0, len(ids), most):
-            part = ids[start:start + most]
-            rows = db.execute("SELECT thumb, hash FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
-                              (part[0], part[-1], KEPT)).fetchall()
+            part = ids[start : start + most]
+            rows = db.execute(
+                "SELECT thumb, hash FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
+                (part[0], part[-1], KEPT),
+            ).fetchall()
             pixels = np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
             groups.update(near_duplicates(part, pixels, [row["hash"] % 2**64 for row in rows]))
         return groups

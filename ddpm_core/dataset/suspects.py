@@ -107,4 +107,5 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
 
 
 def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return np.unpackbits(values.view(np.uint8).reshape(len(values), 8), axis=1).sum(1)
+    bits: NDArray[np.int64] = np.unpackbits(values.view(np.uint8).reshape(len(values), 8), axis=1).sum(1)
+    return bits

@@ -41,7 +41,7 @@ class RandomFeatures:
 
     def __call__(self, images: Tensor, batch_size: int = 256) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self._features(part) for part in images.split(batch_size)])
+            return torch.cat([self._features(part) for part in torch.split(images, batch_size)])
 
     def _features(self, x: Tensor) -> Tensor:
         x = x.float()

@@ -50,15 +50,24 @@ def kid(samples: Tensor, reference: Tensor, *, subsets: int = 200, seed: int = 0
 
     def mmd(left: Tensor, right: Tensor) -> float:
         n, m = len(left), len(right)
-        return float(kxx[left][:, left].sum() / (n * (n - 1)) + kyy[right][:, right].sum() / (m * (m - 1))
-                     - 2 * kxy[left][:, right].mean())
+        return float(
+            kxx[left][:, left].sum() / (n * (n - 1))
+            + kyy[right][:, right].sum() / (m * (m - 1))
+            - 2 * kxy[left][:, right].mean()
+        )
 
     value = mmd(torch.arange(len(x)), torch.arange(len(y)))
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    draws = torch.tensor([
-        mmd(torch.randperm(len(x), generator=generator)[: len(x) // 2],
-            torch.randperm(len(y), generator=generator)[: len(y) // 2])
-        for _ in range(subsets)], dtype=torch.float64)
+    draws = torch.tensor(
+        [
+            mmd(
+                torch.randperm(len(x), generator=generator)[: len(x) // 2],
+                torch.randperm(len(y), generator=generator)[: len(y) // 2],
+            )
+            for _ in range(subsets)
+        ],
+        dtype=torch.float64,
+    )
     # half-samples of a set vary about as much around its estimate as the estimate does around the truth
     deviation = float(draws.std())
     return Estimate(value, value - 1.96 * deviation, value + 1.96 * deviation)

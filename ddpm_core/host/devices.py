@@ -24,7 +24,11 @@ def parse_device(name: str | None) -> torch.device:
         device = torch.device(str(name))
     except RuntimeError:
         raise UserError(f"There is no device {name!r}; use cpu, cuda, cuda:1 or mps.") from None
-    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *(["mps"] if torch.backends.mps.is_available() else [])]
+    available = [
+        "cpu",
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+    ]
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if str(device) not in available:

@@ -27,7 +27,9 @@ class _AddHead:
         if scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             await self.app(scope, receive, send)
             return
-        headers = [(k, v) for k, v in scope["headers"] if k != b"accept-encoding"]  # a compressed page cannot be added to
+        headers = [
+            (k, v) for k, v in scope["headers"] if k != b"accept-encoding"
+        ]  # a compressed page cannot be added to
         start: dict[str, Any] = {}
         body = b""
 
@@ -79,11 +81,15 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
     import inspect
 
     known = inspect.signature(gr.mount_gradio_app).parameters
-    extra = {key: value for key, value in {"ssr_mode": False, "show_error": True, "footer_links": []}.items() if key in known}
+    extra = {
+        key: value for key, value in {"ssr_mode": False, "show_error": True, "footer_links": []}.items() if key in known
+    }
     return gr.mount_gradio_app(app, page, path="/", **extra), service
 
 
-def serve(host: StandaloneHost, address: str, port: int, stop: threading.Event, say: Callable[[str], None]) -> dict[str, Any]:
+def serve(
+    host: StandaloneHost, address: str, port: int, stop: threading.Event, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Serve until ``stop`` is set; running jobs are then stopped with their work saved."""
     import uvicorn
 
@@ -92,7 +98,9 @@ def serve(host: StandaloneHost, address: str, port: int, stop: threading.Event, 
         try:
             probe.bind((address, port))
         except OSError as error:
-            raise UserError(f"Cannot serve at {address}:{port} ({error.strerror}); choose another with --port.") from None
+            raise UserError(
+                f"Cannot serve at {address}:{port} ({error.strerror}); choose another with --port."
+            ) from None
         port = probe.getsockname()[1]
     app, service = build_app(host)
     server = uvicorn.Server(uvicorn.Config(app, host=address, port=port, log_level="warning"))

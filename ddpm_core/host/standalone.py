@@ -52,7 +52,9 @@ class StandaloneHost:
             path = folder / f"{max(taken, default=-1) + 1:05d}-{seed}.png"
             save_png(image, path, text)
         except OSError as error:
-            raise UserError(f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again.") from None
+            raise UserError(
+                f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again."
+            ) from None
         return path
 
     def allows(self, request: Any) -> bool:

@@ -63,26 +63,45 @@ class UNetConfig:
                 raise UserError(sentence)
 
         levels = self.block_out_channels
-        need(isinstance(levels, tuple) and 1 <= len(levels) <= 8 and all(_is_int(c, 1, 8192) for c in levels),
-             "block_out_channels must list 1 to 8 channel counts, for example 64,128,256,512.")
-        need(isinstance(self.attention_levels, tuple) and len(self.attention_levels) == len(levels)
-             and all(isinstance(a, bool) for a in self.attention_levels),
-             f"attention_levels must have one true or false for each of the {len(levels)} levels.")
-        need(isinstance(self.image_size, tuple) and len(self.image_size) == 2
-             and all(_is_int(s, 1, 4096) for s in self.image_size), "image_size must be two numbers of pixels, height and width.")
+        need(
+            isinstance(levels, tuple) and 1 <= len(levels) <= 8 and all(_is_int(c, 1, 8192) for c in levels),
+            "block_out_channels must list 1 to 8 channel counts, for example 64,128,256,512.",
+        )
+        need(
+            isinstance(self.attention_levels, tuple)
+            and len(self.attention_levels) == len(levels)
+            and all(isinstance(a, bool) for a in self.attention_levels),
+            f"attention_levels must have one true or false for each of the {len(levels)} levels.",
+        )
+        need(
+            isinstance(self.image_size, tuple)
+            and len(self.image_size) == 2
+            and all(_is_int(s, 1, 4096) for s in self.image_size),
+            "image_size must be two numbers of pixels, height and width.",
+        )
         stride = 2 ** (len(levels) - 1)
-        need(all(side % stride == 0 for side in self.image_size),
-             f"Size {self.image_size[1]}x{self.image_size[0]} does not fit this network: its {len(levels)} levels "
-             f"need sides that are multiples of {stride}, for example {max(stride, round(self.image_size[0] / stride) * stride)}.")
+        need(
+            all(side % stride == 0 for side in self.image_size),
+            f"Size {self.image_size[1]}x{self.image_size[0]} does not fit this network: its {len(levels)} levels "
+            f"need sides that are multiples of {stride}, for example {max(stride, round(self.image_size[0] / stride) * stride)}.",
+        )
         for name in ("in_channels", "out_channels"):
             need(_is_int(getattr(self, name), 1, 64), f"{name} must be between 1 and 64.")
         need(_is_int(self.layers_per_block, 1, 16), "layers_per_block must be between 1 and 16.")
-        need(_is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in levels),
-             f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {levels}.")
-        need(_is_int(self.attention_head_dim, 1, 8192) and levels[-1] % self.attention_head_dim == 0
-             and all(c % self.attention_head_dim == 0 for c, a in zip(levels, self.attention_levels) if a),
-             f"attention_head_dim ({self.attention_head_dim}) must divide the channels of every level that has attention.")
-        need(levels[0] % 2 == 0, "The first of block_out_channels must be even: it is the width of the timestep embedding.")
+        need(
+            _is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in levels),
+            f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {levels}.",
+        )
+        need(
+            _is_int(self.attention_head_dim, 1, 8192)
+            and levels[-1] % self.attention_head_dim == 0
+            and all(c % self.attention_head_dim == 0 for c, a in zip(levels, self.attention_levels) if a),
+            f"attention_head_dim ({self.attention_head_dim}) must divide the channels of every level that has attention.",
+        )
+        need(
+            levels[0] % 2 == 0,
+            "The first of block_out_channels must be even: it is the width of the timestep embedding.",
+        )
         need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
         need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
 
@@ -102,17 +121,24 @@ class DiffusionConfig:
         if self.schedule not in SCHEDULES:
             raise UserError(f"There is no noise schedule {self.schedule!r}; choose one of: {', '.join(SCHEDULES)}.")
         if self.prediction not in PREDICTIONS:
-            raise UserError(f"There is no prediction type {self.prediction!r}; choose one of: {', '.join(PREDICTIONS)}.")
+            raise UserError(
+                f"There is no prediction type {self.prediction!r}; choose one of: {', '.join(PREDICTIONS)}."
+            )
         if not _is_int(self.timesteps, 2, 100_000):
             raise UserError("timesteps must be a whole number between 2 and 100000.")
-        if not (_is_number(self.beta_start, 0.0, 1.0) and _is_number(self.beta_end, 0.0, 1.0)
-                and 0.0 < self.beta_start <= self.beta_end < 1.0):
+        if not (
+            _is_number(self.beta_start, 0.0, 1.0)
+            and _is_number(self.beta_end, 0.0, 1.0)
+            and 0.0 < self.beta_start <= self.beta_end < 1.0
+        ):
             raise UserError("beta_start and beta_end must satisfy 0 < beta_start <= beta_end < 1.")
         if not isinstance(self.zero_terminal_snr, bool):
             raise UserError("zero_terminal_snr must be true or false.")
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise UserError("With zero_terminal_snr the last timestep is pure noise, from which epsilon tells nothing; "
-                            "use the prediction v or x0.")
+            raise UserError(
+                "With zero_terminal_snr the last timestep is pure noise, from which epsilon tells nothing; "
+                "use the prediction v or x0."
+            )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class Diffusion:
         self.snr = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
 
     def _coefficients(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sqrt_alpha[timesteps][:, None, None, None], self.sqrt_one_minus_alpha[timesteps][:, None, None, None]
+        return self.sqrt_alpha[timesteps][:, None, None, None], self.sqrt_one_minus_alpha[timesteps][
+            :, None, None, None
+        ]
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t, a draw from q(x_t | x0)."""
@@ -46,7 +48,9 @@ class Diffusion:
         return to_x0_and_epsilon(self.config.prediction, output, x, alpha, sigma)
 
 
-def to_x0_and_epsilon(prediction: str, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+def to_x0_and_epsilon(
+    prediction: str, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
     """Convert a prediction to (x0, epsilon). ``alpha`` = sqrt(abar_t), ``sigma`` = sqrt(1 - abar_t), broadcastable."""
     if prediction == "epsilon":
         return (x - sigma * output) / alpha, output

@@ -73,14 +73,23 @@ def to_diffusers(model: ModelFile, target: Path) -> list[Path]:
             raise UserError(f"The folder {target} is not empty; choose a new one for the export.")
         for part in ("unet", "scheduler"):
             (target / part).mkdir(parents=True, exist_ok=True)
-        index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+        index = {
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        }
         files = []
-        for name, values in (("model_index.json", index), ("unet/config.json", unet_config(model.config)),
-                             ("scheduler/scheduler_config.json", scheduler_config(model.config))):
+        for name, values in (
+            ("model_index.json", index),
+            ("unet/config.json", unet_config(model.config)),
+            ("scheduler/scheduler_config.json", scheduler_config(model.config)),
+        ):
             (target / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             files.append(target / name)
         weights = target / "unet" / "diffusion_pytorch_model.safetensors"
         save_file({k: v.contiguous() for k, v in model.weights.items()}, weights, metadata={"format": "pt"})
         return [*files, weights]
     except OSError as error:
-        raise UserError(f"The export could not be written to {target} ({error.strerror or error}); make room or choose another folder.") from None
+        raise UserError(
+            f"The export could not be written to {target} ({error.strerror or error}); make room or choose another folder."
+        ) from None

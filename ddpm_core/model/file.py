@@ -85,8 +85,10 @@ def _metadata(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The model file {path.name} is damaged or cut off ({error}); copy it again.") from None
     if _KEY not in metadata:
-        raise UserError(f"{path.name} is a safetensors file of another kind, not a model trained here; "
-                        "choose one from 'models list'.")
+        raise UserError(
+            f"{path.name} is a safetensors file of another kind, not a model trained here; "
+            "choose one from 'models list'."
+        )
     try:
         values = json.loads(metadata[_KEY])
         version = int(values["format"])

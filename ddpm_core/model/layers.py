@@ -58,8 +58,9 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """Square convolution, (N, in, H, W) to (N, out, H/stride, W/stride), padding ``kernel // 2``."""
 
-    def __init__(self, init: Init, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1,
-                 scale: float = 1.0) -> None:
+    def __init__(
+        self, init: Init, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, scale: float = 1.0
+    ) -> None:
         super().__init__()
         bound = scale / math.sqrt(in_channels * kernel * kernel)
         self.weight = init.uniform((out_channels, in_channels, kernel, kernel), bound)

@@ -25,6 +25,7 @@ def make_betas(config: DiffusionConfig) -> Tensor:
         ramp = torch.linspace(-6.0, 6.0, steps, dtype=torch.float32, device="cpu")
         betas = torch.sigmoid(ramp) * (end - start) + start
     else:
+
         def alpha_bar(time: float) -> float:
             return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
 

@@ -70,8 +70,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
         tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
-        q, k, v = (layer(tokens).view(n, -1, self.heads, c // self.heads).transpose(1, 2)
-                   for layer in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (
+            layer(tokens).view(n, -1, self.heads, c // self.heads).transpose(1, 2)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         out = self.to_out[0](mixed).view(n, height, width, c).permute(0, 3, 1, 2)
         return x + out  # type: ignore[no-any-return]
@@ -102,7 +104,8 @@ class DownBlock(nn.Module):
         out = widths[level]
         first = widths[max(level - 1, 0)]
         self.resnets = nn.ModuleList(
-            ResBlock(init, config, first if i == 0 else out, out, temb_width) for i in range(config.layers_per_block))
+            ResBlock(init, config, first if i == 0 else out, out, temb_width) for i in range(config.layers_per_block)
+        )
         if config.attention_levels[level]:
             self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(config.layers_per_block))
         if level < len(widths) - 1:
@@ -130,7 +133,8 @@ class UpBlock(nn.Module):
         # the skips come back in reverse: this level's own, and last the one that entered it from above
         skip = [out] * (count - 1) + [widths[max(level - 1, 0)]]
         self.resnets = nn.ModuleList(
-            ResBlock(init, config, (below if i == 0 else out) + skip[i], out, temb_width) for i in range(count))
+            ResBlock(init, config, (below if i == 0 else out) + skip[i], out, temb_width) for i in range(count)
+        )
         if config.attention_levels[level]:
             self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(count))
         if level > 0:
@@ -166,8 +170,9 @@ class UNet(nn.Module):
     if ``dropout_generator`` (on the device of ``x``) is given; there is no train/eval mode.
     """
 
-    def __init__(self, config: UNetConfig, device: torch.device | str = "cpu",
-                 generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, config: UNetConfig, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ) -> None:
         """``generator``: a CPU generator for the initial weights (default: a new one with seed 0)."""
         super().__init__()
         if generator is None:
@@ -185,8 +190,9 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(init, config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = Conv2d(init, widths[0], config.out_channels, scale=0.0)
 
-    def forward(self, x: Tensor, timesteps: Tensor, dropout_generator: torch.Generator | None = None,
-                mark: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, dropout_generator: torch.Generator | None = None, mark: Tensor | None = None
+    ) -> Tensor:
         """``mark`` (N, 4 * block_out_channels[0]) is added to the timestep's embedding: how training tells the network
         about an augmentation. Absent when sampling."""
         x = x.contiguous(memory_format=torch.channels_last)

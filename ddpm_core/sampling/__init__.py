@@ -32,7 +32,14 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("ddim", "DDIM", samplers.ddim, 50, uses_eta=True),
         Sampler("unipc", "UniPC", samplers.unipc, 12, solver=True),
         Sampler("ddpm", "DDPM", samplers.ddpm, 1000),
-        Sampler("ddpm_large", "DDPM large variance", samplers.ddpm, 1000, options=(("variance", "fixed_large"),), full_only=True),
+        Sampler(
+            "ddpm_large",
+            "DDPM large variance",
+            samplers.ddpm,
+            1000,
+            options=(("variance", "fixed_large"),),
+            full_only=True,
+        ),
     )
 }
 DEFAULT_SAMPLER = "dpmpp_2m"

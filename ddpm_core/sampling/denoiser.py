@@ -21,8 +21,15 @@ class Denoiser:
     ``calls`` counts the network evaluations.
     """
 
-    def __init__(self, network: Network, diffusion: Diffusion, *, clip: bool = True,
-                 dynamic_threshold: float | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        network: Network,
+        diffusion: Diffusion,
+        *,
+        clip: bool = True,
+        dynamic_threshold: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.network = network
         self.diffusion = diffusion
         self.clip = clip

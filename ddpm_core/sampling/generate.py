@@ -52,7 +52,9 @@ class SampleSettings:
         chosen = self.definition
         steps = self.steps if self.steps is not None else min(chosen.default_steps, total)
         if chosen.full_only and steps != total:
-            raise UserError(f"{chosen.label} is only right for all {total} steps; choose {total} steps or the sampler ddpm.")
+            raise UserError(
+                f"{chosen.label} is only right for all {total} steps; choose {total} steps or the sampler ddpm."
+            )
         return timesteps(self.spacing, steps, total, solver=chosen.solver)
 
 
@@ -69,12 +71,23 @@ class ImageNoise:
 
     def __call__(self, step: int = -1) -> Tensor:
         """The next draw, (N, C, H, W) float32 on the device."""
-        return torch.stack([torch.randn(self.shape, generator=g, device="cpu") for g in self.generators]).to(self.device)
+        return torch.stack([torch.randn(self.shape, generator=g, device="cpu") for g in self.generators]).to(
+            self.device
+        )
 
 
-def generate(network: Network, diffusion: Diffusion, shape: tuple[int, int, int], count: int, settings: SampleSettings, *,
-             batch_size: int = 64, dtype: torch.dtype = torch.float32, stop: threading.Event | None = None,
-             progress: Progress = lambda done, total, x0: None) -> tuple[Tensor, int]:
+def generate(
+    network: Network,
+    diffusion: Diffusion,
+    shape: tuple[int, int, int],
+    count: int,
+    settings: SampleSettings,
+    *,
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda done, total, x0: None,
+) -> tuple[Tensor, int]:
     """``count`` images (n, C, H, W) float32 on the CPU in [-1, 1], and the network calls each took.
 
     Stopped early, only whole images are returned (n may be 0).
@@ -93,7 +106,9 @@ def generate(network: Network, diffusion: Diffusion, shape: tuple[int, int, int]
     for start in range(0, count, batch_size):
         seeds = [settings.seed + i for i in range(start, min(start + batch_size, count))]
         noise = ImageNoise(seeds, shape, device)
-        denoiser = Denoiser(network, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype)
+        denoiser = Denoiser(
+            network, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype
+        )
 
         def after_step(step: int, x: Tensor, x0: Tensor) -> bool:
             nonlocal done

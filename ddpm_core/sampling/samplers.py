@@ -27,8 +27,15 @@ def _pairs(times: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(times, [*times[1:], -1]))
 
 
-def ddpm(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise, callback: Callback | None = None,
-         variance: str = "fixed_small") -> Tensor:
+def ddpm(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Sequence[int],
+    *,
+    noise: Noise,
+    callback: Callback | None = None,
+    variance: str = "fixed_small",
+) -> Tensor:
     """Ancestral sampling, Ho et al. 2020, algorithm 2 and eq. 7.
 
     ``variance``: fixed_small is the posterior's beta~, fixed_large is beta; the latter only for the full number of steps.
@@ -47,8 +54,15 @@ def ddpm(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise, c
     return x
 
 
-def ddim(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise, callback: Callback | None = None,
-         eta: float = 0.0) -> Tensor:
+def ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Sequence[int],
+    *,
+    noise: Noise,
+    callback: Callback | None = None,
+    eta: float = 0.0,
+) -> Tensor:
     """Song et al. 2021 (DDIM), eq. 12 and 16; ``eta`` 0 is deterministic, 1 adds as much noise as DDPM."""
     for i, (t, after) in enumerate(_pairs(times)):
         x0, epsilon = denoiser(x, t)
@@ -72,8 +86,9 @@ def _half_log_snr(alpha_bar: Tensor) -> tuple[float, float, float]:
     return math.sqrt(a), sigma, math.inf if sigma == 0 else math.log(math.sqrt(a) / sigma)
 
 
-def dpmpp_2m(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise | None = None,
-             callback: Callback | None = None) -> Tensor:
+def dpmpp_2m(
+    denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise | None = None, callback: Callback | None = None
+) -> Tensor:
     """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2 (midpoint); first order in the first and the last step."""
     previous: tuple[float, Tensor] | None = None
     for i, (t, after) in enumerate(_pairs(times)):
@@ -92,8 +107,9 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Nois
     return x
 
 
-def unipc(denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise | None = None,
-          callback: Callback | None = None) -> Tensor:
+def unipc(
+    denoiser: Denoiser, x: Tensor, times: Sequence[int], *, noise: Noise | None = None, callback: Callback | None = None
+) -> Tensor:
     """UniPC, Zhao et al. 2023, algorithms 5 and 6: order 2, B(h) = exp(h) - 1 ("bh2"), data prediction.
 
     Each step first corrects the state it arrived at with the new prediction there, then predicts the next.

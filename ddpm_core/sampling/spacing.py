@@ -17,7 +17,9 @@ def timesteps(spacing: str, steps: int, total: int, *, solver: bool = False) -> 
     because they end at the clean image themselves.
     """
     if not 1 <= steps <= total:
-        raise UserError(f"The number of sampling steps must be between 1 and {total}, the model's own number; got {steps}.")
+        raise UserError(
+            f"The number of sampling steps must be between 1 and {total}, the model's own number; got {steps}."
+        )
     if spacing == "trailing":
         points = np.round(np.arange(total, 0, -total / steps))[:steps] - 1
     elif spacing == "leading":

@@ -56,7 +56,7 @@ class CheckpointFolder:
     def _prune(self) -> None:
         paths = self.paths()
         best = self.best()
-        for path in paths[:-self.keep]:
+        for path in paths[: -self.keep]:
             if path != best:
                 path.unlink(missing_ok=True)
         for stray in self.folder.glob(".*.tmp"):
@@ -80,7 +80,9 @@ class CheckpointFolder:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if int(metadata["format"]) > FORMAT:
-                raise UserError(f"The checkpoint {path} was written by a newer version; update this extension to resume it.")
+                raise UserError(
+                    f"The checkpoint {path} was written by a newer version; update this extension to resume it."
+                )
             numbers = json.loads(metadata["numbers"])
             return numbers if isinstance(numbers, dict) else {}
         except (OSError, SafetensorError, KeyError, ValueError) as error:

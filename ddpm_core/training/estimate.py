@@ -43,7 +43,7 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
         loss = net(x, t).float().square().mean()
     torch.autograd.grad(loss, parameters)
     began = time.perf_counter()
-    times = []
+    times: list[float] = []
     while not times or (time.perf_counter() - began < most_seconds and len(times) < 5):
         start = time.perf_counter()
         grads = torch.autograd.grad(net(x, t).float().square().mean(), parameters)

@@ -23,8 +23,16 @@ def band_names(total: int) -> list[str]:
     return [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
 
 
-def loss_by_band(net: UNet, diffusion: Diffusion, images: Tensor, *, kind: str, dtype: torch.dtype,
-                 gpu_slice: Callable[[], AbstractContextManager[object]], batch_size: int = 64) -> dict[str, float]:
+def loss_by_band(
+    net: UNet,
+    diffusion: Diffusion,
+    images: Tensor,
+    *,
+    kind: str,
+    dtype: torch.dtype,
+    gpu_slice: Callable[[], AbstractContextManager[object]],
+    batch_size: int = 64,
+) -> dict[str, float]:
     """Mean unweighted loss of uint8 images (N, C, H, W) in each band; the same noise and timesteps at every call."""
     device = diffusion.alphas_cumprod.device
     images = images[:MOST_IMAGES]

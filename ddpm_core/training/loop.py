@@ -68,8 +68,10 @@ class Metrics:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
         except OSError as error:
-            raise UserError(f"The metrics could not be written to {self.path.parent} ({error.strerror}); make room and resume, "
-                            "what was saved before is intact.") from None
+            raise UserError(
+                f"The metrics could not be written to {self.path.parent} ({error.strerror}); make room and resume, "
+                "what was saved before is intact."
+            ) from None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -90,8 +92,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class TrainingLoop:
     """Runs a trainer until its limits or a stop; everything worth keeping is on disk when :meth:`run` returns."""
 
-    def __init__(self, trainer: Trainer, checkpoints: CheckpointFolder, metrics: Metrics, held: Tensor, limits: Limits,
-                 outlets: Outlets, spent_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        checkpoints: CheckpointFolder,
+        metrics: Metrics,
+        held: Tensor,
+        limits: Limits,
+        outlets: Outlets,
+        spent_seconds: float = 0.0,
+    ) -> None:
         self.trainer = trainer
         self.checkpoints = checkpoints
         self.metrics = metrics
@@ -139,10 +149,16 @@ class TrainingLoop:
         if not self.out.stop.is_set():
             self._watch()
         self._save()
-        return {"steps": trainer.step, "images_seen": trainer.step * trainer.settings.batch_size,
-                "images_per_second": round(self.images_per_second, 2), "loss": self.loss, "heldout_loss": self.heldout_loss,
-                "seconds": round(self.spent + time.monotonic() - began, 3), "stopped": self.out.stop.is_set(),
-                "steps_now": trainer.step - first_step}
+        return {
+            "steps": trainer.step,
+            "images_seen": trainer.step * trainer.settings.batch_size,
+            "images_per_second": round(self.images_per_second, 2),
+            "loss": self.loss,
+            "heldout_loss": self.heldout_loss,
+            "seconds": round(self.spent + time.monotonic() - began, 3),
+            "stopped": self.out.stop.is_set(),
+            "steps_now": trainer.step - first_step,
+        }
 
     def _over(self) -> bool:
         return self.limits.minutes is not None and time.monotonic() - self._began >= 60 * self.limits.minutes
@@ -165,11 +181,24 @@ class TrainingLoop:
         left = elapsed / done_now * (self.limits.steps - trainer.step)
         if self.limits.minutes is not None:
             left = min(left, 60 * self.limits.minutes - elapsed)
-        values = {"step": trainer.step, "loss": round(loss, 6), "images_per_second": round(self.images_per_second, 2),
-                  "seconds": round(self.spent + elapsed, 2), "learning_rate": trainer.settings.learning_rate_at(trainer.step) * trainer.lr_scale}
+        values = {
+            "step": trainer.step,
+            "loss": round(loss, 6),
+            "images_per_second": round(self.images_per_second, 2),
+            "seconds": round(self.spent + elapsed, 2),
+            "learning_rate": trainer.settings.learning_rate_at(trainer.step) * trainer.lr_scale,
+        }
         self.metrics.write("train", **values)
-        self.out.progress({**values, "steps": self.limits.steps, "seconds_left": max(0.0, round(left, 1)),
-                           "heldout_loss": self.heldout_loss, "done": trainer.step, "total": self.limits.steps})
+        self.out.progress(
+            {
+                **values,
+                "steps": self.limits.steps,
+                "seconds_left": max(0.0, round(left, 1)),
+                "heldout_loss": self.heldout_loss,
+                "done": trainer.step,
+                "total": self.limits.steps,
+            }
+        )
 
     def _watch(self) -> float:
         """Held-out loss and preview; how long they took."""
@@ -177,7 +206,11 @@ class TrainingLoop:
         trainer = self.trainer
         options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
         seen = loss_by_band(trainer.ema, trainer.diffusion, trainer.images[: max(len(self.held), 32)], **options)  # type: ignore[arg-type]
-        values: dict[str, Any] = {"step": trainer.step, "seen_bands": _rounded(seen), "seen_loss": round(_mean(seen), 6)}
+        values: dict[str, Any] = {
+            "step": trainer.step,
+            "seen_bands": _rounded(seen),
+            "seen_loss": round(_mean(seen), 6),
+        }
         if len(self.held):
             held = loss_by_band(trainer.ema, trainer.diffusion, self.held, **options)  # type: ignore[arg-type]
             self.heldout_loss = round(_mean(held), 6)
@@ -195,17 +228,26 @@ class TrainingLoop:
                 return trainer.ema(x, t)  # type: ignore[no-any-return]
 
         unet = trainer.config.model.unet
-        images, _ = generate(network, trainer.diffusion, (unet.out_channels, *unet.image_size), PREVIEW_COUNT,
-                             SampleSettings(steps=min(PREVIEW_STEPS, trainer.config.model.diffusion.timesteps), seed=1000),
-                             dtype=trainer.dtype)
+        images, _ = generate(
+            network,
+            trainer.diffusion,
+            (unet.out_channels, *unet.image_size),
+            PREVIEW_COUNT,
+            SampleSettings(steps=min(PREVIEW_STEPS, trainer.config.model.diffusion.timesteps), seed=1000),
+            dtype=trainer.dtype,
+        )
         return model_to_uint8(images)
 
     def _save(self) -> None:
         trainer = self.trainer
         with self.out.gpu_slice():
             tensors = trainer.state_tensors()
-        numbers = {**trainer.state_numbers(), "seconds": self.spent + time.monotonic() - self._began,
-                   "heldout_loss": self.heldout_loss, "precision": trainer.precision}
+        numbers = {
+            **trainer.state_numbers(),
+            "seconds": self.spent + time.monotonic() - self._began,
+            "heldout_loss": self.heldout_loss,
+            "precision": trainer.precision,
+        }
         try:
             self.checkpoints.save(tensors, numbers)
         except ValueError as error:
@@ -217,8 +259,10 @@ class TrainingLoop:
         checkpoint = self.checkpoints.load_newest()
         self._rollbacks += 1
         if checkpoint is None or self._rollbacks > _MOST_ROLLBACKS:
-            raise UserError(f"Training diverged {self._rollbacks} times ({why}); the last good checkpoint is kept. Start again with a "
-                            "lower learning rate (--lr).")
+            raise UserError(
+                f"Training diverged {self._rollbacks} times ({why}); the last good checkpoint is kept. Start again with a "
+                "lower learning rate (--lr)."
+            )
         scale = self.trainer.lr_scale * 0.5
         with self.out.gpu_slice():
             self.trainer.load_state(checkpoint.tensors, checkpoint.numbers)

@@ -43,7 +43,9 @@ class DataOrder:
         if epoch not in self._epochs:
             for old in [e for e in self._epochs if e < epoch - 1]:
                 del self._epochs[old]
-            self._epochs[epoch] = torch.randperm(self.count, generator=generator("cpu", self.seed, 1, epoch), device="cpu")
+            self._epochs[epoch] = torch.randperm(
+                self.count, generator=generator("cpu", self.seed, 1, epoch), device="cpu"
+            )
         return self._epochs[epoch]
 
     def batch(self, step: int) -> Tensor:
@@ -51,7 +53,7 @@ class DataOrder:
         position, needed, parts = step * self.batch_size, self.batch_size, []
         while needed:
             epoch, offset = divmod(position, self.count)
-            part = self._permutation(epoch)[offset:offset + needed]
+            part = self._permutation(epoch)[offset : offset + needed]
             parts.append(part)
             position += len(part)
             needed -= len(part)

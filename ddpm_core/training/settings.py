@@ -45,7 +45,9 @@ class TrainSettings:
             value = getattr(self, name)
             kinds = (int,) if whole else (int, float)
             if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-                raise UserError(f"{name} must be a {'whole ' if whole else ''}number between {low:g} and {high:g}; got {value!r}.")
+                raise UserError(
+                    f"{name} must be a {'whole ' if whole else ''}number between {low:g} and {high:g}; got {value!r}."
+                )
 
         def one_of(name: str, choices: tuple[str, ...]) -> None:
             if getattr(self, name) not in choices:
@@ -77,7 +79,7 @@ class TrainSettings:
 
     def ema_decay_at(self, step: int) -> float:
         """Weight kept by the average at the update after step ``step`` (0-based): (1 - 1/t)^(power + 1)."""
-        return (1.0 - 1.0 / (step + 1)) ** (self.ema_power + 1.0)
+        return float((1.0 - 1.0 / (step + 1)) ** (self.ema_power + 1.0))
 
 
 @dataclass(frozen=True)
@@ -95,23 +97,47 @@ PRESETS: dict[str, Preset] = {
     p.name: p
     for p in (
         Preset(
-            "tiny-32", "32x32, for a CPU: recognisable pictures in minutes",
-            ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 32, 8)),
-            TrainSettings(), steps=1500),
+            "tiny-32",
+            "32x32, for a CPU: recognisable pictures in minutes",
+            ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 128, 8)),
+            TrainSettings(learning_rate=2e-3, snr_gamma=1.0, flip_probability=0.0),
+            steps=1500,
+        ),
         Preset(
-            "portrait-64", "64x64, for a GPU: the default there",
-            ModelConfig(UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32, dropout=0.1)),
-            TrainSettings(batch_size=64, learning_rate=4e-4, warmup_steps=500), steps=12_000),
+            "portrait-64",
+            "64x64, for a GPU: the default there",
+            ModelConfig(
+                UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32, dropout=0.1)
+            ),
+            TrainSettings(batch_size=64, learning_rate=4e-4, warmup_steps=500),
+            steps=12_000,
+        ),
         Preset(
-            "article-64", "64x64, the settings of the story this project comes from, to compare with",
-            ModelConfig(UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32),
-                        DiffusionConfig("linear", prediction="epsilon")),
-            TrainSettings(batch_size=64, learning_rate=2e-5, warmup_steps=0, beta2=0.999, weighting="uniform",
-                          flip_probability=0.0), steps=12_000),
+            "article-64",
+            "64x64, the settings of the story this project comes from, to compare with",
+            ModelConfig(
+                UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32),
+                DiffusionConfig("linear", prediction="epsilon"),
+            ),
+            TrainSettings(
+                batch_size=64,
+                learning_rate=2e-5,
+                warmup_steps=0,
+                beta2=0.999,
+                weighting="uniform",
+                flip_probability=0.0,
+            ),
+            steps=12_000,
+        ),
         Preset(
-            "detail-128", "128x128, for a GPU with 12 GB and patience",
-            ModelConfig(UNetConfig((128, 128), 3, 3, (64, 128, 256, 512), (False, False, False, True), 2, 64, 32, dropout=0.1)),
-            TrainSettings(batch_size=32, learning_rate=2e-4, warmup_steps=500), steps=40_000),
+            "detail-128",
+            "128x128, for a GPU with 12 GB and patience",
+            ModelConfig(
+                UNetConfig((128, 128), 3, 3, (64, 128, 256, 512), (False, False, False, True), 2, 64, 32, dropout=0.1)
+            ),
+            TrainSettings(batch_size=32, learning_rate=2e-4, warmup_steps=500),
+            steps=40_000,
+        ),
     )
 }
 
@@ -140,7 +166,10 @@ class RunConfig:
     def from_json(cls, values: Any) -> RunConfig:
         if not isinstance(values, dict) or "model" not in values or "train" not in values:
             raise UserError("The run configuration is incomplete.")
-        return cls(ModelConfig.from_json(values["model"]), dataclass_from_json(TrainSettings, values["train"], "training settings"))
+        return cls(
+            ModelConfig.from_json(values["model"]),
+            dataclass_from_json(TrainSettings, values["train"], "training settings"),
+        )
 
     def with_settings(self, settings: dict[str, str]) -> RunConfig:
         """Change settings by their names in the network, the diffusion or the training; texts are read by type.
@@ -150,7 +179,9 @@ class RunConfig:
         parts: dict[str, Any] = {"unet": self.model.unet, "diffusion": self.model.diffusion, "train": self.train}
         changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
         for key, text in settings.items():
-            owner = next((name for name, part in parts.items() if key in {f.name for f in dataclasses.fields(part)}), None)
+            owner = next(
+                (name for name, part in parts.items() if key in {f.name for f in dataclasses.fields(part)}), None
+            )
             if owner is None:
                 known = sorted(f.name for part in parts.values() for f in dataclasses.fields(part))
                 raise UserError(f"There is no setting {key!r}; the settings are: {', '.join(known)}.")

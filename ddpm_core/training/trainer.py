@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ class Trainer:
     optimizer moments, step and learning-rate scale, nothing else.
     """
 
-    def __init__(self, config: RunConfig, images: Tensor, device: torch.device | str, say: Say = lambda text: None) -> None:
+    def __init__(
+        self, config: RunConfig, images: Tensor, device: torch.device | str, say: Say = lambda text: None
+    ) -> None:
         self.config = config
         self.device = torch.device(device)
         self.say = say
@@ -107,7 +110,7 @@ class Trainer:
             output = self.net(noisy.to(self.dtype), times[part], self._dropout, mark)
             losses = loss_per_image(settings.loss, output, target)
             weighted = (losses * self.weights[times[part]]).sum() / batch
-            (weighted if self._scaler is None else self._scaler.scale(weighted)).backward()
+            torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
             loss_sum += losses.detach().sum()
         self._update(loss_sum / batch)
 
@@ -159,7 +162,9 @@ class Trainer:
             self.pieces = min(self.pieces * 2, self.settings.batch_size)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self.say(f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces.")
+            self.say(
+                f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces."
+            )
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -186,7 +191,7 @@ class Trainer:
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
         """The inverse of :meth:`state_tensors` and :meth:`state_numbers`; KeyError or ValueError where they do not fit."""
         for prefix, net in (("net.", self.net), ("ema.", self.ema)):
-            net.load_tensors({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
+            net.load_tensors({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         self.flip_mark.copy_(tensors["flip_mark"])
         self.optimizer.state.clear()
         for name, parameter in self._named():
@@ -225,19 +230,28 @@ class Trainer:
 
 def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:
     settings = config.train
-    options = {"lr": settings.learning_rate, "betas": (settings.beta1, settings.beta2), "weight_decay": settings.weight_decay}
+    options = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "weight_decay": settings.weight_decay,
+    }
     try:
         return torch.optim.AdamW(parameters, fused=True, **options)  # type: ignore[arg-type]
     except RuntimeError:  # torch before 2.4 has it for CUDA only
         return torch.optim.AdamW(parameters, foreach=True, **options)  # type: ignore[arg-type]
 
 
-def _make_scaler(device: torch.device) -> torch.amp.GradScaler:
+def _make_scaler(device: torch.device) -> Any:
+    """torch.amp.GradScaler, which torch before 2.3 has for CUDA only and under another name."""
     if hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler(device.type)
-    return torch.cuda.amp.GradScaler()  # type: ignore[return-value]
+    return torch.cuda.amp.GradScaler()

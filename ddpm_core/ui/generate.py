@@ -24,15 +24,31 @@ def build(service: Service) -> dict[str, Any]:
             with gr.Row():
                 model = gr.Dropdown(label="Model", choices=[], value=None, allow_custom_value=True, elem_id=ids.MODEL)
             with gr.Row():
-                sampler = gr.Dropdown(label="Sampling method", choices=list(_LABELS), value=SAMPLERS[DEFAULT_SAMPLER].label, elem_id=ids.SAMPLER)
-                steps = gr.Slider(label="Sampling steps", minimum=1, maximum=1000, step=1, value=SAMPLERS[DEFAULT_SAMPLER].default_steps,
-                                  elem_id=ids.STEPS)
+                sampler = gr.Dropdown(
+                    label="Sampling method",
+                    choices=list(_LABELS),
+                    value=SAMPLERS[DEFAULT_SAMPLER].label,
+                    elem_id=ids.SAMPLER,
+                )
+                steps = gr.Slider(
+                    label="Sampling steps",
+                    minimum=1,
+                    maximum=1000,
+                    step=1,
+                    value=SAMPLERS[DEFAULT_SAMPLER].default_steps,
+                    elem_id=ids.STEPS,
+                )
             with gr.Row():
                 count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
                 seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, elem_id=ids.SEED)
             with gr.Accordion("More sampling settings", open=False):
                 eta = gr.Slider(label="Eta (DDIM)", minimum=0, maximum=1, step=0.05, value=0, elem_id=ids.ETA)
-                weights = gr.Radio(label="Weights", choices=["ema", "raw"], value="ema", info="ema: averaged over the training, as a rule better")
+                weights = gr.Radio(
+                    label="Weights",
+                    choices=["ema", "raw"],
+                    value="ema",
+                    info="ema: averaged over the training, as a rule better",
+                )
                 clip = gr.Checkbox(label="Clip the predicted image", value=True)
             with gr.Accordion("Did it learn or copy?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
@@ -45,7 +61,9 @@ def build(service: Service) -> dict[str, Any]:
                 skip = gr.Button("Skip", elem_id=ids.SKIP)
             message = gr.HTML("", elem_id=ids.MESSAGE_GENERATE)
             live("sample")
-            gallery = gr.Gallery(label="Output", show_label=False, elem_id=ids.GALLERY, columns=4, object_fit="contain", preview=False)
+            gallery = gr.Gallery(
+                label="Output", show_label=False, elem_id=ids.GALLERY, columns=4, object_fit="contain", preview=False
+            )
             text = gr.HTML("", elem_id=ids.TEXT)
             live("animation")
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
@@ -59,7 +77,9 @@ def build(service: Service) -> dict[str, Any]:
             raise UserError("Seed, steps and number of images must be whole numbers.") from None
         if value < 0:
             value = random.SystemRandom().randrange(2**32)
-        settings = SampleSettings(_LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped))
+        settings = SampleSettings(
+            _LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped)
+        )
         service.start_sampling(str(name), many, settings, str(which))
         return ""
 
@@ -75,7 +95,10 @@ def build(service: Service) -> dict[str, Any]:
     def results() -> Any:
         job = service.jobs.latest("sample")
         found: list[Result] = job.artifacts.get("results", []) if job else []
-        shown = [r.image.resize((r.image.width * 4, r.image.height * 4), 0) if max(r.image.size) <= 128 else r.image for r in found]
+        shown = [
+            r.image.resize((r.image.width * 4, r.image.height * 4), 0) if max(r.image.size) <= 128 else r.image
+            for r in found
+        ]
         return shown, _text(found[0].text) if found else ""
 
     def selected(event: gr.SelectData) -> str:

@@ -32,10 +32,21 @@ def build_tab(service: Service) -> None:
         data, data_train, init, model, against = current
         first_data = datasets[0] if datasets else None
         newest = _newest(service, models)
-        return (pick(data, datasets, first_data), pick(data_train, datasets, first_data), choices(gr.Dropdown, ["", *models], init or ""),
-                pick(model, models, newest), pick(against, datasets, first_data))
+        return (
+            pick(data, datasets, first_data),
+            pick(data_train, datasets, first_data),
+            choices(gr.Dropdown, ["", *models], init or ""),
+            pick(model, models, newest),
+            pick(against, datasets, first_data),
+        )
 
-    drawn = [in_dataset["dataset"], in_train["dataset"], in_train["init_from"], in_generate["model"], in_generate["dataset"]]
+    drawn = [
+        in_dataset["dataset"],
+        in_train["dataset"],
+        in_train["init_from"],
+        in_generate["model"],
+        in_generate["dataset"],
+    ]
     refresh.click(lists, inputs=drawn, outputs=drawn)
 
 

@@ -22,13 +22,27 @@ def build(service: Service) -> dict[str, Any]:
     with gr.Row():
         with gr.Column(scale=2):
             with gr.Row():
-                dataset = gr.Dropdown(label="Train on", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET)
-                model = gr.Textbox(label="Name of the model", placeholder="for example my-portraits", elem_id=ids.TRAIN_MODEL)
+                dataset = gr.Dropdown(
+                    label="Train on", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET
+                )
+                model = gr.Textbox(
+                    label="Name of the model", placeholder="for example my-portraits", elem_id=ids.TRAIN_MODEL
+                )
             with gr.Row():
-                preset = gr.Dropdown(label="Preset", choices=list(PRESETS), value=preset_name, elem_id=ids.TRAIN_PRESET,
-                                     info=PRESETS[preset_name].summary)
-                steps = gr.Number(label="Steps", value=PRESETS[preset_name].steps, precision=0, elem_id=ids.TRAIN_STEPS,
-                                  info="More can be added later: a finished model goes on learning")
+                preset = gr.Dropdown(
+                    label="Preset",
+                    choices=list(PRESETS),
+                    value=preset_name,
+                    elem_id=ids.TRAIN_PRESET,
+                    info=PRESETS[preset_name].summary,
+                )
+                steps = gr.Number(
+                    label="Steps",
+                    value=PRESETS[preset_name].steps,
+                    precision=0,
+                    elem_id=ids.TRAIN_STEPS,
+                    info="More can be added later: a finished model goes on learning",
+                )
             with gr.Accordion("More settings", open=False):
                 with gr.Row():
                     size = gr.Number(label="Size in pixels (0: the preset's)", value=0, precision=0)
@@ -39,7 +53,9 @@ def build(service: Service) -> dict[str, Any]:
                     precision = gr.Dropdown(label="Precision", choices=_PRECISIONS, value="auto")
                     seed = gr.Number(label="Training seed", value=0, precision=0)
                 with gr.Row():
-                    init_from = gr.Dropdown(label="Start from the weights of", choices=[""], value="", allow_custom_value=True)
+                    init_from = gr.Dropdown(
+                        label="Start from the weights of", choices=[""], value="", allow_custom_value=True
+                    )
                     other = gr.Textbox(label="Other settings", placeholder="flip_probability=0.5, dropout=0.1", lines=1)
         with gr.Column(scale=1, min_width=260):
             with gr.Row():
@@ -61,10 +77,19 @@ def build(service: Service) -> dict[str, Any]:
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
         return TrainRequest(
-            model=str(name or ""), dataset=str(data), preset=str(chosen), steps=_whole(total, "Steps") or None,
-            size=_whole(px, "Size") or None, crop=str(crop_), batch_size=_whole(batch_, "Batch size") or None,
-            learning_rate=float(rate_ or 0) or None, precision=str(precision_), seed=_whole(seed_, "Training seed"),
-            init_from=str(init) if init else None, settings=_pairs(str(extra or "")))
+            model=str(name or ""),
+            dataset=str(data),
+            preset=str(chosen),
+            steps=_whole(total, "Steps") or None,
+            size=_whole(px, "Size") or None,
+            crop=str(crop_),
+            batch_size=_whole(batch_, "Batch size") or None,
+            learning_rate=float(rate_ or 0) or None,
+            precision=str(precision_),
+            seed=_whole(seed_, "Training seed"),
+            init_from=str(init) if init else None,
+            settings=_pairs(str(extra or "")),
+        )
 
     def begin(*values: Any) -> str:
         service.start_training(request(values, False))
@@ -79,9 +104,12 @@ def build(service: Service) -> dict[str, Any]:
 
     def guess(*values: Any) -> str:
         found = service.estimate(request(values, False))
-        lines = [f"About {_duration(found['minutes'])} on {service.host.device()} for {found['steps']} steps, "
-                 f"about {found['megabytes'] / 1024:.1f} GB of memory; {found['parameters'] / 1e6:.1f} million parameters, "
-                 f"{found['images']} images.", *found["warnings"]]
+        lines = [
+            f"About {_duration(found['minutes'])} on {service.host.device()} for {found['steps']} steps, "
+            f"about {found['megabytes'] / 1024:.1f} GB of memory; {found['parameters'] / 1e6:.1f} million parameters, "
+            f"{found['images']} images.",
+            *found["warnings"],
+        ]
         return " ".join(lines)
 
     def chosen_preset(name: str) -> Any:

@@ -1,0 +1,113 @@
+"""Sample pictures from a model of the workspace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..dataset import infotext
+from ..errors import UserError
+from ..model import file as model_file
+from ..model.config import ModelConfig
+from ..model.diffusion import Diffusion, model_to_uint8
+from ..sampling.generate import SampleSettings, generate
+from ..training import precision
+from ..training.checkpoints import CheckpointFolder
+from ..workspace import Workspace
+from .context import Context
+
+
+@dataclass
+class Sampled:
+    """Pictures of one sampling: uint8 (N, 3, H, W), their seeds and generation texts, network calls an image."""
+
+    images: Tensor
+    seeds: list[int]
+    texts: list[str]
+    evaluations: int
+    seconds: float
+
+
+def _load_weights(workspace: Workspace, model: str, weights: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    path = workspace.model_path(model)
+    loaded = model_file.load(path)
+    if weights == "ema":
+        return loaded.config, loaded.weights, path.stem
+    if weights != "raw":
+        raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
+    newest = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints").load_newest()
+    if newest is None:
+        raise UserError(
+            f"The raw weights of {path.stem} lie in its run, which is not in this workspace; use --weights ema."
+        )
+    return loaded.config, {k[4:]: v for k, v in newest.tensors.items() if k.startswith("net.")}, path.stem
+
+
+def sample(
+    workspace: Workspace,
+    model: str,
+    count: int,
+    settings: SampleSettings,
+    context: Context,
+    *,
+    batch_size: int = 64,
+    weights: str = "ema",
+    emerging: Callable[[int, int, Tensor], None] | None = None,
+) -> Sampled:
+    """Sample ``count`` pictures. ``emerging(done, total, x0)`` gets the predicted images after each network call."""
+    if not 1 <= batch_size <= 4096:
+        raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
+    began = time.monotonic()
+    config, tensors, title = _load_weights(workspace, model, weights)
+    device = context.device
+    with context.gpu_slice():
+        net = model_file.build_network(config, tensors, device)
+        diffusion = Diffusion(config.diffusion, device)
+    dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        with context.gpu_slice():
+            return net(x, t)  # type: ignore[no-any-return]
+
+    def progress(done: int, total: int, x0: Tensor) -> None:
+        context.progress(done, total, "Sampling")
+        if emerging is not None:
+            emerging(done, total, x0)
+
+    images, calls = generate(
+        network,
+        diffusion,
+        (config.unet.out_channels, *config.unet.image_size),
+        count,
+        settings,
+        batch_size=batch_size,
+        dtype=dtype,
+        stop=context.stop,
+        progress=progress,
+    )
+    seeds = [settings.seed + i for i in range(len(images))]
+    texts = [sample_text(title, config, settings, seed, calls, weights) for seed in seeds]
+    return Sampled(model_to_uint8(images), seeds, texts, calls, time.monotonic() - began)
+
+
+def sample_text(title: str, config: ModelConfig, settings: SampleSettings, seed: int, calls: int, weights: str) -> str:
+    """The generation text of a sample, in the WebUI's format."""
+    height, width = config.unet.image_size
+    values = {
+        "Steps": str(calls),
+        "Sampler": settings.definition.label,
+        "Seed": str(seed),
+        "Size": f"{width}x{height}",
+        infotext.OWN_KEY: title,
+        "DDPM sampler": settings.sampler,
+        "DDPM weights": weights,
+        "Version": f"sd-webui-ddpm {__version__}",
+    }
+    if settings.definition.uses_eta:
+        values["DDPM eta"] = f"{settings.eta:g}"
+    return infotext.build(infotext.Infotext("", "", values))

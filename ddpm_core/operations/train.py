@@ -1,0 +1,301 @@
+"""Train a new model or go on with one, on what the workspace holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import __version__
+from ..dataset.packing import HOLDOUT_FROM, Packed, load, pack, packed_path
+from ..errors import UserError
+from ..files import FolderLock, replace_with, write_json
+from ..model import file as model_file
+from ..model.config import ModelConfig
+from ..names import check_name
+from ..training import precision
+from ..training.checkpoints import CheckpointFolder
+from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
+from ..training.settings import RunConfig, default_preset, get_preset
+from ..training.trainer import Trainer
+from ..workspace import Workspace
+from .context import Context
+from .pictures import make_grid
+
+RUN_FORMAT = 1
+FEW_IMAGES = 300
+
+
+@dataclass
+class TrainRequest:
+    """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
+
+    model: str
+    dataset: str | None = None
+    preset: str | None = None
+    size: int | None = None
+    crop: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    precision: str | None = None
+    seed: int | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+    init_from: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def configure(workspace: Workspace, request: TrainRequest, device: torch.device) -> tuple[RunConfig, int]:
+    """The configuration of a new run and its number of steps, from preset, options and single settings."""
+    preset = get_preset(request.preset) if request.preset else default_preset(device.type)
+    config = RunConfig(preset.model, preset.train)
+    if request.init_from:
+        config = RunConfig(workspace.model_config(request.init_from), preset.train)
+    if request.size is not None:
+        if request.init_from and (request.size, request.size) != config.model.unet.image_size:
+            raise UserError(
+                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave --size away."
+            )
+        unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
+        config = RunConfig(ModelConfig(unet, config.model.diffusion, config.model.tags), config.train)
+    given: dict[str, Any] = {
+        "batch_size": request.batch_size,
+        "learning_rate": request.learning_rate,
+        "precision": request.precision,
+        "seed": request.seed,
+        "crop": request.crop,
+    }
+    train = dataclasses.replace(config.train, **{key: value for key, value in given.items() if value is not None})
+    config = RunConfig(config.model, train)
+    config = config.with_settings(request.settings)
+    if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
+        raise UserError("Datasets hold RGB pictures: in_channels and out_channels must be 3.")
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
+    return config, steps
+
+
+def check_limits(request: TrainRequest) -> None:
+    if request.steps is not None and not 1 <= request.steps <= 10**9:
+        raise UserError(f"The number of steps must be at least 1; got {request.steps}.")
+    if request.minutes is not None and not 0 < request.minutes <= 10**6:
+        raise UserError(f"The number of minutes must be more than 0; got {request.minutes:g}.")
+    if request.checkpoint_every is not None and request.checkpoint_every < 1:
+        raise UserError(f"--checkpoint-every must be at least 1; got {request.checkpoint_every}.")
+
+
+def expectations(count: int) -> list[str]:
+    """What a person should know about a training set of this size, before starting."""
+    found = []
+    if count < HOLDOUT_FROM:
+        found.append(
+            f"Only {count} images: none is held out (that needs {HOLDOUT_FROM}), so nothing will tell learning from copying."
+        )
+    if count < FEW_IMAGES:
+        found.append(
+            f"With {count} images the model will soon copy them; some hundreds to thousands give new pictures."
+        )
+    return found
+
+
+def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict[str, Any]:
+    """Train a new model or go on with one; returns the summary that ``train --json`` prints."""
+    name = check_name(request.model, "model")
+    check_limits(request)
+    folder = workspace.run_folder(name)
+    model_path = workspace.models_folder / f"{name}.safetensors"
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    exists = model_path.exists() or (folder / "run.json").exists()
+    if exists and not request.resume:
+        raise UserError(f"There is already a model {name!r}; continue it with --resume, or choose another name.")
+    if request.resume and not (folder / "run.json").exists():
+        raise UserError(
+            f"There is no run {name!r} to resume"
+            + (
+                ", only its model file; start a new one from it with --init-from."
+                if model_path.exists()
+                else "; leave --resume away to start it."
+            )
+        )
+    lock = FolderLock(
+        folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
+    )
+    with lock.held():
+        if request.resume:
+            config, info, packed = _reopen(workspace, folder, request, context)
+        else:
+            config, info, packed = _begin(workspace, folder, request, context)
+        return _run(workspace, name, config, info, packed, checkpoints, request, context)
+
+
+def _begin(
+    workspace: Workspace, folder: Path, request: TrainRequest, context: Context
+) -> tuple[RunConfig, dict[str, Any], Packed]:
+    if request.dataset is None:
+        raise UserError("Say which dataset to train on (--dataset NAME).")
+    config, steps = configure(workspace, request, context.device)
+    store = workspace.store(request.dataset)
+    packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress)
+    config = RunConfig(
+        config.model,
+        dataclasses.replace(config.train, precision=precision.choose(config.train.precision, context.device)),
+    )
+    info = {
+        "format": RUN_FORMAT,
+        "config": config.to_json(),
+        "dataset": request.dataset,
+        "fingerprint": store.fingerprint(),
+        "images": len(packed.ids),
+        "steps": steps,
+        "began": time.time(),
+        "state": "running",
+        "version": __version__,
+        "init_from": Path(request.init_from).stem if request.init_from else None,
+    }
+    write_json(folder / "run.json", info)
+    return config, info, packed
+
+
+def _reopen(
+    workspace: Workspace, folder: Path, request: TrainRequest, context: Context
+) -> tuple[RunConfig, dict[str, Any], Packed]:
+    info = workspace.run_info(request.model)
+    if info.get("format", 0) > RUN_FORMAT:
+        raise UserError(f"The run {request.model!r} was made by a newer version; update this extension to resume it.")
+    config = RunConfig.from_json(info.get("config"))
+    fixed = {
+        "preset": request.preset,
+        "size": request.size,
+        "batch_size": request.batch_size,
+        "crop": request.crop,
+        "seed": request.seed,
+        "init_from": request.init_from,
+        "settings": request.settings or None,
+        "precision": request.precision,
+    }
+    given = [name for name, value in fixed.items() if value is not None]
+    if given:
+        context.say(f"Resuming goes on with the run's own settings; {', '.join(given)} is ignored.")
+    if request.learning_rate is not None:
+        config = RunConfig(config.model, dataclasses.replace(config.train, learning_rate=request.learning_rate))
+    if request.dataset is not None and request.dataset != info["dataset"]:
+        raise UserError(
+            f"The run {request.model!r} was trained on {info['dataset']!r}; to train on {request.dataset!r} start a new one "
+            f"with --init-from {request.model}."
+        )
+    store = workspace.store(info["dataset"])
+    size, crop = config.model.unet.image_size, config.train.crop
+    path = packed_path(store, info["fingerprint"], size, crop)
+    if path.exists():
+        packed = load(path)
+        if store.fingerprint() != info["fingerprint"]:
+            context.say("The dataset has changed since this run began; it goes on with the pictures it began with.")
+    elif store.fingerprint() == info["fingerprint"]:
+        packed = pack(store, size, crop, context.progress)
+    else:
+        raise UserError(
+            f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
+            f"start a new run with --init-from {request.model}."
+        )
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else info["steps"])
+    info = {
+        **{k: v for k, v in info.items() if k != "step"},
+        "steps": steps,
+        "state": "running",
+        "config": config.to_json(),
+    }
+    write_json(folder / "run.json", info)
+    return config, info, packed
+
+
+def _run(
+    workspace: Workspace,
+    name: str,
+    config: RunConfig,
+    info: dict[str, Any],
+    packed: Packed,
+    checkpoints: CheckpointFolder,
+    request: TrainRequest,
+    context: Context,
+) -> dict[str, Any]:
+    folder = workspace.run_folder(name)
+    for text in expectations(len(packed.ids)):
+        context.say(text)
+    with context.gpu_slice():
+        trainer = Trainer(config, packed.train, context.device, context.say)
+    spent = 0.0
+    newest = checkpoints.load_newest()
+    if newest is not None:
+        with context.gpu_slice():
+            trainer.load_state(newest.tensors, newest.numbers)
+        spent = float(newest.numbers.get("seconds", 0.0))
+        if trainer.step >= info["steps"] and request.minutes is None:
+            context.say(
+                f"{name} already has {trainer.step} steps; give a larger number with --steps to train it further."
+            )
+    elif request.init_from:
+        trainer.start_from(model_file.load(workspace.model_path(request.init_from)).weights)
+    shown: dict[str, Tensor] = {}
+
+    def preview(step: int, images: Tensor) -> None:
+        shown["last"] = images
+        strip = make_grid(images, columns=len(images))
+        replace_with(
+            folder / "previews" / f"step-{step:09d}.png", lambda temporary: strip.save(temporary, format="PNG")
+        )
+
+    def saved() -> None:
+        _write_model(workspace, name, trainer, info, loop, shown.get("last"))
+
+    outlets = Outlets(context.gpu_slice, context.stop, context.report, context.say, preview, saved)
+    limits = Limits(info["steps"], request.minutes, request.checkpoint_every)
+    loop = TrainingLoop(
+        trainer, checkpoints, Metrics(folder / "metrics.jsonl", trainer.step), packed.held, limits, outlets, spent
+    )
+    state = "failed"
+    try:
+        summary = loop.run()
+        state = "stopped" if summary["stopped"] else "finished"
+    finally:
+        trainer.free()
+        write_json(folder / "run.json", {**info, "state": state})
+    model_path = workspace.models_folder / f"{name}.safetensors"
+    return {
+        **summary,
+        "model": str(model_path),
+        "name": name,
+        "precision": trainer.precision,
+        "images": len(packed.train_ids),
+        "held_out": len(packed.held),
+    }
+
+
+def _write_model(
+    workspace: Workspace, name: str, trainer: Trainer, info: dict[str, Any], loop: TrainingLoop, shown: Tensor | None
+) -> None:
+    weights = {key: value.detach().cpu() for key, value in trainer.ema.named_parameters()}
+    notes = {
+        "steps": trainer.step,
+        "images_seen": trainer.step * trainer.settings.batch_size,
+        "images": info["images"],
+        "crop": trainer.settings.crop,
+        "dataset": info["dataset"],
+        "fingerprint": info["fingerprint"],
+        "heldout_loss": loop.heldout_loss,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
+        "version": __version__,
+    }
+    path = workspace.models_folder / f"{name}.safetensors"
+    replace_with(
+        path, lambda temporary: model_file.save(temporary, trainer.config.model, weights, title=name, info=notes)
+    )
+    if shown is not None:
+        card = make_grid(shown[:4], columns=2).resize((512, 512), Image.Resampling.NEAREST)
+        replace_with(path.with_name(f"{name}.preview.png"), lambda temporary: card.save(temporary, format="PNG"))

@@ -1,0 +1,262 @@
+"""The walls of the house: who may import what, what importing does, and what a good guest never touches."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "ddpm_core"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# a layer may import itself and what stands below it
+LAYERS = [
+    {"errors", "names", "__init__"},
+    {"files"},
+    {"model"},
+    {"sampling", "dataset", "evaluation"},
+    {"training"},
+    {"workspace"},
+    {"operations"},
+    {"jobs"},
+    {"host"},
+    {"service"},
+    {"api", "ui", "commands", "demo"},
+    {"cli", "__main__"},
+]
+# host is handed in, never imported by what it serves: it stands beside, and its server builds the page
+HOST_MAY_BUILD = {PACKAGE / "host" / "server.py"}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of the modules a file imports, anywhere in it; relative ones resolved."""
+    found: set[str] = set()
+    package = ("ddpm_core", *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(p for p in (base, node.module or "") if p)
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_ui_and_host_import_gradio_and_only_host_the_webui(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imported(path)}
+    if part_of(path) not in ("ui", "host"):
+        assert "gradio" not in tops
+    if part_of(path) != "host":
+        assert "modules" not in tops
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downward(path: Path) -> None:
+    level = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    own = part_of(path)
+    assert own in level, f"say in LAYERS where {own} stands"
+    for name in imported(path):
+        parts = name.split(".")
+        if (
+            parts[0] != "ddpm_core"
+            or len(parts) < 2
+            or parts[1] == own
+            or parts[1] not in level
+            or path in HOST_MAY_BUILD
+        ):
+            continue
+        if level[parts[1]] == level[own]:
+            pytest.fail(f"{path.name} imports its neighbour {name}")
+        assert level[parts[1]] < level[own], f"{path.name} imports {name} from above"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        p
+        for p in FILES
+        if part_of(p) in ("model", "sampling", "training", "evaluation", "dataset", "workspace", "operations", "jobs")
+    ],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_the_core_does_not_know_its_host(path: Path) -> None:
+    assert not any(name.startswith("ddpm_core.host") for name in imported(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_pickle(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {name.split(".")[0] for name in imported(path)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("torch.load", "torch.save", "np.load", "numpy.load", "eval", "exec")
+
+
+FORBIDDEN = {
+    "torch.manual_seed",
+    "torch.seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.set_num_threads",
+    "torch.set_num_interop_threads",
+    "torch.set_default_dtype",
+    "torch.set_default_device",
+    "torch.use_deterministic_algorithms",
+    "torch.set_grad_enabled",
+    "torch.set_float32_matmul_precision",
+    "random.seed",
+    "np.random.seed",
+    "numpy.random.seed",
+    "logging.basicConfig",
+    "warnings.simplefilter",
+    "warnings.filterwarnings",
+    "os.chdir",
+    "locale.setlocale",
+    "socket.setdefaulttimeout",
+}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.name not in ("cli.py", "__main__.py")], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_nothing_global_is_changed(path: Path) -> None:
+    """Only the command line, which owns its process, handles signals."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in FORBIDDEN and not name.startswith("signal."), f"{path.name}:{node.lineno} {name}"
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                name = ast.unparse(target)
+                assert not name.startswith(
+                    (
+                        "torch.backends",
+                        "Image.MAX",
+                        "ImageFile.",
+                        "PngImagePlugin.MAX",
+                        "os.environ",
+                        "sys.path",
+                        "sys.excepthook",
+                    )
+                ), f"{path.name}:{node.lineno} {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if part_of(p) in ("model", "sampling", "training", "evaluation")],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_every_random_number_comes_from_our_own_generator(path: Path) -> None:
+    drawing = {
+        "randn",
+        "rand",
+        "randint",
+        "randperm",
+        "normal",
+        "bernoulli",
+        "bernoulli_",
+        "uniform_",
+        "normal_",
+        "multinomial",
+        "randn_like",
+        "rand_like",
+        "dropout",
+        "shuffle",
+        "exponential_",
+    }
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in drawing:
+            assert any(keyword.arg == "generator" for keyword in node.keywords), (
+                f"{path.name}:{node.lineno} {ast.unparse(node)}"
+            )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if part_of(p) in ("model", "sampling", "training", "evaluation")],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_no_layer_of_the_host_is_used_and_no_module_is_moved(path: Path) -> None:
+    """torch.nn's layers are patched by hosts; of torch.nn only Module, ModuleList, Parameter and gradient clipping are."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nn":
+            assert node.attr in ("Module", "ModuleList", "Parameter", "utils"), (
+                f"{path.name}:{node.lineno} nn.{node.attr}"
+            )
+
+
+def test_importing_starts_nothing_and_is_cheap() -> None:
+    """What the host would not already have loaded costs it under 150 ms, and no thread, handler or setting changes."""
+    code = """
+import time, threading, signal, logging, torch, numpy, PIL.Image, safetensors.torch, sqlite3, gradio, fastapi
+before = (threading.active_count(), signal.getsignal(signal.SIGINT), logging.getLogger().handlers[:], torch.get_num_threads(),
+          torch.backends.cudnn.benchmark, torch.get_rng_state().sum(), PIL.Image.MAX_IMAGE_PIXELS)
+start = time.perf_counter()
+import ddpm_core, ddpm_core.service, ddpm_core.api, ddpm_core.ui.tab
+spent = time.perf_counter() - start
+after = (threading.active_count(), signal.getsignal(signal.SIGINT), logging.getLogger().handlers[:], torch.get_num_threads(),
+         torch.backends.cudnn.benchmark, torch.get_rng_state().sum(), PIL.Image.MAX_IMAGE_PIXELS)
+assert before == after, (before, after)
+print(spent)
+"""
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.15, times
+
+
+def test_the_network_is_right_while_a_host_patches_torch() -> None:
+    """A1111 while it loads a checkpoint: layers on meta, initialisers that do nothing, Module.to that returns None."""
+    code = """
+import torch
+from ddpm_core.model.unet import UNet
+from ddpm_core.model.config import UNetConfig
+config = UNetConfig((8, 8), block_out_channels=(8, 16), attention_levels=(False, True), layers_per_block=1, attention_head_dim=8, norm_num_groups=4)
+x, t = torch.ones(1, 3, 8, 8), torch.tensor([3])
+plain = UNet(config)
+with torch.no_grad():
+    for p in plain.parameters():
+        p.add_(0.01)
+    wanted = plain(x, t)
+def broken(*a, **k):
+    raise AssertionError("a patched layer was used")
+for layer in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.MultiheadAttention):
+    layer.__init__ = broken
+    layer.forward = broken
+torch.nn.Module.to = lambda self, *a, **k: None
+torch.nn.init.kaiming_uniform_ = lambda tensor, *a, **k: tensor
+torch.nn.init._no_grad_normal_ = lambda tensor, *a, **k: tensor
+other = UNet(config)
+with torch.no_grad():
+    for p in other.parameters():
+        p.add_(0.01)
+    assert torch.equal(wanted, other(x, t))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_install_script_installs_nothing_and_imports_no_torch() -> None:
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse((ROOT / "install.py").read_text(encoding="utf-8")))
+        for name in (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert names <= {"sys", "importlib"}
+    done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
