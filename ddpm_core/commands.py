@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import operations
 from .errors import UserError
@@ -15,10 +15,8 @@ from .model import export as model_export
 from .model import file as model_file
 from .operations import Context, TrainRequest
 from .sampling.generate import SampleSettings
+from .screen import Screen
 from .workspace import Workspace
-
-if TYPE_CHECKING:
-    from .cli import Screen
 
 
 def open_host(a: argparse.Namespace) -> StandaloneHost:
@@ -179,9 +177,3 @@ def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
     from .host.server import serve
 
     return serve(open_host(a), a.host, a.port, stop, screen.say)
-
-
-def run_demo(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
-    from . import demo
-
-    return demo.run(a, stop, screen)

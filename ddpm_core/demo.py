@@ -7,16 +7,14 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import commands, operations
 from .errors import UserError
 from .operations import TrainRequest
 from .sampling.generate import SampleSettings
+from .screen import Screen
 from .training.settings import default_preset
-
-if TYPE_CHECKING:
-    from .cli import Screen
 
 ARCHIVE = Path(__file__).resolve().parent / "assets" / "portraits.zip"
 NAME = "portraits-demo"

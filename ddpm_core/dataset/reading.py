@@ -57,7 +57,7 @@ def read_bytes(path: Path) -> bytes:
         if status.st_size > MAX_FILE_BYTES:
             raise Rejected("bomb", f"The file has {status.st_size / 2**20:.0f} MiB; an image of that size is not read.")
         try:
-            return file.read(MAX_FILE_BYTES + 1)
+            return file.read(status.st_size)  # what it was when checked, however it grows
         except OSError as error:
             raise Skipped("unreadable") from error
 
