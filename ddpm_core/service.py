@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import operations
+from .dataset.harvest import check_folder
 from .errors import UserError
 from .host.base import Host
 from .jobs import TRAINING, Job, Jobs
 from .model.diffusion import model_to_uint8
+from .names import check_name
 from .operations import Context, TrainRequest
 from .sampling.generate import SampleSettings
 from .training.loop import read_metrics
@@ -67,6 +69,9 @@ class Service:
                 )
         if not chosen:
             raise UserError("Choose or type at least one folder.")
+        check_name(dataset, "dataset")
+        for folder in chosen:
+            check_folder(folder)
 
         def work(job: Job) -> dict[str, Any]:
             context = self._context(job)

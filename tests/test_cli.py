@@ -91,7 +91,7 @@ def test_real_images_evaluate_better_than_noise(ready: CommandLine, tmp_path: Pa
         Image.fromarray(pixels).save(noise / f"{i}.png")
     bad = ready.run("evaluate", "--images", noise, "--dataset", "d")
     assert real["kid_high"] < bad["kid_low"]  # type: ignore[operator]
-    assert real["memorised"] > 0.9  # type: ignore[operator] - they are the training pictures
+    assert real["memorised"] > 0.8  # type: ignore[operator] - all but the held-out ones are training pictures
 
 
 def test_more_steps_on_a_finished_run_and_a_new_run_from_its_weights(ready: CommandLine) -> None:
@@ -236,7 +236,7 @@ def test_an_unwritable_workspace_says_so(tmp_path: Path) -> None:
 def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
     place = tmp_path / "small"
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
         line = CommandLine(place / "ws")

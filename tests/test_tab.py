@@ -72,7 +72,9 @@ class Page:
         return str(self.js("return document.body.innerText"))
 
     def tab(self, name: str) -> None:
-        found = self.driver.find_elements("xpath", f"//button[@role='tab'][normalize-space(.)='{name}']")
+        found = self.driver.find_elements(
+            "xpath", f"//button[@role='tab' or ancestor::*[contains(@class, 'tab-nav')]][normalize-space(.)='{name}']"
+        )
         self.js("arguments[0].click()", next(b for b in reversed(found) if b.is_displayed()))
         marker = {"Dataset": "#ddpm_harvest", "Train": "#ddpm_train_start", "Generate": "#ddpm_generate"}[name]
         self.wait(lambda: self.all(marker), f"the {name} sub-tab")

@@ -94,7 +94,7 @@ class Store:
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise UserError(
-                    f"The dataset in {folder} cannot be opened ({error}); check the free space and that the folder "
+                    f"The dataset in {folder} cannot be opened ({error}); make room, or check that the folder "
                     "may be written."
                 ) from None
             raise UserError(

@@ -103,7 +103,9 @@ def serve(
             ) from None
         port = probe.getsockname()[1]
     app, service = build_app(host)
-    server = uvicorn.Server(uvicorn.Config(app, host=address, port=port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=address, port=port, log_level="warning", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, name="ddpm-server", daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
@@ -115,7 +117,6 @@ def serve(
     while thread.is_alive() and not stop.wait(0.5):
         pass
     service.jobs.shutdown()
-    server.should_exit = True
-    server.force_exit = True
-    thread.join(5)
+    server.should_exit = True  # open pages get two seconds to hang up
+    thread.join(10)
     return {"url": url, "stopped": True}

@@ -38,6 +38,6 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
     return handler
 
 
-def choices(component: type, values: list[str], value: str | None) -> Any:
-    """An update of a dropdown's choices that works on every gradio."""
-    return gr.update(choices=values, value=value)
+def choices(values: list[str], current: Any, fallback: str | None) -> Any:
+    """An update of a dropdown's choices; its value is set only where it has none, so that nothing typed is lost."""
+    return gr.update(choices=values) if current or not fallback else gr.update(choices=values, value=fallback)

@@ -26,18 +26,14 @@ def build_tab(service: Service) -> None:
     def lists(*current: Any) -> Any:
         datasets, models = service.workspace.dataset_names(), service.workspace.model_names()
 
-        def pick(value: Any, values: list[str], fallback: str | None) -> Any:
-            return choices(gr.Dropdown, values, value if value else fallback)
-
         data, data_train, init, model, against = current
-        first_data = datasets[0] if datasets else None
-        newest = _newest(service, models)
+        first = datasets[0] if datasets else None
         return (
-            pick(data, datasets, first_data),
-            pick(data_train, datasets, first_data),
-            choices(gr.Dropdown, ["", *models], init or ""),
-            pick(model, models, newest),
-            pick(against, datasets, first_data),
+            choices(datasets, data, first),
+            choices(datasets, data_train, first),
+            choices(["", *models], init, None),
+            choices(models, model, _newest(service, models)),
+            choices(datasets, against, first),
         )
 
     drawn = [
