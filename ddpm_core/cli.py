@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_for_people(result)
         return STOPPED if stop.is_set() else DONE
     except UserError as error:
-        return _fail(str(error), BAD_INPUT, as_json, screen)
+        return _fail(str(error), STOPPED if stop.is_set() else BAD_INPUT, as_json, screen)
     except KeyboardInterrupt:
         return _fail("Stopped.", STOPPED, as_json, screen)
     except BrokenPipeError:

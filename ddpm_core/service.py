@@ -70,8 +70,8 @@ class Service:
         if not chosen:
             raise UserError("Choose or type at least one folder.")
         check_name(dataset, "dataset")
-        for folder in chosen:
-            check_folder(folder)
+        for path in chosen:
+            check_folder(path)
 
         def work(job: Job) -> dict[str, Any]:
             context = self._context(job)

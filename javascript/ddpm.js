@@ -132,7 +132,7 @@
     }
 
     const review = {
-        dataset: "", view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "",
+        dataset: "", view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "", loading: true,
         node: null, grid: null,
 
         mount(node) {
@@ -153,6 +153,7 @@
 
         async load(select) {
             this.error = "";
+            this.loading = true;
             if (!this.dataset || !status || !status.datasets.includes(this.dataset)) {
                 this.items = []; this.total = 0; this.counts = null;
             } else {
@@ -165,6 +166,7 @@
                     Object.assign(this, { items: found.items, total: found.total, counts: found.counts });
                 } catch (error) { this.error = error.message; }
             }
+            this.loading = false;
             this.selected = Math.min(select || 0, Math.max(0, this.items.length - 1));
             this.draw();
         },
@@ -178,6 +180,10 @@
         draw() {
             if (!this.node) return;
             if (this.error) { this.node.replaceChildren(el("div", "ddpm-failure", this.error)); return; }
+            if (!this.counts && this.loading) {
+                this.node.replaceChildren(el("div", "ddpm-empty", "Loading"));
+                return;
+            }
             if (!this.counts) {
                 this.node.replaceChildren(el("div", "ddpm-empty", "No pictures yet: choose folders above and press Harvest."));
                 return;

@@ -256,6 +256,57 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", place], check=False)
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="needs the right to mount a small tmpfs"
+)
+def test_a_read_only_workspace_can_be_sampled_from_and_says_what_it_cannot(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        line = CommandLine(place / "ws")
+        line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "in", 20))
+        line.run("train", "--dataset", "d", "--model", "m", "--steps", 2, *SMALL)
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        for arguments in (
+            ["train", "--model", "m", "--resume", "--steps", 4],
+            ["harvest", "--dataset", "d", tmp_path / "in"],
+            ["harvest", "--dataset", "new", tmp_path / "in"],
+            ["dataset", "reject", "d", 1],
+        ):
+            assert "cannot be" in str(line.run(*arguments, code=2)["error"])
+        assert (
+            len(line.run("sample", "--model", "m", "--count", 1, "--steps", 2, "--out", tmp_path / "o")["files"]) == 1
+        )  # type: ignore[arg-type]
+    finally:
+        subprocess.run(["umount", place], check=False)
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_still_starts_from_the_given_weights(ready: CommandLine) -> None:
+    ready.run(
+        "train",
+        "--dataset",
+        "d",
+        "--model",
+        "young",
+        "--init-from",
+        "m",
+        "--steps",
+        1,
+        "--batch-size",
+        4,
+        "--lr",
+        "1e-7",
+    )
+    folder = ready.workspace / "runs" / "young"
+    for path in [*(folder / "checkpoints").iterdir(), ready.workspace / "models" / "young.safetensors"]:
+        path.unlink()  # as a kill would leave it
+    ready.run("train", "--model", "young", "--resume", "--steps", 1)
+    parent, child = (load_file(ready.workspace / "models" / f"{n}.safetensors") for n in ("m", "young"))
+    assert all(torch.allclose(parent[k], child[k], atol=1e-4) for k in parent)
+
+
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "ddpm_core", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0

@@ -221,7 +221,7 @@ def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:
     # reject one by keyboard, undo, reject again
     review = driver.find_element("css selector", "[data-ddpm=review]")
     page.js("arguments[0].focus()", review)
-    kept = lambda: page.js("return document.querySelector('.ddpm-kept-count').textContent")  # noqa: E731
+    kept = lambda: page.js("return (document.querySelector('.ddpm-kept-count') || {}).textContent")  # noqa: E731
     review.send_keys(Keys.ARROW_RIGHT)
     review.send_keys("x")
     page.wait(lambda: kept() == "59", "one rejected")
@@ -282,6 +282,8 @@ def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:
         if name == "Dataset":
             page.open("dark")
         page.tab(name)
+        if name == "Dataset":
+            page.wait(lambda: kept() == "59", "the review after a reload")
         time.sleep(1.5)
         page.shot(f"{name.lower()}-dark")
     assert page.own_errors() == []

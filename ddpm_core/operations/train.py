@@ -157,7 +157,7 @@ def _begin(
         "began": time.time(),
         "state": "running",
         "version": __version__,
-        "init_from": Path(request.init_from).stem if request.init_from else None,
+        "init_from": request.init_from,
     }
     write_json(folder / "run.json", info)
     return config, info, packed
@@ -240,8 +240,8 @@ def _run(
             context.say(
                 f"{name} already has {trainer.step} steps; give a larger number with --steps to train it further."
             )
-    elif request.init_from:
-        trainer.start_from(model_file.load(workspace.model_path(request.init_from)).weights)
+    elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
+        trainer.start_from(model_file.load(workspace.model_path(info["init_from"])).weights)
     shown: dict[str, Tensor] = {}
 
     def preview(step: int, images: Tensor) -> None:

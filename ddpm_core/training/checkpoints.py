@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -58,9 +59,9 @@ class CheckpointFolder:
         best = self.best()
         for path in paths[: -self.keep]:
             if path != best:
-                path.unlink(missing_ok=True)
+                _remove(path)
         for stray in self.folder.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
+            _remove(stray)
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest held-out loss, if any has one."""
@@ -108,3 +109,8 @@ class CheckpointFolder:
         if problem is not None:
             raise problem
         return None
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows refuses while somebody reads it; the next save tries again
+        path.unlink()
