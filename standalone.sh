@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sets up a private environment in .venv (the first time) and runs a command of ddpm_core there; without arguments the demo.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-python=.venv/bin/python
-if [ ! -e .venv/.ready ] || [ pyproject.toml -nt .venv/.ready ]; then
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+python=$root/.venv/bin/python
+if [ ! -e "$root/.venv/.ready" ] || [ "$root/pyproject.toml" -nt "$root/.venv/.ready" ]; then
     echo "Setting up .venv; this takes a few minutes the first time." >&2
     base=""
     for candidate in "${PYTHON:-}" python3.11 python3.12 python3.10 python3 python; do
@@ -16,10 +16,11 @@ if [ ! -e .venv/.ready ] || [ pyproject.toml -nt .venv/.ready ]; then
         echo "ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with PYTHON=/path/to/python." >&2
         exit 2
     fi
-    [ -x "$python" ] || "$base" -m venv .venv
+    # one that was never finished may lack pip: begin anew
+    [ -e "$root/.venv/.ready" ] || "$base" -m venv --clear "$root/.venv"
     "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2
     "$python" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
-    touch .venv/.ready
+    touch "$root/.venv/.ready"
 fi
 [ $# -gt 0 ] || set -- demo
-exec "$python" -m ddpm_core "$@"
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m ddpm_core "$@"

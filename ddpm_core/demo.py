@@ -51,15 +51,21 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
     screen.say(
         f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}."
     )
-    known = NAME in workspace.model_names()
+    begun = NAME in workspace.run_names()
+    finished = begun and workspace.run_info(NAME).get("state") == "finished"
     minutes = a.minutes if a.minutes is not None else MINUTES
-    if known and a.minutes is None:
+    if finished and a.minutes is None:
         screen.say(f"2/4  The model {NAME} is there already; train it further with --minutes.")
-    else:
+    elif not stop.is_set():
         preset = default_preset(context.device.type).name
         screen.say(f"2/4  Training {preset} on {context.device}, at most {minutes:g} minutes.")
+        # one that was cut off goes on for the rest of its time
         request = TrainRequest(
-            model=NAME, dataset=NAME, preset=None if known else preset, minutes=minutes, resume=known
+            model=NAME,
+            dataset=NAME,
+            preset=None if begun else preset,
+            minutes=None if begun and a.minutes is None else minutes,
+            resume=begun,
         )
         result["train"] = operations.train(workspace, request, context)
     if not stop.is_set():

@@ -144,7 +144,9 @@ class Jobs:
             return list(reversed(self._jobs.values()))
 
     def latest(self, kind: str) -> Job | None:
-        return next((job for job in self.all() if job.kind == kind), None)
+        """The running job of a kind, or else its newest."""
+        jobs = [job for job in self.all() if job.kind == kind]
+        return next((job for job in jobs if job.state == "running"), jobs[0] if jobs else None)
 
     def shutdown(self, timeout: float = 30.0) -> None:
         """Ask every job to stop, wait until their work is saved, end the threads."""

@@ -28,6 +28,8 @@ from .workspace import Workspace
 
 _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
+_MOST_FRAMES = 60
+_SAMPLE_BATCH = 64
 _CURVE_POINTS = 400
 
 
@@ -81,6 +83,8 @@ class Service:
 
     def start_training(self, request: TrainRequest) -> Job:
         operations.check_limits(request)
+        if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
+            raise UserError(f"There is no model {request.init_from!r} to start from.")
 
         def work(job: Job) -> dict[str, Any]:
             job.artifacts["model"] = request.model
@@ -94,23 +98,35 @@ class Service:
         if model not in self.workspace.model_names():  # names only: a page may not point at files
             raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
 
+        for old in [job for job in self.jobs.all() if job.kind == "sample" and job.finished.is_set()][1:]:
+            old.artifacts.clear()  # pictures are on disk; the newest stay at hand
+
         def work(job: Job) -> dict[str, Any]:
             frames: list[Tensor] = []
 
             def emerging(done: int, total: int, x0: Tensor) -> None:
                 seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
                 job.artifacts["emerging"] = (done, seen)
-                frames.append(seen[:_ANIMATED_MOST])
+                calls = total // -(-count // _SAMPLE_BATCH)  # of the first batch, of which the animation is made
+                if done <= calls and (done % max(1, calls // _MOST_FRAMES) == 0 or done == calls):
+                    frames.append(seen[:_ANIMATED_MOST])
 
             found = operations.sample(
-                self.workspace, model, count, settings, self._context(job), weights=weights, emerging=emerging
+                self.workspace,
+                model,
+                count,
+                settings,
+                self._context(job),
+                batch_size=_SAMPLE_BATCH,
+                weights=weights,
+                emerging=emerging,
             )
             results = []
             for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
                 image = operations.to_image(pixels)
                 results.append(Result(image, text, self.host.save_image(image, text, seed, number)))
             job.artifacts["results"] = results
-            job.artifacts["frames"] = frames[: found.evaluations]
+            job.artifacts["frames"] = frames
             return {
                 "count": len(results),
                 "seconds": round(found.seconds, 2),
@@ -133,11 +149,10 @@ class Service:
 
     def stop(self, kind: str) -> bool:
         """Ask the running job of a kind to stop with its work saved."""
-        job = self.jobs.latest(kind)
-        if job is None or job.finished.is_set():
-            return False
-        job.stop.set()
-        return True
+        unfinished = [job for job in self.jobs.all() if job.kind == kind and not job.finished.is_set()]
+        for job in unfinished:
+            job.stop.set()
+        return bool(unfinished)
 
     # -- state for pages --------------------------------------------------------------------------------------------------
 
@@ -192,7 +207,14 @@ class Service:
             "has_copy",
         )
         return {
-            "items": [{**{key: item[key] for key in shown}, "file": Path(item["source"]).name} for item in items],
+            "items": [
+                {
+                    **{key: item[key] for key in shown},
+                    "version": item["sha256"][:12],
+                    "file": Path(item["source"]).name,
+                }
+                for item in items
+            ],
             "total": total,
             "page": page,
             "counts": counts,
@@ -234,11 +256,7 @@ class Service:
         frames: list[Tensor] = job.artifacts.get("frames", [])
         if not frames:
             raise UserError("There is no animation of this job.")
-        stride = max(1, len(frames) // 60)
-        chosen = frames[::stride]
-        if chosen[-1] is not frames[-1]:
-            chosen.append(frames[-1])
-        pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in chosen]
+        pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in frames]
         out = io.BytesIO()
         durations = [max(40, 2500 // len(pictures))] * (len(pictures) - 1) + [2000]
         pictures[0].save(

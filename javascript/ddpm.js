@@ -132,7 +132,7 @@
     }
 
     const review = {
-        dataset: "", view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "", loading: true,
+        dataset: "", view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "", loading: true, turns: 0, queue: null,
         node: null, grid: null,
 
         mount(node) {
@@ -152,6 +152,7 @@
         },
 
         async load(select) {
+            const turn = ++this.turns;
             this.error = "";
             this.loading = true;
             if (!this.dataset || !status || !status.datasets.includes(this.dataset)) {
@@ -159,6 +160,7 @@
             } else {
                 try {
                     const found = await get("items", { dataset: this.dataset, view: this.view, page: this.page, size: PAGE_SIZE });
+                    if (turn !== this.turns) return undefined; // a later page was asked for meanwhile
                     if (!found.items.length && this.page > 0) {
                         this.page = Math.max(0, Math.ceil(found.total / PAGE_SIZE) - 1);
                         return this.load(select);
@@ -174,7 +176,7 @@
         pages() { return Math.max(1, Math.ceil(this.total / PAGE_SIZE)); },
 
         thumb(item) {
-            return url("thumb", { dataset: this.dataset, id: item.id, size: this.size, crop: this.crop });
+            return url("thumb", { dataset: this.dataset, id: item.id, v: item.version, size: this.size, crop: this.crop });
         },
 
         draw() {
@@ -249,7 +251,7 @@
             const parts = [];
             if (item.has_copy) {
                 const large = el("img", "ddpm-large");
-                large.src = url("thumb", { dataset: this.dataset, id: item.id }); large.alt = item.file;
+                large.src = url("thumb", { dataset: this.dataset, id: item.id, v: item.version }); large.alt = item.file;
                 parts.push(large);
             }
             parts.push(el("div", "ddpm-file", item.file));
@@ -264,17 +266,26 @@
         async toggle() {
             const item = this.items[this.selected];
             if (!item || !item.has_copy) return;
-            await this.change(() => post("decide", { dataset: this.dataset, ids: [item.id], action: item.status === "kept" ? "reject" : "keep" }), (r) => {
-                item.status = item.status === "kept" ? "rejected" : "kept";
-                item.reason = item.status === "kept" ? "" : "user";
-                item.message = item.status === "kept" ? "" : "Rejected by hand.";
-                this.counts = r.counts;
+            // shown at once and sent after: keys come faster than answers
+            const before = { status: item.status, reason: item.reason, message: item.message };
+            const keep = item.status !== "kept";
+            Object.assign(item, keep ? { status: "kept", reason: "", message: "" } : { status: "rejected", reason: "user", message: "Rejected by hand." });
+            this.selected = Math.min(this.selected + 1, this.items.length - 1);
+            this.draw();
+            try {
+                const dataset = this.dataset;
+                this.queue = (this.queue || Promise.resolve()).then(() => post("decide", { dataset, ids: [item.id], action: keep ? "keep" : "reject" }));
+                const answer = await this.queue;
+                if (dataset === this.dataset) { this.counts = answer.counts; this.draw(); }
+            } catch (error) {
+                this.queue = null;
+                Object.assign(item, before);
                 this.draw();
-                if (this.selected < this.items.length - 1) this.select(this.selected + 1);
-            });
+                this.detail.prepend(el("div", "ddpm-failure", error.message));
+            }
         },
 
-        undo() { return this.change(() => post("undo", { dataset: this.dataset }), () => this.load(this.selected)); },
+        undo() { return this.change(async () => { await this.queue; return post("undo", { dataset: this.dataset }); }, () => this.load(this.selected)); },
 
         async change(request, then) {
             try { then(await request()); } catch (error) { this.detail.prepend(el("div", "ddpm-failure", error.message)); }
@@ -312,7 +323,7 @@
 
     // -- train -----------------------------------------------------------------------------------------------------------
 
-    const training = { model: "", curves: null, asked: 0, step: null };
+    const training = { model: "", curves: null, asked: 0, step: null, bandsOpen: false };
 
     function drawTrain(node) {
         const job = status.jobs.train;
@@ -345,6 +356,7 @@
                 columns.append(chart(curves));
                 if (curves.previews.length) columns.append(previews(curves));
                 parts.push(columns);
+                if (curves.bands) parts.push(bands(curves.bands));
                 parts.push(el("div", "ddpm-note", "While both losses fall the model learns. When the held-out loss rises and the loss on seen pictures goes on falling, it begins to copy: stop there."));
             }
             for (const text of (curves && curves.notes) || []) parts.push(el("div", "ddpm-note", text));
@@ -386,6 +398,19 @@
         const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", "training loss"), el("span", "ddpm-key-seen", "on seen pictures, averaged weights"),
             curves.heldout.length ? el("span", "ddpm-key-heldout", "on held-out pictures") : null);
         return el("div", "ddpm-chartbox", svg, legend);
+    }
+
+    /** Loss by timestep: low timesteps are fine detail, high ones layout. */
+    function bands(line) {
+        const table = el("table", "ddpm-bands");
+        const names = Object.keys(line.seen_bands);
+        table.append(el("tr", "", el("th", "", "Timesteps"), ...names.map((name) => el("th", "", name))));
+        table.append(el("tr", "", el("td", "", "Loss on seen pictures"), ...names.map((name) => el("td", "", number(line.seen_bands[name])))));
+        if (line.bands) table.append(el("tr", "", el("td", "", "Loss on held-out pictures"), ...names.map((name) => el("td", "", number(line.bands[name])))));
+        const box = el("details", "ddpm-details", el("summary", "", "Loss by timestep"), table, el("div", "ddpm-note", "Low timesteps are little noise: there the network learns fine detail, and there a gap between the rows shows first when it begins to copy. High timesteps are much noise: there it learns the layout."));
+        box.open = training.bandsOpen; // drawn anew at every step, it stays as the person left it
+        box.addEventListener("toggle", () => { training.bandsOpen = box.open; });
+        return box;
     }
 
     function previews(curves) {

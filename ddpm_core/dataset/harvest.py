@@ -24,7 +24,7 @@ from .suspects import thumbnail
 KEEP_SIZE = 256  # pixels of the short side of the copies
 
 # what the WebUI writes beside its samples
-_GRID_NAME = re.compile(r"^(grid|xyz_grid|prompt_matrix|xy_grid)-\d+", re.IGNORECASE)
+_GRID_NAME = re.compile(r"^((grid|xyz_grid|prompt_matrix|xy_grid)-\d+|grid$)", re.IGNORECASE)
 _GRID_FOLDER = re.compile(r"^(txt2img|img2img|extras)?-?grids$", re.IGNORECASE)
 _MASK_NAME = re.compile(r"-mask(-composite)?$", re.IGNORECASE)
 _BEFORE_NAME = re.compile(r"-(before-[\w-]+|init-image)$", re.IGNORECASE)
@@ -153,6 +153,10 @@ def scan(root: Path, avoid: set[Path]) -> Iterator[tuple[Path, str]]:
         below: list[Path] = []
         for entry in entries:
             path = Path(entry.path)
+            if not _is_text(entry.name):
+                if path.suffix.lower() in EXTENSIONS:
+                    yield path, "unreadable_name"
+                continue
             is_image = path.suffix.lower() in EXTENSIONS
             if entry.is_symlink():
                 why = _link_problem(path, root)
@@ -167,6 +171,15 @@ def scan(root: Path, avoid: set[Path]) -> Iterator[tuple[Path, str]]:
             elif is_image:
                 yield path, _skip_reason(path) if entry.is_file() else "not_a_file"
         folders += reversed(below)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is valid text; on Linux it can be any bytes."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _link_problem(path: Path, root: Path) -> str:

@@ -16,7 +16,7 @@ OWN_KEY = "DDPM model"  # marks pictures sampled from our models, so that a data
 
 # `key: value` pairs: a key begins with a word character; a value is a JSON string or runs to the next comma
 _QUOTED = r'"(?:[^"\\]|\\.)+"'
-_PAIR = re.compile(rf"\s*(?P<key>\w[\w \-/]+):\s*(?P<value>{_QUOTED}|[^,]*)(?:,|$)")
+_PAIR = re.compile(rf"\s*(?P<key>\w[\w \-/]{{1,100}}):\s*(?P<value>{_QUOTED}|[^,]*)(?:,|$)")
 _FEWEST_PAIRS = 3  # a last line with fewer is taken for prompt
 
 
@@ -57,7 +57,7 @@ def parse(text: str) -> Infotext:
 def _unquote(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] == '"':
         try:
-            return str(json.loads(value))
+            return str(json.loads(value)).encode("utf-8", "replace").decode("utf-8")  # an escaped lone surrogate
         except ValueError:
             return value
     return value

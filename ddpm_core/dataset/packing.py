@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from .store import Store
+from ..files import replace_with
+from .store import Store, fingerprint_of
 
 CROPS = ("center", "top", "pad")
 HOLDOUT_ONE_IN = 10
@@ -59,6 +60,7 @@ class Packed:
     ids: list[int]
     held_out: list[bool]
     path: Path
+    fingerprint: str
 
     @property
     def train(self) -> Tensor:
@@ -97,7 +99,8 @@ def pack(
     kept = store.kept()
     if not kept:
         raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")
-    path = packed_path(store, store.fingerprint(), size, crop)
+    # of this very list: a person may go on rejecting while it is packed
+    path = packed_path(store, fingerprint_of(kept), size, crop)
     if path.exists():
         return load(path)
     height, width = size
@@ -124,16 +127,8 @@ def pack(
         "ids": torch.tensor([i for i, _ in kept], dtype=torch.int64),
         "held_out": torch.tensor(holdout([sha for _, sha in kept]), dtype=torch.bool),
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"The packed dataset could not be written to {path.parent} ({error}); make room and try again."
-        ) from None
+    metadata = {"fingerprint": fingerprint_of(kept)}
+    replace_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     return load(path)
 
 
@@ -141,8 +136,13 @@ def load(path: Path) -> Packed:
     """Open a packed file, memory-mapped; UserError when it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
+            fingerprint = (file.metadata() or {})["fingerprint"]
             return Packed(
-                file.get_tensor("images"), file.get_tensor("ids").tolist(), file.get_tensor("held_out").tolist(), path
+                file.get_tensor("images"),
+                file.get_tensor("ids").tolist(),
+                file.get_tensor("held_out").tolist(),
+                path,
+                fingerprint,
             )
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(

@@ -76,17 +76,24 @@ class NewItem:
     has_copy: bool = False
 
 
+def fingerprint_of(kept: Sequence[tuple[int, str]]) -> str:
+    """SHA-256 over the sorted SHA-256s of kept items (id, sha256)."""
+    digest = hashlib.sha256()
+    for _, sha256 in kept:
+        digest.update(sha256.encode())
+    return digest.hexdigest()
+
+
 class Store:
     """One dataset folder. Safe for several threads and processes: each call is a transaction of its own (WAL)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._local = threading.local()
-        fresh = not (folder / "dataset.sqlite").exists()
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
             with self.transaction() as db:
-                if fresh and not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                     for statement in _SCHEMA.split(";\n"):
                         db.execute(statement)
                     db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
@@ -120,13 +127,20 @@ class Store:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         db = self._connection()
-        db.execute("BEGIN IMMEDIATE")
         try:
+            db.execute("BEGIN IMMEDIATE")
             yield db
-        except BaseException:
-            db.execute("ROLLBACK")
+            db.execute("COMMIT")
+        except BaseException as error:
+            if db.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise UserError(
+                    f"The dataset in {self.folder} cannot be written ({error}); make room, or check that the folder may be written. "
+                    "What was saved before is intact."
+                ) from None
             raise
-        db.execute("COMMIT")
 
     def close(self) -> None:
         db = getattr(self._local, "db", None)
@@ -267,10 +281,7 @@ class Store:
 
     def fingerprint(self) -> str:
         """Names the exact set of kept pictures: SHA-256 over their sorted SHA-256s."""
-        digest = hashlib.sha256()
-        for _, sha256 in self.kept():
-            digest.update(sha256.encode())
-        return digest.hexdigest()
+        return fingerprint_of(self.kept())
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 
@@ -280,6 +291,8 @@ class Store:
         with self.transaction() as db:
             batch = db.execute("SELECT COALESCE(MAX(batch), 0) + 1 FROM decisions").fetchone()[0]
             for item_id in ids:
+                if abs(item_id) >= 2**63:
+                    raise UserError(f"There is no item {item_id} in this dataset; 'dataset show' lists them.")
                 row = db.execute(
                     "SELECT status, reason, message, decided_by, has_copy FROM items WHERE id = ?", (item_id,)
                 ).fetchone()
@@ -331,11 +344,11 @@ class Store:
 
         def thumbs(start: int, stop: int) -> Bytes:
             part = ids[start:stop]
-            rows = db.execute(
-                "SELECT thumb FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
-                (part[0], part[-1], KEPT),
+            rows = db.execute("SELECT id, thumb FROM items WHERE id BETWEEN ? AND ? ORDER BY id", (part[0], part[-1]))
+            wanted = set(part)  # whatever a person decides meanwhile
+            return np.frombuffer(b"".join(row["thumb"] for row in rows if row["id"] in wanted), np.uint8).reshape(
+                -1, THUMB, THUMB, 3
             )
-            return np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
 
         if not ids:
             return 0
@@ -352,14 +365,15 @@ class Store:
 
     @staticmethod
     def _near_duplicates(db: sqlite3.Connection, ids: list[int]) -> dict[int, int]:
-        most = 20_000  # a larger set is grouped within stretches of this many, which bounds memory
+        most = 4_000  # a larger set is grouped within stretches of this many, which bounds memory
         groups: dict[int, int] = {}
         for start in range(0, len(ids), most):
             part = ids[start : start + most]
             rows = db.execute(
-                "SELECT thumb, hash FROM items WHERE id BETWEEN ? AND ? AND status = ? AND thumb IS NOT NULL ORDER BY id",
-                (part[0], part[-1], KEPT),
+                "SELECT id, thumb, hash FROM items WHERE id BETWEEN ? AND ? ORDER BY id", (part[0], part[-1])
             ).fetchall()
+            wanted = set(part)
+            rows = [row for row in rows if row["id"] in wanted]
             pixels = np.frombuffer(b"".join(row["thumb"] for row in rows), np.uint8).reshape(-1, THUMB, THUMB, 3)
             groups.update(near_duplicates(part, pixels, [row["hash"] % 2**64 for row in rows]))
         return groups

@@ -28,26 +28,35 @@ class Neighbours:
         return self.d1 < MEMORISED_RATIO * self.d2
 
 
-def nearest(samples: Tensor, training: Tensor, *, candidates: int = 8) -> Neighbours:
-    """Nearest neighbours of samples (N, C, H, W) among training pictures (M, C, H, W), both in [-1, 1], M >= 2.
+def nearest(samples: Tensor, training: Tensor, *, candidates: int = 8, chunk: int = 2048) -> Neighbours:
+    """Nearest neighbours of samples (N, C, H, W) in [-1, 1] among training pictures (M, C, H, W), uint8 or in [-1, 1], M >= 2.
 
     Distances are root mean squares over pixels; a training picture and its mirror image are one. Nearly equal training
-    pictures are one too, or a copied duplicate would hide behind its twin.
+    pictures are one too, or a copied duplicate would hide behind its twin. Memory is bounded by ``chunk`` pictures.
     """
     x = samples.flatten(1).float()
-    d = x.shape[1]
-    plain = torch.cdist(x, training.flatten(1).float()) / d**0.5
-    mirror = torch.cdist(x, training.flip(3).flatten(1).float()) / d**0.5
-    distance = torch.minimum(plain, mirror)
-    ordered, index = distance.topk(min(candidates, distance.shape[1]), largest=False)
+    root = x.shape[1] ** 0.5
+    best: list[tuple[Tensor, Tensor, Tensor]] = []  # distance, index, mirrored: the candidates of each chunk
+    for start in range(0, len(training), chunk):
+        part = _floats(training[start : start + chunk])
+        plain = torch.cdist(x, part.flatten(1)) / root
+        mirror = torch.cdist(x, part.flip(3).flatten(1)) / root
+        ordered, index = torch.minimum(plain, mirror).topk(min(candidates, len(part)), largest=False)
+        best.append((ordered, index + start, mirror.gather(1, index) < plain.gather(1, index)))
+    distance, index, mirrored = (torch.cat(parts, 1) for parts in zip(*best))
+    order = distance.argsort(1)[:, :candidates]
+    distance, index, mirrored = (values.gather(1, order) for values in (distance, index, mirrored))
     first = index[:, 0]
-    d2 = ordered[:, -1].clone()
-    for rank in range(ordered.shape[1] - 1, 0, -1):
-        a, b = training[first], training[index[:, rank]]
-        apart = torch.minimum((a - b).square().flatten(1).mean(1), (a - b.flip(3)).square().flatten(1).mean(1)).sqrt()
-        d2 = torch.where(apart > _TWIN, ordered[:, rank], d2)
-    rows = torch.arange(len(x))
-    return Neighbours(first, mirror[rows, first] < plain[rows, first], ordered[:, 0], d2)
+    d2 = distance[:, -1].clone()
+    for rank in range(distance.shape[1] - 1, 0, -1):
+        a, b = _floats(training[first]), _floats(training[index[:, rank]])
+        direct, turned = (a - b).square().flatten(1).mean(1), (a - b.flip(3)).square().flatten(1).mean(1)
+        d2 = torch.where(torch.minimum(direct, turned).sqrt() > _TWIN, distance[:, rank], d2)
+    return Neighbours(first, mirrored[:, 0], distance[:, 0], d2)
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images.float().div(127.5).sub(1.0) if images.dtype == torch.uint8 else images.float()
 
 
 def picture(samples: Tensor, training: Tensor, found: Neighbours, *, count: int = 16, scale: int = 96) -> Image.Image:

@@ -93,6 +93,8 @@ def serve(
     """Serve until ``stop`` is set; running jobs are then stopped with their work saved."""
     import uvicorn
 
+    if not 0 <= port <= 65535:
+        raise UserError(f"A port is a number between 0 and 65535; got {port}.")
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -102,6 +104,9 @@ def serve(
                 f"Cannot serve at {address}:{port} ({error.strerror}); choose another with --port."
             ) from None
         port = probe.getsockname()[1]
+    host.local = address in ("127.0.0.1", "localhost", "::1")
+    if not host.local:
+        say("This page has no sign-in: everyone who can reach this machine can use it. Typed folders are refused.")
     app, service = build_app(host)
     server = uvicorn.Server(
         uvicorn.Config(app, host=address, port=port, log_level="warning", timeout_graceful_shutdown=2)

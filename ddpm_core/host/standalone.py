@@ -15,6 +15,8 @@ from PIL import Image, PngImagePlugin
 from ..errors import UserError
 from .devices import best_device
 
+_LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
+
 
 class StandaloneHost:
     """Everything below one folder; the device is ours alone."""
@@ -25,6 +27,7 @@ class StandaloneHost:
         chosen = workspace or os.environ.get("DDPM_WORKSPACE") or "workspace"
         self._root = Path(chosen).expanduser().absolute()
         self._folders = image_folders or {}
+        self.local = True  # whether only this machine can reach the page
 
     def workspace_folder(self) -> Path:
         return self._root
@@ -39,7 +42,7 @@ class StandaloneHost:
         return dict(self._folders)
 
     def folders_may_be_typed(self) -> bool:
-        return True
+        return self.local
 
     def gpu_slice(self) -> AbstractContextManager[object]:
         return nullcontext()
@@ -58,7 +61,9 @@ class StandaloneHost:
         return path
 
     def allows(self, request: Any) -> bool:
-        return True
+        # a local page is asked for by a local name; another name is a web site that had itself resolved to this machine
+        name = str(request.headers.get("host", "")).rsplit(":", 1)[0].strip("[]").lower()
+        return not self.local or name in _LOCAL_NAMES
 
 
 def save_png(image: Image.Image, path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import UserError
@@ -89,7 +90,7 @@ def to_diffusers(model: ModelFile, target: Path) -> list[Path]:
         weights = target / "unet" / "diffusion_pytorch_model.safetensors"
         save_file({k: v.contiguous() for k, v in model.weights.items()}, weights, metadata={"format": "pt"})
         return [*files, weights]
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"The export could not be written to {target} ({error.strerror or error}); make room or choose another folder."
+            f"The export could not be written to {target} ({error}); make room or choose another folder."
         ) from None

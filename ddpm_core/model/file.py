@@ -109,7 +109,7 @@ def load(path: Path) -> ModelFile:
         raise UserError(f"The model file {path.name} is smaller than the network it describes; copy it again.")
     try:
         with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model file {path.name} is damaged ({error}); copy it again.") from None
     if {name: tuple(value.shape) for name, value in tensors.items()} != expected:

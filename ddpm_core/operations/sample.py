@@ -40,6 +40,10 @@ def _load_weights(workspace: Workspace, model: str, weights: str) -> tuple[Model
         return loaded.config, loaded.weights, path.stem
     if weights != "raw":
         raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
+    if path.parent != workspace.models_folder:
+        raise UserError(
+            "Raw weights lie in a run of this workspace; name its model instead of a file, or use --weights ema."
+        )
     newest = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints").load_newest()
     if newest is None:
         raise UserError(

@@ -59,6 +59,10 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     config = RunConfig(preset.model, preset.train)
     if request.init_from:
         config = RunConfig(workspace.model_config(request.init_from), preset.train)
+        own = {f.name for part in (config.model.unet, config.model.diffusion) for f in dataclasses.fields(part)}
+        fixed = sorted(own & set(request.settings) - {"dropout"})
+        if fixed:
+            raise UserError(f"A run that starts from {request.init_from} keeps its network; leave {fixed[0]} away.")
     if request.size is not None:
         if request.init_from and (request.size, request.size) != config.model.unet.image_size:
             raise UserError(
@@ -128,11 +132,15 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
         folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
     )
     with lock.held():
-        if request.resume:
-            config, info, packed = _reopen(workspace, folder, request, context)
-        else:
-            config, info, packed = _begin(workspace, folder, request, context)
-        return _run(workspace, name, config, info, packed, checkpoints, request, context)
+        config, info, packed = (_reopen if request.resume else _begin)(workspace, folder, request, context)
+        try:
+            return _run(workspace, name, config, info, packed, checkpoints, request, context)
+        except BaseException:
+            if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
+                (folder / "run.json").unlink(missing_ok=True)
+            elif workspace.run_info(name).get("state") == "running":
+                write_json(folder / "run.json", {**info, "state": "failed"})
+            raise
 
 
 def _begin(
@@ -151,9 +159,10 @@ def _begin(
         "format": RUN_FORMAT,
         "config": config.to_json(),
         "dataset": request.dataset,
-        "fingerprint": store.fingerprint(),
+        "fingerprint": packed.fingerprint,
         "images": len(packed.ids),
         "steps": steps,
+        "minutes": request.minutes,
         "began": time.time(),
         "state": "running",
         "version": __version__,
@@ -178,13 +187,21 @@ def _reopen(
         "seed": request.seed,
         "init_from": request.init_from,
         "settings": request.settings or None,
-        "precision": request.precision,
     }
     given = [name for name, value in fixed.items() if value is not None]
     if given:
         context.say(f"Resuming goes on with the run's own settings; {', '.join(given)} is ignored.")
     if request.learning_rate is not None:
         config = RunConfig(config.model, dataclasses.replace(config.train, learning_rate=request.learning_rate))
+    wanted = request.precision or config.train.precision
+    try:
+        chosen = precision.choose(wanted, context.device)
+    except UserError:
+        if request.precision is not None:
+            raise
+        chosen = precision.choose("auto", context.device)
+        context.say(f"This device cannot go on in {wanted}; it goes on in {chosen}.")
+    config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
     if request.dataset is not None and request.dataset != info["dataset"]:
         raise UserError(
             f"The run {request.model!r} was trained on {info['dataset']!r}; to train on {request.dataset!r} start a new one "
@@ -204,10 +221,14 @@ def _reopen(
             f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
             f"start a new run with --init-from {request.model}."
         )
+    minutes = info.get("minutes")
+    if request.steps is not None or request.minutes is not None:
+        minutes = request.minutes
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else info["steps"])
     info = {
         **{k: v for k, v in info.items() if k != "step"},
         "steps": steps,
+        "minutes": minutes,
         "state": "running",
         "config": config.to_json(),
     }
@@ -236,12 +257,16 @@ def _run(
         with context.gpu_slice():
             trainer.load_state(newest.tensors, newest.numbers)
         spent = float(newest.numbers.get("seconds", 0.0))
+        newest = None  # the trainer has it; a second copy would only take memory
         if trainer.step >= info["steps"] and request.minutes is None:
-            context.say(
-                f"{name} already has {trainer.step} steps; give a larger number with --steps to train it further."
-            )
+            context.say(f"{name} already has {trainer.step} steps; give a larger number of steps to train it further.")
     elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
         trainer.start_from(model_file.load(workspace.model_path(info["init_from"])).weights)
+    minutes = request.minutes
+    if (
+        minutes is None and info.get("minutes") is not None
+    ):  # a run by time that was cut off has the rest of its time left
+        minutes = max(info["minutes"] - spent / 60, 0.01)
     shown: dict[str, Tensor] = {}
 
     def preview(step: int, images: Tensor) -> None:
@@ -255,7 +280,7 @@ def _run(
         _write_model(workspace, name, trainer, info, loop, shown.get("last"))
 
     outlets = Outlets(context.gpu_slice, context.stop, context.report, context.say, preview, saved)
-    limits = Limits(info["steps"], request.minutes, request.checkpoint_every)
+    limits = Limits(info["steps"], minutes, request.checkpoint_every)
     loop = TrainingLoop(
         trainer, checkpoints, Metrics(folder / "metrics.jsonl", trainer.step), packed.held, limits, outlets, spent
     )

@@ -118,9 +118,9 @@ def generate(
 
         with torch.no_grad():
             images = definition.function(denoiser, noise(), times, noise=noise, callback=after_step, **options)
-        calls = denoiser.calls
-        if stop is not None and stop.is_set() and calls < len(times):
+        if stop is not None and stop.is_set() and denoiser.calls < len(times):
             break
+        calls = denoiser.calls
         finished.append(images.float().cpu())
         if stop is not None and stop.is_set():
             break

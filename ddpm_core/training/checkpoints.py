@@ -92,8 +92,9 @@ class CheckpointFolder:
     def load(self, path: Path) -> Checkpoint:
         numbers = self._numbers(path)
         try:
+            # clones: a view would keep the file mapped, and Windows refuses to replace a mapped file
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError) as error:
             raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
         return Checkpoint(tensors, numbers, path)

@@ -110,7 +110,7 @@ class TrainingLoop:
         self.out = outlets
         self.spent = spent_seconds  # in earlier sessions of this run
         self.heldout_loss: float | None = None
-        self.loss = float("nan")
+        self.loss: float | None = None
         self.images_per_second = 0.0
         self._rollbacks = 0
 

@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
             "tiny-32",
             "32x32, for a CPU: recognisable pictures in minutes",
             ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 128, 8)),
-            TrainSettings(learning_rate=2e-3, warmup_steps=50, snr_gamma=1.0, flip_probability=0.0),
+            TrainSettings(learning_rate=2e-3, warmup_steps=50, snr_gamma=2.0, flip_probability=0.0),
             steps=1500,
         ),
         Preset(

@@ -20,6 +20,9 @@ from .settings import RunConfig
 # streams of random numbers, so that a new one does not shift the others
 _WEIGHTS, _NOISE, _DROPOUT, _TIMES = 11, 12, 13, 14
 
+# how allocators and libraries say it
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+
 Say = Callable[[str], None]
 
 
@@ -230,11 +233,7 @@ class Trainer:
 
 def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(sign in text for sign in _MEMORY_SIGNS)
 
 
 def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:
