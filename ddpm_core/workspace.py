@@ -20,7 +20,7 @@ from .dataset.harvest import KEEP_SIZE, HarvestResult, Progress, check_folder, h
 from .dataset.packing import fit
 from .dataset.store import KEPT, REJECTED, Store
 from .errors import UserError
-from .files import read_json
+from .files import FolderLock, read_json, write_json
 from .model import file as model_file
 from .model.config import ModelConfig
 from .names import check_name
@@ -238,6 +238,9 @@ class Workspace:
         parts = [*self.model_parts(name), self.root / "runs" / name]
         if not any(path.exists() for path in parts):
             self.model_path(name)  # says which there are
+        if self.run_folder(name).exists():
+            with FolderLock(self.run_folder(name), f"The model {name!r} is being trained; stop that first.").held():
+                pass
         self._to_trash("model", name, [path for path in parts if path.exists()])
         return name
 
@@ -253,16 +256,15 @@ class Workspace:
             / "trash"
             / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         )
-        place.mkdir(parents=True)
         record = {"kind": kind, "name": name, "when": time.time(), "paths": [str(path) for path in paths]}
-        (place / "trash.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        write_json(
+            place / "trash.json", record
+        )  # first, so that nothing ever lies there without a word of where it was
         try:
-            for number, path in enumerate(paths):
-                shutil.move(str(path), str(place / f"{number}"))
-        except OSError as error:
-            raise UserError(
-                f"{name} could not be moved to the trash ({error.strerror}); close what uses it and try again."
-            ) from None
+            _move_all(name, [(path, place / f"{number}") for number, path in enumerate(paths)])
+        except UserError:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     def trash(self) -> list[dict[str, Any]]:
         """What lies in the trash, newest first."""
@@ -285,10 +287,25 @@ class Workspace:
                     f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first."
                 )
             place = self.root / "trash" / record["place"]
-            for number, target in enumerate(targets):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(str(place / f"{number}"), str(target))
-            shutil.rmtree(place)
+            parts = [(place / f"{number}", target) for number, target in enumerate(targets)]
+            _move_all(name, [(part, target) for part, target in parts if part.exists()])
+            shutil.rmtree(place, ignore_errors=True)
             return name
         there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
         raise UserError(f"There is no {kind} {name!r} in the trash" + (f"; there are: {there}." if there else "."))
+
+
+def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:
+    """Move every pair or, when one fails, none; UserError then."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(str(source), str(target))
+            done.append((source, target))
+    except OSError as error:
+        for source, target in reversed(done):
+            shutil.move(str(target), str(source))
+        raise UserError(
+            f"{name} could not be moved ({error.strerror or error}); close what uses it, make room, and try again."
+        ) from None

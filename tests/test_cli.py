@@ -218,6 +218,7 @@ def test_two_processes_on_one_model(ready: CommandLine) -> None:
     while process.poll() is None and not metrics.exists():
         time.sleep(0.02)
     assert "another process" in str(ready.run("train", "--model", "busy", "--resume", code=2)["error"])
+    assert "being trained" in str(ready.run("models", "delete", "busy", code=2)["error"])
     # the rest of the workspace is not held up
     assert ready.run("harvest", "--dataset", "beside", ready.workspace.parent / "in")["kept"] == 50
     process.terminate()
