@@ -60,6 +60,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--keep-size", type=int, default=256, metavar="PX", help="short side of the copies kept (default 256)"
     )
+    p.add_argument("--since", default="", metavar="DATE", help="only files from this day on (YYYY-MM-DD)")
+    p.add_argument("--until", default="", metavar="DATE", help="only files up to this day")
+    p.add_argument(
+        "--prompt", default="", metavar="WORDS", help="only where the prompt has all of these, comma-separated"
+    )
+    p.add_argument("--checkpoint", default="", metavar="NAME", help="only pictures of checkpoints of this name or hash")
+    p.add_argument("--size", default="", metavar="WxH", help="only pictures of this size")
     p.add_argument("folders", nargs="+", metavar="FOLDER")
 
     actions = group("dataset", "Look at datasets and decide what they hold.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import operations
+from .dataset.wanted import Wanted
 from .errors import UserError
 from .host.devices import parse_device
 from .host.standalone import StandaloneHost, save_png
@@ -40,7 +41,12 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
         screen.report({"done": done, "total": total, "text": text})
 
     result = workspace.harvest(
-        a.dataset, [Path(f) for f in a.folders], keep_size=a.keep_size, stop=stop, progress=progress
+        a.dataset,
+        [Path(f) for f in a.folders],
+        keep_size=a.keep_size,
+        wanted=Wanted.parse(a.since, a.until, a.prompt, a.checkpoint, a.size),
+        stop=stop,
+        progress=progress,
     )
     if not result.found:
         screen.say("No image was found in " + ", ".join(a.folders) + ".")

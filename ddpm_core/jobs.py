@@ -1,4 +1,4 @@
-"""Background work of a server: one lane for training, one for short jobs, each doing one job at a time.
+"""Background work of a server: lanes for training, for the host's generating, for short jobs, each doing one at a time.
 
 The state lives here; pages only draw it. A job is a function ``work(job)`` that reports to the job and returns a
 JSON-able result; it ends early when ``job.stop`` is set.
@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import UserError
 
-TRAINING, SHORT = "training", "short"
+TRAINING, GENERATING, SHORT = "training", "generating", "short"
 _REMEMBERED = 50
 _log = logging.getLogger("ddpm_core")
 
@@ -25,10 +25,11 @@ _log = logging.getLogger("ddpm_core")
 class Job:
     """One piece of work: queued, running, then done, failed or stopped."""
 
-    def __init__(self, number: int, kind: str, title: str, lane: str, work: Callable[[Job], Any]) -> None:
+    def __init__(self, number: int, kind: str, title: str, lane: str, work: Callable[[Job], Any], subject: str) -> None:
         self.id = number
         self.kind = kind
         self.title = title
+        self.subject = subject  # the model or dataset that it is about
         self.lane = lane
         self.stop = threading.Event()
         self.finished = threading.Event()
@@ -60,6 +61,7 @@ class Job:
             "id": self.id,
             "kind": self.kind,
             "title": self.title,
+            "subject": self.subject,
             "lane": self.lane,
             "state": self.state,
             "progress": progress,
@@ -94,17 +96,19 @@ class Job:
 
 
 class Jobs:
-    """The two lanes. Threads start with the first job of a lane and end with :meth:`shutdown`."""
+    """The lanes. Threads start with the first job of a lane and end with :meth:`shutdown`."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._jobs: OrderedDict[int, Job] = OrderedDict()
-        self._queues: dict[str, queue.Queue[Job | None]] = {TRAINING: queue.Queue(), SHORT: queue.Queue()}
+        self._queues: dict[str, queue.Queue[Job | None]] = {
+            lane: queue.Queue() for lane in (TRAINING, GENERATING, SHORT)
+        }
         self._threads: dict[str, threading.Thread] = {}
         self._closed = False
 
-    def start(self, kind: str, title: str, work: Callable[[Job], Any], lane: str = SHORT) -> Job:
+    def start(self, kind: str, title: str, work: Callable[[Job], Any], lane: str = SHORT, subject: str = "") -> Job:
         """Queue a job. A second training is refused while one runs: it would wait for hours."""
         with self._lock:
             if self._closed:
@@ -115,7 +119,7 @@ class Jobs:
                 )
                 if busy is not None:
                     raise UserError(f"{busy.title} is still running; stop it first or wait for its end.")
-            job = Job(next(self._numbers), kind, title, lane, work)
+            job = Job(next(self._numbers), kind, title, lane, work, subject)
             self._jobs[job.id] = job
             for old in [j for j in self._jobs.values() if j.finished.is_set()][:-_REMEMBERED]:
                 del self._jobs[old.id]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import operations
+from .collector import Collector
 from .dataset.harvest import check_folder
+from .dataset.wanted import Wanted
 from .errors import UserError
 from .host.base import Host
-from .jobs import TRAINING, Job, Jobs
+from .jobs import GENERATING, TRAINING, Job, Jobs
 from .model.diffusion import model_to_uint8
 from .names import check_name
 from .operations import Context, TrainRequest
@@ -35,11 +38,11 @@ _CURVE_POINTS = 400
 
 @dataclass
 class Result:
-    """One generated picture in memory, as it was saved."""
+    """One generated picture in memory, and where it was saved, if the host saves pictures."""
 
     image: Image.Image
     text: str
-    path: Path
+    path: Path | None
 
 
 class Service:
@@ -47,50 +50,105 @@ class Service:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.workspace = Workspace(host.workspace_folder(), host.models_folder())
         self.jobs = Jobs()
+        self._guard = threading.Lock()
+        self._workspace: Workspace | None = None
+        self.collector = Collector(lambda: self.workspace, host.collecting_rule)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace that the host names now; it changes with the host's setting, unless that cannot be written."""
+        folders = (
+            self.host.workspace_folder().expanduser().absolute(),
+            self.host.models_folder().expanduser().absolute(),
+        )
+        with self._guard:
+            current = self._workspace
+            if current is None or (current.root, current.models_folder) != folders:
+                self._workspace = Workspace(*folders)
+                if current is not None:
+                    self.collector.forget_rule()
+            assert self._workspace is not None
+            return self._workspace
 
     def _context(self, job: Job) -> Context:
-        return Context(self.host.device(), self.host.gpu_slice, job.stop, job.report, job.say)
+        host = self.host
+        return Context(
+            host.device(),
+            host.gpu_slice,
+            job.stop,
+            job.report,
+            job.say,
+            host.preview_seconds,
+            host.keep_checkpoints,
+            host.room_for,
+        )
+
+    def shutdown(self) -> None:
+        """Stop every job with its work saved, and take what was still to be collected."""
+        self.jobs.shutdown()
+        self.collector.close()
 
     # -- starting ---------------------------------------------------------------------------------------------------------
 
-    def start_harvest(self, dataset: str, folders: list[str]) -> Job:
+    def start_harvest(self, dataset: str, folders: list[str], wanted: Wanted | None = None) -> Job:
         """Harvest offered folders (by label) or typed ones, where the host allows typing."""
         offered = self.host.image_folders()
         chosen: list[Path] = []
         for folder in folders:
             if folder in offered:
+                if not offered[folder].exists():
+                    raise UserError(f"There are no {folder} pictures yet: generate some first.")
                 chosen.append(offered[folder])
-            elif self.host.folders_may_be_typed():
+            elif self.host.folders_may_be_typed() or self.host.typed_folder_allowed(Path(folder)):
                 chosen.append(Path(folder))
             else:
                 raise UserError(
-                    f"The folder {folder} is not one of the WebUI's output folders; typed folders are accepted only at the "
-                    "machine itself."
+                    f"The folder {folder} is not one of the WebUI's output folders; others can be typed only where the "
+                    "WebUI is not reachable from other machines, or named at its start with --ddpm-allow-folder."
                 )
         if not chosen:
             raise UserError("Choose or type at least one folder.")
         check_name(dataset, "dataset")
         for path in chosen:
             check_folder(path)
+        workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
             context = self._context(job)
-            return self.workspace.harvest(dataset, chosen, stop=job.stop, progress=context.progress).to_json()
+            return workspace.harvest(dataset, chosen, wanted=wanted, stop=job.stop, progress=context.progress).to_json()
 
-        return self.jobs.start("harvest", f"Harvesting into {dataset}", work)
+        return self.jobs.start("harvest", f"Harvesting into {dataset}", work, subject=dataset)
+
+    def start_collecting(self, dataset: str, wanted: operations.Collection | None) -> Job:
+        """Have the host generate pictures and collect them; None goes on with what was left unfinished."""
+        if not self.host.generates:
+            raise UserError("There is no Stable Diffusion here to generate with; harvest folders instead.")
+        check_name(dataset, "dataset")
+        workspace = self.workspace
+        left = operations.unfinished_collection(workspace, dataset)
+        if wanted is not None:
+            wanted.check()
+        elif left is None:
+            raise UserError(f"Nothing is left to be generated for {dataset}.")
+        if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
+            raise UserError("Pictures are being generated already; stop that first or wait for its end.")
+
+        def work(job: Job) -> dict[str, Any]:
+            return operations.collect(workspace, dataset, wanted, self.host.generate, self._context(job))
+
+        return self.jobs.start("collect", f"Generating for {dataset}", work, GENERATING, subject=dataset)
 
     def start_training(self, request: TrainRequest) -> Job:
         operations.check_limits(request)
         if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
             raise UserError(f"There is no model {request.init_from!r} to start from.")
+        workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
-            job.artifacts["model"] = request.model
-            return operations.train(self.workspace, request, self._context(job))
+            return operations.train(workspace, request, self._context(job))
 
-        return self.jobs.start("train", f"Training {request.model}", work, TRAINING)
+        return self.jobs.start("train", f"Training {request.model}", work, TRAINING, subject=request.model)
 
     def start_sampling(self, model: str, count: int, settings: SampleSettings, weights: str = "ema") -> Job:
         if not 1 <= count <= 1024:
@@ -100,6 +158,7 @@ class Service:
 
         for old in [job for job in self.jobs.all() if job.kind == "sample" and job.finished.is_set()][1:]:
             old.artifacts.clear()  # pictures are on disk; the newest stay at hand
+        workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
             frames: list[Tensor] = []
@@ -112,7 +171,7 @@ class Service:
                     frames.append(seen[:_ANIMATED_MOST])
 
             found = operations.sample(
-                self.workspace,
+                workspace,
                 model,
                 count,
                 settings,
@@ -124,7 +183,11 @@ class Service:
             results = []
             for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
                 image = operations.to_image(pixels)
-                results.append(Result(image, text, self.host.save_image(image, text, seed, number)))
+                workspace.own.remember(image)  # before the host tells everyone of a new picture
+                path = self.host.save_image(image, text, seed, number)
+                if path is not None:
+                    workspace.own.remember(image, path.read_bytes())
+                results.append(Result(image, text, path))
             job.artifacts["results"] = results
             job.artifacts["frames"] = frames
             return {
@@ -134,18 +197,19 @@ class Service:
                 "model": model,
             }
 
-        return self.jobs.start("sample", f"Generating with {model}", work)
+        return self.jobs.start("sample", f"Generating with {model}", work, subject=model)
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
         if model not in self.workspace.model_names():
             raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+        workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
-            result = operations.evaluate(self.workspace, dataset, self._context(job), model=model, count=count)
+            result = operations.evaluate(workspace, dataset, self._context(job), model=model, count=count)
             job.artifacts["picture"] = Path(result["neighbours"])
             return result
 
-        return self.jobs.start("evaluate", f"Evaluating {model}", work)
+        return self.jobs.start("evaluate", f"Evaluating {model}", work, subject=model)
 
     def stop(self, kind: str) -> bool:
         """Ask the running job of a kind to stop with its work saved."""
@@ -157,17 +221,24 @@ class Service:
     # -- state for pages --------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        running = self.jobs.latest("train")
-        busy = {running.artifacts.get("model")} if running and not running.finished.is_set() else set()
+        busy = {(job.kind, job.subject) for job in self.jobs.all() if not job.finished.is_set()}
+        workspace = self.workspace
+        datasets = workspace.dataset_names()
         return {
             "jobs": {
                 kind: job.to_json()
-                for kind in ("harvest", "train", "sample", "evaluate")
+                for kind in ("harvest", "collect", "train", "sample", "evaluate")
                 if (job := self.jobs.latest(kind))
             },
-            "datasets": self.workspace.dataset_names(),
-            "models": self.workspace.model_names(),
-            "unfinished": [run for run in self.workspace.unfinished_runs() if run["name"] not in busy],
+            "datasets": datasets,
+            "models": workspace.model_names(),
+            "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
+            "uncollected": [
+                {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt}
+                for name in datasets
+                if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
+            ],
+            "collecting": self.collector.status(),
             "device": str(self.host.device()),
         }
 

@@ -17,8 +17,10 @@ from typing import Any
 from PIL import Image
 
 from .dataset.harvest import KEEP_SIZE, HarvestResult, Progress, check_folder, harvest
+from .dataset.own import OwnPictures
 from .dataset.packing import fit
 from .dataset.store import KEPT, REJECTED, Store
+from .dataset.wanted import Wanted
 from .errors import UserError
 from .files import FolderLock, read_json, write_json
 from .model import file as model_file
@@ -41,6 +43,7 @@ class Workspace:
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
                 "DDPM_WORKSPACE."
             ) from None
+        self.own = OwnPictures(self.root / "own-pictures.txt")
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
 
@@ -50,10 +53,13 @@ class Workspace:
         folders = (self.root / "datasets").iterdir()
         return sorted((f.name for f in folders if (f / "dataset.sqlite").exists()), key=str.casefold)
 
+    def dataset_folder(self, name: str) -> Path:
+        return self.root / "datasets" / check_name(name, "dataset")
+
     def store(self, name: str, create: bool = False) -> Store:
         """The dataset of that name; unless ``create``, UserError when there is none."""
-        name = check_name(name, "dataset")
-        folder = self.root / "datasets" / name
+        folder = self.dataset_folder(name)
+        name = folder.name
         if not create and not (folder / "dataset.sqlite").exists():
             known = ", ".join(self.dataset_names())
             raise UserError(
@@ -70,6 +76,7 @@ class Workspace:
         folders: list[Path],
         *,
         keep_size: int = KEEP_SIZE,
+        wanted: Wanted | None = None,
         stop: threading.Event | None = None,
         progress: Progress = lambda done, total, text: None,
     ) -> HarvestResult:
@@ -85,6 +92,8 @@ class Workspace:
             folders,
             keep_size=keep_size,
             avoid=[self.root, self.models_folder],
+            own=self.own,
+            wanted=wanted,
             stop=stop,
             progress=progress,
         )

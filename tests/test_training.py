@@ -305,7 +305,7 @@ def test_another_error_is_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     t = trainer()
-    folder = CheckpointFolder(tmp_path, keep=3)
+    folder = CheckpointFolder(tmp_path, keep=lambda: 3)
     for _ in range(3):
         run_steps(t, 1)
         folder.save(t.state_tensors(), t.state_numbers())
@@ -317,7 +317,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     t = trainer()
-    folder = CheckpointFolder(tmp_path, keep=2)
+    folder = CheckpointFolder(tmp_path, keep=lambda: 2)
     for loss in (0.5, 0.2, 0.3, 0.4, 0.6):
         run_steps(t, 1)
         folder.save(t.state_tensors(), {**t.state_numbers(), "heldout_loss": loss})

@@ -21,7 +21,7 @@ LAYERS = [
     {"training"},
     {"workspace"},
     {"operations"},
-    {"jobs"},
+    {"jobs", "collector"},
     {"host"},
     {"service"},
     {"api", "ui", "commands"},

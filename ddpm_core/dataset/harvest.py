@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import threading
@@ -14,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..errors import UserError
 from . import infotext
 from .checks import check_content
+from .own import OwnPictures
 from .reading import EXTENSIONS, Picture, Rejected, Skipped, decode, read_bytes, sidecar_text
 from .store import NewItem, Store
 from .suspects import thumbnail
+from .wanted import Wanted
 
 KEEP_SIZE = 256  # pixels of the short side of the copies
 
@@ -56,12 +61,15 @@ def harvest(
     *,
     keep_size: int = KEEP_SIZE,
     avoid: Sequence[Path] = (),
+    own: OwnPictures | None = None,
+    wanted: Wanted | None = None,
     stop: threading.Event | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> HarvestResult:
     """Add the pictures of ``folders`` (and below) to the dataset; files harvested before are passed over.
 
-    ``avoid``: folders never entered (the workspace itself). Raises UserError for a folder that is none.
+    ``avoid``: folders never entered (the workspace itself). ``own``: pictures sampled from our models, passed over.
+    ``wanted``: what is not is passed over. Raises UserError for a folder that is none.
     """
     began = time.monotonic()
     result = HarvestResult()
@@ -109,7 +117,11 @@ def harvest(
                 result.found += 1
                 if store.knows(str(path), status.st_size, status.st_mtime_ns):
                     continue
-                pending.append(pool.submit(examine, store, path, status, keep_size))
+                if wanted is not None and not wanted.date_fits(status.st_mtime):
+                    result.found -= 1
+                    result.skipped["filtered"] += 1
+                    continue
+                pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted))
                 while len(pending) >= 4 * workers:  # in order, and never more than this in memory
                     take()
         while pending:
@@ -205,7 +217,15 @@ def _skip_reason(path: Path) -> str:
     return ""
 
 
-def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) -> tuple[NewItem | None, str]:
+def examine(
+    store: Store,
+    path: Path,
+    status: os.stat_result,
+    keep_size: int = KEEP_SIZE,
+    own: OwnPictures | None = None,
+    wanted: Wanted | None = None,
+    text: str = "",
+) -> tuple[NewItem | None, str]:
     """Read, check and copy one file: the item to store, or None and why it is skipped."""
     try:
         data = read_bytes(path)
@@ -215,21 +235,37 @@ def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) ->
         return NewItem(
             str(path), status.st_size, status.st_mtime_ns, f"unread:{path}", reason=why.reason, message=why.message
         ), ""
-    sha256 = hashlib.sha256(data).hexdigest()
-    base = NewItem(str(path), status.st_size, status.st_mtime_ns, sha256)
+    base = NewItem(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())
+    return judge(store, base, data, lambda: sidecar_text(path) or text, keep_size, own, wanted)
+
+
+def judge(
+    store: Store,
+    base: NewItem,
+    data: bytes,
+    more_text: Callable[[], str] = str,
+    keep_size: int = KEEP_SIZE,
+    own: OwnPictures | None = None,
+    wanted: Wanted | None = None,
+) -> tuple[NewItem | None, str]:
+    """Check and copy one image file's bytes; ``more_text`` is asked where the file holds no generation text."""
+    if own is not None and own.holds(base.sha256):
+        return None, "own"
     try:
         picture = decode(data, keep_size)
     except Rejected as why:
         return NewItem(**{**base.__dict__, "reason": why.reason, "message": why.message}), ""
-    info = infotext.parse(picture.text or sidecar_text(path))
-    if info.is_ours:
+    info = infotext.parse(picture.text or more_text())
+    if info.is_ours or (own is not None and own.holds(base.sha256, picture.image)):
         return None, "own"
+    if wanted is not None and not wanted.fits(info, picture.width, picture.height):
+        return None, "filtered"
     reason, message = "", ""
     try:
         check_content(picture.image)
     except Rejected as why:
         reason, message = why.reason, why.message
-    write_copy(store.copy_path(sha256), picture)
+    write_copy(store.copy_path(base.sha256), picture)
     return NewItem(
         **{
             **base.__dict__,
@@ -244,6 +280,32 @@ def examine(store: Store, path: Path, status: os.stat_result, keep_size: int) ->
             "has_copy": True,
         }
     ), ""
+
+
+def add_file(store: Store, path: Path, own: OwnPictures | None = None, text: str = "") -> NewItem | None:
+    """Add one saved picture at once; None where it is known, no sample, ours, or gone.
+
+    ``text``: its generation text, where neither the file nor one beside it holds it.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if _skip_reason(path) or store.knows(str(path), status.st_size, status.st_mtime_ns):
+        return None
+    item, _ = examine(store, path, status, own=own, text=text)
+    return next(iter(store.add([item])), None) if item is not None else None
+
+
+def add_picture(
+    store: Store, image: Image.Image, text: str, source: str, own: OwnPictures | None = None
+) -> NewItem | None:
+    """Add a picture that is on no disk, with its generation text; ``source`` says where it came from."""
+    out = io.BytesIO()
+    image.save(out, format="PNG", compress_level=1)
+    data = out.getvalue()
+    item, _ = judge(store, NewItem(source, len(data), 0, hashlib.sha256(data).hexdigest()), data, lambda: text, own=own)
+    return next(iter(store.add([item])), None) if item is not None else None
 
 
 def write_copy(target: Path, picture: Picture) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,11 +11,15 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from ..collector import Rule
+from ..operations import Generated, GenerationRequest
+
 
 class Host(Protocol):
     """The WebUI, or the standalone server."""
 
     name: str
+    generates: bool  # whether it can make pictures itself, so that they can be collected
 
     def workspace_folder(self) -> Path:
         """Where datasets, runs and trash live."""
@@ -30,11 +36,38 @@ class Host(Protocol):
     def folders_may_be_typed(self) -> bool:
         """Whether a person at the page may name any folder of this machine."""
 
+    def offers_typing(self) -> bool:
+        """Whether a person may name some folders of this machine, as :meth:`typed_folder_allowed` says which."""
+
+    def typed_folder_allowed(self, path: Path) -> bool:
+        """Whether this typed folder may be read although not every one may."""
+
     def gpu_slice(self) -> AbstractContextManager[object]:
         """The right to compute for one slice (about a quarter of a second), shared fairly with the host's own work."""
 
-    def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path:
-        """Save a sampled picture with its generation text where this host keeps generated pictures."""
+    def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[object]:
+        """Device memory for a training that needs so much; the host's own models are back when it is left."""
 
-    def allows(self, request: Any) -> bool:
+    def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
+        """Save a sampled picture with its generation text where this host keeps generated pictures, if it keeps them."""
+
+    def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+        """One batch of the host's own text-to-image; fewer pictures than seeds when it was interrupted."""
+
+    def generation_choices(self) -> dict[str, list[str]]:
+        """Names of the host's ``samplers`` and ``schedulers`` (which older hosts do not have)."""
+
+    def collecting_rule(self) -> Rule:
+        """How to collect until a person says otherwise."""
+
+    def preview_seconds(self) -> float:
+        """Least time between two previews of a training."""
+
+    def keep_checkpoints(self) -> int:
+        """How many of the newest checkpoints of a run are kept, besides the best."""
+
+    def page_allows(self, request: Any) -> bool:
         """Whether an HTTP request (starlette) comes from someone who may use the page."""
+
+    def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
+        """None if the request may use the API, or else the status and headers of the refusal."""

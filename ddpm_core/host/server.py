@@ -12,9 +12,16 @@ from ..errors import UserError
 from .standalone import StandaloneHost
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STYLE, _SCRIPT = _ROOT / "style.css", _ROOT / "javascript" / "ddpm.js"
-_ASSETS = {"/ddpm/style.css": (_STYLE, "text/css"), "/ddpm/ddpm.js": (_SCRIPT, "text/javascript")}
-_HEAD = b'<link rel="stylesheet" href="/ddpm/style.css"><script src="/ddpm/ddpm.js" defer></script></head>'
+_SCRIPTS = [f"/ddpm/{path.name}" for path in sorted((_ROOT / "javascript").glob("*.js"))]  # in the WebUI's order
+_ASSETS = {
+    "/ddpm/style.css": (_ROOT / "style.css", "text/css"),
+    **{url: (_ROOT / "javascript" / url.rsplit("/", 1)[1], "text/javascript") for url in _SCRIPTS},
+}
+_HEAD = (
+    '<link rel="stylesheet" href="/ddpm/style.css">'
+    + "".join(f'<script src="{url}" defer></script>' for url in _SCRIPTS)
+    + "</head>"
+).encode()
 
 
 class _AddHead:
@@ -55,7 +62,7 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse
 
-    from ..api import add_routes
+    from ..api.page import add_routes
     from ..service import Service
     from ..ui.tab import build_tab
 
@@ -121,7 +128,7 @@ def serve(
     say(f"Open {url} in a browser. Ctrl+C stops the server; running work is saved.")
     while thread.is_alive() and not stop.wait(0.5):
         pass
-    service.jobs.shutdown()
+    service.shutdown()
     server.should_exit = True  # open pages get two seconds to hang up
     thread.join(10)
     return {"url": url, "stopped": True}

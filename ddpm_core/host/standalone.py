@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
+from ..collector import Rule
 from ..errors import UserError
+from ..operations import Generated, GenerationRequest
 from .devices import best_device
 
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -22,6 +26,7 @@ class StandaloneHost:
     """Everything below one folder; the device is ours alone."""
 
     name = "standalone"
+    generates = False
 
     def __init__(self, workspace: Path | None = None, image_folders: dict[str, Path] | None = None) -> None:
         chosen = workspace or os.environ.get("DDPM_WORKSPACE") or "workspace"
@@ -44,8 +49,34 @@ class StandaloneHost:
     def folders_may_be_typed(self) -> bool:
         return self.local
 
+    def offers_typing(self) -> bool:
+        return self.local
+
+    def typed_folder_allowed(self, path: Path) -> bool:
+        return self.local
+
     def gpu_slice(self) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+        raise UserError(
+            "There is no Stable Diffusion here; install this as an extension of the WebUI to generate with it."
+        )
+
+    def generation_choices(self) -> dict[str, list[str]]:
+        return {"samplers": [], "schedulers": []}
+
+    def collecting_rule(self) -> Rule:
+        return Rule()
+
+    def preview_seconds(self) -> float:
+        return 10.0
+
+    def keep_checkpoints(self) -> int:
+        return 2
 
     def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path:
         folder = self._root / "outputs" / time.strftime("%Y-%m-%d")
@@ -60,10 +91,13 @@ class StandaloneHost:
             ) from None
         return path
 
-    def allows(self, request: Any) -> bool:
+    def page_allows(self, request: Any) -> bool:
         # a local page is asked for by a local name; another name is a web site that had itself resolved to this machine
         name = str(request.headers.get("host", "")).rsplit(":", 1)[0].strip("[]").lower()
         return not self.local or name in _LOCAL_NAMES
+
+    def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
+        return None if self.page_allows(request) else (403, {})
 
 
 def save_png(image: Image.Image, path: Path, text: str) -> None:

@@ -24,6 +24,11 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     report: Report = lambda values: None
     say: Say = lambda text: None
+    # a host's settings, asked anew each time so that a change counts at once
+    preview_seconds: Callable[[], float] = lambda: 10.0
+    keep_checkpoints: Callable[[], int] = lambda: 2
+    # memory for a training of so many megabytes: the host may put its own models aside meanwhile
+    room_for: Callable[[Callable[[], float]], AbstractContextManager[object]] = lambda megabytes: nullcontext()
 
     def progress(self, done: int, total: int, text: str) -> None:
         self.report({"done": done, "total": total, "text": text})

@@ -21,6 +21,7 @@ from ..model.config import ModelConfig
 from ..names import check_name
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
+from ..training.estimate import estimate
 from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..training.trainer import Trainer
@@ -115,7 +116,7 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
     check_limits(request)
     folder = workspace.run_folder(name)
     model_path = workspace.models_folder / f"{name}.safetensors"
-    checkpoints = CheckpointFolder(folder / "checkpoints")
+    checkpoints = CheckpointFolder(folder / "checkpoints", context.keep_checkpoints)
     exists = model_path.exists() or (folder / "run.json").exists()
     if exists and not request.resume:
         raise UserError(f"There is already a model {name!r}; continue it with --resume, or choose another name.")
@@ -134,13 +135,19 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
     with lock.held():
         config, info, packed = (_reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
-            return _run(workspace, name, config, info, packed, checkpoints, request, context)
+            with context.room_for(lambda: _megabytes(config, packed, context)):
+                return _run(workspace, name, config, info, packed, checkpoints, request, context)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
                 (folder / "run.json").unlink(missing_ok=True)
             elif workspace.run_info(name).get("state") == "running":
                 write_json(folder / "run.json", {**info, "state": "failed"})
             raise
+
+
+def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
+    with context.gpu_slice():
+        return estimate(config, context.device, most_seconds=0.0).megabytes + packed.train.numel() / 2**20
 
 
 def _begin(
@@ -279,7 +286,9 @@ def _run(
     def saved() -> None:
         _write_model(workspace, name, trainer, info, loop, shown.get("last"))
 
-    outlets = Outlets(context.gpu_slice, context.stop, context.report, context.say, preview, saved)
+    outlets = Outlets(
+        context.gpu_slice, context.stop, context.report, context.say, preview, saved, context.preview_seconds
+    )
     limits = Limits(info["steps"], minutes, request.checkpoint_every)
     loop = TrainingLoop(
         trainer, checkpoints, Metrics(folder / "metrics.jsonl", trainer.step), packed.held, limits, outlets, spent

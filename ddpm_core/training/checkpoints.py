@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one run in a folder of their own."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: Callable[[], int] = lambda: 2) -> None:
         self.folder = folder
         self.keep = keep
 
@@ -57,7 +58,7 @@ class CheckpointFolder:
     def _prune(self) -> None:
         paths = self.paths()
         best = self.best()
-        for path in paths[: -self.keep]:
+        for path in paths[: -max(1, self.keep())]:
             if path != best:
                 _remove(path)
         for stray in self.folder.glob(".*.tmp"):

@@ -49,6 +49,7 @@ class Outlets:
     say: Callable[[str], None]
     preview: Callable[[int, Tensor], None]  # step, uint8 (N, C, H, W)
     checkpoint_saved: Callable[[], None]
+    preview_seconds: Callable[[], float] = lambda: 10.0  # between previews, at the least
 
 
 class Metrics:
@@ -139,7 +140,7 @@ class TrainingLoop:
                 pending_loss, pending_steps, pending_seconds, line_at = 0.0, 0, 0.0, now
             if now >= next_watch:
                 cost = self._watch()
-                next_watch = time.monotonic() + max(10.0, cost / _WATCH_SHARE)
+                next_watch = time.monotonic() + max(self.out.preview_seconds(), cost / _WATCH_SHARE)
             every = self.limits.checkpoint_every
             if (every and trainer.step % every == 0) or now - saved >= self.limits.checkpoint_seconds:
                 self._save()

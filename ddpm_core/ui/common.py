@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,17 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
             return failure(str(error))
 
     return handler
+
+
+def in_browser(listener: Any, code: str) -> dict[str, str]:
+    """The argument of an event listener that runs JavaScript first; its name changed with gradio 4."""
+    return {"js" if "js" in inspect.signature(listener).parameters else "_js": code}
+
+
+def not_in_defaults(*components: Any) -> None:
+    """Keep the WebUI from writing these into its file of defaults: their labels repeat, or their values are not ours."""
+    for component in components:
+        component.do_not_save_to_config = True
 
 
 def choices(values: list[str], current: Any, fallback: str | None) -> Any:

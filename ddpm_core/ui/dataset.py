@@ -1,14 +1,19 @@
-"""Dataset sub-tab: harvest folders, look through what came, keep or reject."""
+"""Dataset sub-tab: harvest folders, collect what is generated, look through what came, keep or reject."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
+from ..collector import Rule
+from ..dataset.wanted import Wanted
+from ..errors import UserError
+from ..operations import Collection, GenerationRequest
 from ..service import Service
 from . import ids
-from .common import live, note, said
+from .common import in_browser, live, not_in_defaults, note, said
 
 _INTRO = (
     "Collect the pictures you generated, look through them, and throw out what the model should not learn. Your own files are only "
@@ -18,12 +23,19 @@ _CANNOT_SEE = (
     "The checks find broken, blank, noisy and repeated pictures, and put unusual ones first. They cannot see a deformed hand or "
     "a third arm: that takes your eyes. Arrow keys move, X rejects or keeps, Enter turns the page, Z takes the last step back."
 )
+_COLLECTING = (
+    "While this is on, every picture that txt2img and img2img save goes into the dataset too, without grids, masks and "
+    "intermediate copies. It stays on until you switch it off."
+)
+_ASKING = (
+    "The WebUI generates these with its current checkpoint, a batch at a time between your own generations, each picture "
+    "with the next seed. Stopped or cut off, it goes on where it was."
+)
 
 
 def build(service: Service) -> dict[str, Any]:
     """Build the sub-tab; returns the components that others update."""
     gr.HTML(note(_INTRO))
-    offered = list(service.host.image_folders())
     with gr.Row():
         name = gr.Dropdown(
             label="Dataset",
@@ -33,37 +45,162 @@ def build(service: Service) -> dict[str, Any]:
             elem_id=ids.DATASET_NAME,
             info="Choose one, or type the name of a new one",
         )
+    not_in_defaults(name)
+    if service.host.generates:
+        with gr.Tabs(elem_id="ddpm_ways"):
+            with gr.Tab("From folders", elem_id="ddpm_way_folders"):
+                _folders(service, name)
+            with gr.Tab("Collect as I generate", elem_id="ddpm_way_collect"):
+                _collecting(service, name)
+            with gr.Tab("Generate and collect", elem_id="ddpm_way_ask"):
+                _asking(service, name)
+    else:
+        _folders(service, name)
+    live("review")
+    gr.HTML(note(_CANNOT_SEE))
+    return {"dataset": name}
+
+
+def _folders(service: Service, name: Any) -> None:
+    host = service.host
+    offered = list(host.image_folders())
+    with gr.Row():
+        folders = None
         if offered:
             folders = gr.Dropdown(
-                label="Folders", choices=offered, value=offered[:1], multiselect=True, elem_id="ddpm_dataset_offered"
+                label="The WebUI's folders",
+                choices=offered,
+                value=offered[:1],
+                multiselect=True,
+                elem_id="ddpm_dataset_offered",
             )
+            not_in_defaults(folders)
         typed = gr.Textbox(
             label="Folders to harvest",
             lines=1,
             max_lines=4,
             elem_id=ids.DATASET_FOLDERS,
             placeholder="A folder of images, with all below it; several on lines of their own",
-            visible=service.host.folders_may_be_typed(),
+            visible=host.folders_may_be_typed() or host.offers_typing(),
         )
+        not_in_defaults(typed)
         with gr.Column(scale=0, min_width=160):
             harvest = gr.Button("Harvest", variant="primary", elem_id=ids.HARVEST)
             stop = gr.Button("Stop", elem_id=ids.HARVEST_STOP)
+    with gr.Accordion("Only some of them", open=False), gr.Row():
+        since = gr.Textbox(label="From day", placeholder="2026-01-31", lines=1)
+        until = gr.Textbox(label="To day", placeholder="2026-01-31", lines=1)
+        words = gr.Textbox(label="Words in the prompt", placeholder="portrait, woman", lines=1)
+        checkpoint = gr.Textbox(label="Checkpoint", placeholder="part of its name, or its hash", lines=1)
+        size = gr.Textbox(label="Size", placeholder="512x512", lines=1)
+    not_in_defaults(since, until, words, checkpoint, size)
     message = gr.HTML("", elem_id=ids.MESSAGE_DATASET)
     live("harvest")
-    live("review")
-    gr.HTML(note(_CANNOT_SEE))
 
-    def start(dataset: Any, text: Any, *labels: Any) -> str:
+    def start(dataset: Any, text: Any, first: Any, last: Any, prompt: Any, model: Any, wh: Any, *labels: Any) -> str:
         chosen = [line.strip() for line in str(text or "").splitlines() if line.strip()]
         for value in labels:
             chosen += value or []
-        service.start_harvest(str(dataset or ""), chosen)
+        wanted = Wanted.parse(*(str(value or "") for value in (first, last, prompt, model, wh)))
+        service.start_harvest(str(dataset or ""), chosen, wanted)
         return ""
 
-    def end() -> str:
-        return "" if service.stop("harvest") else "Nothing is being harvested."
-
-    inputs = [name, typed, *([folders] if offered else [])]
+    inputs = [name, typed, since, until, words, checkpoint, size, *([folders] if folders is not None else [])]
     harvest.click(said(start), inputs=inputs, outputs=[message])
-    stop.click(said(end), inputs=[], outputs=[message])
-    return {"dataset": name}
+    stop.click(said(_ending(service, "harvest", "Nothing is being harvested.")), inputs=[], outputs=[message])
+
+
+def _collecting(service: Service, name: Any) -> None:
+    rule = service.collector.rule
+    gr.HTML(note(_COLLECTING))
+    with gr.Row():
+        words = gr.Textbox(
+            label="Only when the prompt has",
+            value=rule.words,
+            placeholder="words, separated by commas; empty: always",
+            lines=1,
+            elem_id=ids.COLLECT_WORDS,
+        )
+        on = gr.Button("Collect into this dataset", variant="primary", elem_id=ids.COLLECT)
+        off = gr.Button("Stop collecting", elem_id=ids.COLLECT_SET)
+    not_in_defaults(words)
+    message = gr.HTML("", elem_id=ids.MESSAGE_COLLECT)
+    live("collecting")
+
+    def switch_on(dataset: Any, text: Any) -> str:
+        if not dataset:
+            raise UserError("Choose a dataset above, or type the name of a new one.")
+        service.collector.set_rule(Rule(True, str(dataset), str(text or "")))
+        return ""
+
+    def switch_off() -> str:
+        current = service.collector.rule
+        service.collector.set_rule(Rule(False, current.dataset, current.words))
+        return ""
+
+    on.click(said(switch_on), inputs=[name, words], outputs=[message])
+    off.click(said(switch_off), inputs=[], outputs=[message])
+
+
+def _asking(service: Service, name: Any) -> None:
+    known = service.host.generation_choices()
+    gr.HTML(note(_ASKING))
+    with gr.Row():
+        prompt = gr.Textbox(label="Prompt to collect", lines=2, elem_id=ids.ASK_PROMPT)
+        negative = gr.Textbox(label="Negative prompt to collect", lines=2, elem_id=ids.ASK_NEGATIVE)
+    with gr.Row():
+        sampler = gr.Dropdown(
+            label="Sampler of the WebUI", choices=known["samplers"], value=next(iter(known["samplers"]), None)
+        )
+        scheduler = gr.Dropdown(
+            label="Schedule type",
+            choices=known["schedulers"],
+            value=next(iter(known["schedulers"]), None),
+            visible=bool(known["schedulers"]),
+        )
+        steps = gr.Slider(label="Steps of the WebUI", minimum=1, maximum=150, step=1, value=20)
+        scale = gr.Slider(label="CFG scale", minimum=1, maximum=30, step=0.5, value=7)
+    with gr.Row():
+        width = gr.Slider(label="Width", minimum=64, maximum=2048, step=8, value=512)
+        height = gr.Slider(label="Height", minimum=64, maximum=2048, step=8, value=512)
+        count = gr.Number(label="How many pictures", value=1000, precision=0, elem_id=ids.ASK_COUNT)
+        batch = gr.Slider(label="Pictures at a time", minimum=1, maximum=64, step=1, value=1)
+    with gr.Row():
+        start = gr.Button("Generate these", variant="primary", elem_id=ids.ASK_START)
+        stop = gr.Button("Stop generating", elem_id=ids.ASK_STOP)
+        take = gr.Button("Take over from txt2img", elem_id=ids.ASK_TAKE_OVER)
+    message = gr.HTML("", elem_id=ids.MESSAGE_ASK)
+    live("collect")
+    taken = [prompt, negative, sampler, scheduler, steps, scale, width, height]
+    not_in_defaults(*taken, count, batch)
+
+    def begin(dataset: Any, *values: Any) -> str:
+        if not dataset:
+            raise UserError("Choose a dataset above, or type the name of a new one.")
+        text, not_text, sampler_, scheduler_, steps_, scale_, width_, height_, count_, batch_ = values
+        try:
+            request = GenerationRequest(
+                str(text or ""),
+                str(not_text or ""),
+                str(sampler_ or ""),
+                str(scheduler_ or ""),
+                int(steps_),
+                float(scale_),
+                int(width_),
+                int(height_),
+            )
+            wanted = Collection(request, int(count_), int(batch_))
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("Steps, sizes and counts must be numbers.") from None
+        service.start_collecting(str(dataset), wanted)
+        return ""
+
+    start.click(said(begin), inputs=[name, *taken, count, batch], outputs=[message])
+    stop.click(said(_ending(service, "collect", "Nothing is being generated.")), inputs=[], outputs=[message])
+    take.click(
+        None, inputs=taken, outputs=taken, **in_browser(take.click, "(...values) => window.ddpmTakeOver(...values)")
+    )
+
+
+def _ending(service: Service, kind: str, nothing: str) -> Callable[[], str]:
+    return lambda: "" if service.stop(kind) else nothing

@@ -13,7 +13,7 @@ from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..sampling.generate import SampleSettings
 from ..service import Result, Service
 from . import ids
-from .common import live, said
+from .common import live, not_in_defaults, said
 
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
@@ -66,6 +66,7 @@ def build(service: Service) -> dict[str, Any]:
             )
             text = gr.HTML("", elem_id=ids.TEXT)
             live("animation")
+    not_in_defaults(model, against)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(name: Any, label: Any, n: Any, total: Any, number: Any, noise: Any, which: Any, clipped: Any) -> str:

@@ -11,7 +11,7 @@ from ..operations import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, default_preset
 from . import ids
-from .common import live, said
+from .common import live, not_in_defaults, said
 
 _PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 _CROPS = ["center", "top", "pad"]
@@ -67,6 +67,8 @@ def build(service: Service) -> dict[str, Any]:
             message = gr.HTML("", elem_id=ids.MESSAGE_TRAIN)
     live("unfinished")
     live("train")
+    # which preset is right depends on the device, and its steps on the preset
+    not_in_defaults(dataset, model, preset, steps, init_from)
 
     fields = [dataset, model, preset, steps, size, crop, batch, rate, precision, seed, init_from, other]
 

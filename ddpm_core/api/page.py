@@ -13,10 +13,10 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
-from .errors import UserError
-from .jobs import Job
-from .operations import TrainRequest
-from .service import Service
+from ..errors import UserError
+from ..jobs import Job
+from ..operations import TrainRequest
+from ..service import Service
 
 PREFIX = "/ddpm/ui"
 _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
@@ -124,6 +124,11 @@ def post_stop(service: Service, values: dict[str, Any]) -> Any:
     return {"stopping": service.stop(kind)}
 
 
+def post_collect(service: Service, values: dict[str, Any]) -> Any:
+    """Go on with a generate-and-collect."""
+    return {"job": service.start_collecting(_text(values, "dataset"), None).id}
+
+
 def post_resume(service: Service, values: dict[str, Any]) -> Any:
     return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
 
@@ -138,7 +143,13 @@ GETS: dict[str, Handler] = {
     "animation": get_animation,
     "neighbours": get_neighbours,
 }
-POSTS: dict[str, Handler] = {"decide": post_decide, "undo": post_undo, "stop": post_stop, "resume": post_resume}
+POSTS: dict[str, Handler] = {
+    "decide": post_decide,
+    "undo": post_undo,
+    "stop": post_stop,
+    "collect": post_collect,
+    "resume": post_resume,
+}
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -155,7 +166,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
 def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        if not service.host.allows(request):
+        if not service.host.page_allows(request):
             return JSONResponse({"error": "Sign in to the page first."}, status_code=403)
         values: Any = dict(request.query_params)
         if changes:

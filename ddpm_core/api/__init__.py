@@ -1,0 +1,1 @@
+"""HTTP routes: the page's own (``page``), and the public JSON API (``public``)."""

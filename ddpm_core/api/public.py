@@ -1,0 +1,192 @@
+"""The public API: JSON, documented in the OpenAPI page, names and ids instead of paths of this machine.
+
+Models work on pydantic 1 as on 2. Who may come in is the host's decision at its API's door.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from pydantic import BaseModel, Field
+
+from ..errors import UserError
+from ..jobs import Job
+from ..operations import Collection, GenerationRequest, TrainRequest
+from ..sampling import DEFAULT_SAMPLER, SAMPLERS
+from ..sampling.generate import SampleSettings
+from ..service import Service, png
+
+PREFIX = "/ddpm/v1"
+
+
+class HarvestBody(BaseModel):
+    dataset: str
+    folders: list[str] = Field(description="Labels from /ddpm/v1/folders; no paths.")
+
+
+class DecideBody(BaseModel):
+    ids: list[int]
+    action: str = Field(description="keep or reject")
+
+
+class CollectBody(BaseModel):
+    dataset: str
+    prompt: str = ""
+    negative_prompt: str = ""
+    sampler: str = ""
+    scheduler: str = ""
+    steps: int = 20
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    count: int = 8
+    batch_size: int = 1
+    seed: int = -1
+    resume: bool = Field(False, description="Go on with what was left unfinished for the dataset.")
+
+
+class TrainBody(BaseModel):
+    model: str
+    dataset: str | None = None
+    preset: str | None = None
+    size: int | None = None
+    crop: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    precision: str | None = None
+    seed: int | None = None
+    init_from: str | None = Field(None, description="Name of a model to start from.")
+    resume: bool = False
+    settings: dict[str, str] = Field(default_factory=dict)
+
+
+class StopBody(BaseModel):
+    kind: str = Field(description="harvest, collect, train, sample or evaluate")
+
+
+class SampleBody(BaseModel):
+    model: str
+    count: int = 1
+    sampler: str = DEFAULT_SAMPLER
+    steps: int | None = None
+    eta: float = 0.0
+    seed: int = 0
+    weights: str = "ema"
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Register the API; every route asks the host whether it may answer."""
+
+    def guard(request: Request) -> None:
+        refusal = service.host.api_refusal(request)
+        if refusal is not None:
+            status, headers = refusal
+            raise HTTPException(status, "Sign in first, or give the credentials of --api-auth.", headers)
+
+    guard.__annotations__["request"] = Request
+
+    def route(method: str, path: str, handler: Callable[..., Any], summary: str) -> None:
+        app.add_api_route(
+            PREFIX + path, handler, methods=[method], dependencies=[Depends(guard)], summary=summary, tags=["DDPM"]
+        )
+
+    def told(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except UserError as error:
+            raise HTTPException(400, str(error)) from None
+
+    def started(job: Job) -> dict[str, Any]:
+        return {"job": job.id}
+
+    def status() -> Any:
+        return told(service.status)
+
+    def folders() -> Any:
+        return {"folders": list(service.host.image_folders())}
+
+    def datasets() -> Any:
+        workspace = service.workspace
+        return told(
+            lambda: {"datasets": [{"name": n, **workspace.store(n).counts()} for n in workspace.dataset_names()]}
+        )
+
+    def items(name: str, view: str = "all", page: int = 0, size: int = 60) -> Any:
+        return told(lambda: service.items(name, view, page, size))
+
+    def decide(name: str, body: DecideBody) -> Any:
+        workspace = service.workspace
+        if body.action not in ("keep", "reject") or any(abs(i) >= 2**53 for i in body.ids):
+            raise HTTPException(400, "The action is keep or reject, on ids of items.")
+        act = workspace.keep if body.action == "keep" else workspace.reject
+        return told(lambda: {"changed": act(name, body.ids)})
+
+    def harvest(body: HarvestBody) -> Any:
+        unknown = [label for label in body.folders if label not in service.host.image_folders()]
+        if unknown:
+            raise HTTPException(400, f"There is no folder {unknown[0]!r}; /ddpm/v1/folders lists the labels.")
+        return told(lambda: started(service.start_harvest(body.dataset, body.folders)))
+
+    def collect(body: CollectBody) -> Any:
+        request = GenerationRequest(
+            body.prompt,
+            body.negative_prompt,
+            body.sampler,
+            body.scheduler,
+            body.steps,
+            body.cfg_scale,
+            body.width,
+            body.height,
+        )
+        wanted = None if body.resume else Collection(request, body.count, body.batch_size, body.seed)
+        return told(lambda: started(service.start_collecting(body.dataset, wanted)))
+
+    def train(body: TrainBody) -> Any:
+        return told(lambda: started(service.start_training(TrainRequest(**dict(body)))))
+
+    def stop(body: StopBody) -> Any:
+        return {"stopping": service.stop(body.kind)}
+
+    def models() -> Any:
+        return told(lambda: {"models": service.workspace.list_models()})
+
+    def job(number: int) -> Any:
+        found = service.jobs.get(number)
+        if found is None:
+            raise HTTPException(404, "That job is no longer known.")
+        return found.to_json()
+
+    def sample(body: SampleBody) -> Any:
+        if body.sampler not in SAMPLERS:
+            raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
+        steps = body.steps or SAMPLERS[body.sampler].default_steps
+        settings = SampleSettings(body.sampler, steps, body.eta, body.seed)
+        running = told(lambda: service.start_sampling(body.model, body.count, settings, body.weights))
+        results = running.artifacts  # held here: a later sampling drops the older one's pictures
+        running.finished.wait()
+        if running.error:
+            raise HTTPException(400, running.error)
+        pictures = results.get("results", [])
+        return {
+            "images": [base64.b64encode(png(r.image)).decode("ascii") for r in pictures],
+            "infotexts": [r.text for r in pictures],
+            "job": running.id,
+        }
+
+    route("GET", "/status", status, "Jobs, datasets, models, unfinished work")
+    route("GET", "/folders", folders, "Labels of the folders that can be harvested")
+    route("GET", "/datasets", datasets, "Datasets and what they hold")
+    route("GET", "/datasets/{name}/items", items, "A page of a dataset's items")
+    route("POST", "/datasets/{name}/decide", decide, "Keep or reject items")
+    route("POST", "/harvest", harvest, "Harvest the WebUI's folders into a dataset")
+    route("POST", "/collect", collect, "Have the WebUI generate pictures into a dataset")
+    route("POST", "/train", train, "Train a new model, or go on with one")
+    route("POST", "/stop", stop, "Stop a kind of job with its work saved")
+    route("GET", "/models", models, "Models and what they say of themselves")
+    route("GET", "/jobs/{number}", job, "One job")
+    route("POST", "/sample", sample, "Sample pictures from a model; answers when they are done")

@@ -1,0 +1,108 @@
+"""The WebUI as a host of this package."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from modules import devices
+from modules.call_queue import queue_lock
+from PIL import Image
+
+from ...collector import Rule
+from ...operations import Generated, GenerationRequest
+from . import doors, generation, naming
+from .facts import data_path, flag, models_path, option
+from .memory import ModelMemory
+
+# between two slices: the queue hands over an event, not the lock, and one who takes it at once starves who waits
+_PAUSE_SECONDS = 0.002
+
+
+class WebUIHost:
+    """AUTOMATIC1111, reForge or Forge; fulfils ``host.base.Host``."""
+
+    name = "webui"
+    generates = True
+
+    def __init__(self) -> None:
+        self.memory = ModelMemory(self.device)
+
+    def workspace_folder(self) -> Path:
+        chosen = str(option("ddpm_workspace", "")).strip()
+        return Path(chosen).expanduser() if chosen else data_path() / "ddpm"
+
+    def models_folder(self) -> Path:
+        return models_path() / "DDPM"
+
+    def device(self) -> torch.device:
+        if "all" in (flag("use_cpu") or []):
+            return torch.device("cpu")
+        return torch.device(devices.get_optimal_device())
+
+    def image_folders(self) -> dict[str, Path]:
+        everything = str(option("outdir_samples", ""))
+        kinds = {
+            "txt2img": "outdir_txt2img_samples",
+            "img2img": "outdir_img2img_samples",
+            "extras": "outdir_extras_samples",
+        }
+        folders = {"all images": everything} if everything else {kind: option(key, "") for kind, key in kinds.items()}
+        folders["saved"] = option("outdir_save", "")
+        return {label: Path(folder).absolute() for label, folder in folders.items() if folder}
+
+    def folders_may_be_typed(self) -> bool:
+        return not flag("webui_is_non_local", True) and not flag("hide_ui_dir_config", False)
+
+    def offers_typing(self) -> bool:
+        return bool(flag("ddpm_allow_folder"))
+
+    def typed_folder_allowed(self, path: Path) -> bool:
+        try:
+            resolved = path.expanduser().resolve()
+            allowed = [Path(folder).expanduser().resolve() for folder in flag("ddpm_allow_folder") or []]
+        except (OSError, RuntimeError):
+            return False
+        return any(resolved.is_relative_to(folder) for folder in allowed)
+
+    def gpu_slice(self) -> AbstractContextManager[None]:
+        return self._slice()
+
+    @contextmanager
+    def _slice(self) -> Iterator[None]:
+        with queue_lock:
+            self.memory.before_slice()
+            yield
+        time.sleep(_PAUSE_SECONDS)
+
+    def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[None]:
+        return self.memory.room_for(megabytes)
+
+    def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
+        return naming.save_image(image, text, seed)
+
+    def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+        return generation.generate(request, seeds, stop)
+
+    def generation_choices(self) -> dict[str, list[str]]:
+        return generation.choices()
+
+    def collecting_rule(self) -> Rule:
+        return Rule(bool(option("ddpm_collect", False)), str(option("ddpm_collect_dataset", "collected")))
+
+    def preview_seconds(self) -> float:
+        return float(option("ddpm_preview_seconds", 10))
+
+    def keep_checkpoints(self) -> int:
+        return int(option("ddpm_checkpoints", 2))
+
+    def page_allows(self, request: Any) -> bool:
+        return doors.page_allows(request)
+
+    def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
+        return doors.api_refusal(request)

@@ -1,0 +1,34 @@
+"""The host's settings and command line, read anew at each question."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modules import paths_internal, shared
+
+
+def option(name: str, default: Any) -> Any:
+    """A setting of the host or of ours; ``default`` where the host has none of that name."""
+    value = getattr(shared.opts, name, None)
+    return default if value is None else value
+
+
+def flag(name: str, default: Any = None) -> Any:
+    """A command line argument of the host or of ours."""
+    return getattr(shared.cmd_opts, name, default)
+
+
+def data_path() -> Path:
+    return Path(paths_internal.data_path).absolute()
+
+
+def models_path() -> Path:
+    return Path(paths_internal.models_path).absolute()
+
+
+def takes(function: Callable[..., Any], parameter: str) -> bool:
+    """Whether a function of the host has a parameter that older versions lack."""
+    return parameter in inspect.signature(function).parameters

@@ -1,0 +1,106 @@
+"""Pictures by the host's own text-to-image: its checkpoint, its scripts at their defaults, its saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from modules import processing, scripts, sd_samplers, shared
+from modules.call_queue import queue_lock
+
+from ...errors import UserError
+from ...operations import Generated, GenerationRequest
+from .facts import option
+from .naming import sample_folder
+
+OURS = "ddpm_collects"  # an attribute of generations that we ask for: collected by who asked, not twice
+
+
+def choices() -> dict[str, list[str]]:
+    """The host's samplers, and its schedulers where it has them apart (A1111 1.9 and newer)."""
+    try:
+        from modules import sd_schedulers
+    except ImportError:
+        schedulers: list[str] = []
+    else:
+        schedulers = [scheduler.label for scheduler in sd_schedulers.schedulers]
+    return {"samplers": [sampler.name for sampler in sd_samplers.visible_samplers()], "schedulers": schedulers}
+
+
+def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+    """One batch, as one turn of the queue; the host's Interrupt, or our stop, leaves fewer pictures than seeds."""
+    known = choices()
+    sampler = request.sampler or next(iter(known["samplers"]), "Euler a")
+    if request.sampler and request.sampler not in known["samplers"]:
+        raise UserError(f"The WebUI has no sampler {request.sampler!r}.")
+    fields: dict[str, Any] = {
+        "outpath_samples": sample_folder(),
+        "outpath_grids": str(option("outdir_grids", "") or option("outdir_txt2img_grids", "outputs/txt2img-grids")),
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "sampler_name": sampler,
+        "steps": request.steps,
+        "cfg_scale": request.cfg_scale,
+        "width": request.width,
+        "height": request.height,
+        "batch_size": len(seeds),
+        "n_iter": 1,
+        "seed": seeds[0],
+        "do_not_save_grid": True,
+    }
+    if known["schedulers"] and "scheduler" in {
+        f.name for f in dataclasses.fields(processing.StableDiffusionProcessing)
+    }:
+        fields["scheduler"] = request.scheduler or known["schedulers"][0]
+    with queue_lock:
+        runner = scripts.scripts_txt2img
+        arguments = _arguments(runner)
+        ended, watcher = threading.Event(), None
+        try:
+            shared.state.begin(job="ddpm_collect")
+            watcher = threading.Thread(target=_interrupt_on, args=(stop, ended), name="ddpm-stop", daemon=True)
+            watcher.start()
+            with closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **fields)) as p:
+                setattr(p, OURS, True)
+                p.scripts = runner
+                p.script_args = tuple(arguments)
+                processed = processing.process_images(p)
+                interrupted = shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation
+                return [] if interrupted else _pictures(processed, len(seeds))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"The WebUI could not generate ({type(error).__name__}: {error}).") from error
+        finally:
+            ended.set()
+            if watcher is not None:
+                watcher.join()
+            shared.state.end()
+            shared.total_tqdm.clear()
+
+
+def _interrupt_on(stop: threading.Event, ended: threading.Event) -> None:
+    while not ended.wait(0.1):
+        if stop.is_set():
+            shared.state.interrupt()
+            return
+
+
+def _pictures(processed: Any, count: int) -> list[Generated]:
+    first = processed.index_of_first_image
+    found = []
+    for image, text in list(zip(processed.images[first:], processed.infotexts[first:]))[:count]:
+        saved = getattr(image, "already_saved_as", None)
+        path = Path(saved).absolute() if saved and option("samples_save", True) else None
+        found.append(Generated(image, text, path if path is not None and path.exists() else None))
+    return found
+
+
+def _arguments(runner: Any) -> list[Any]:
+    """What the scripts' controls hold when nobody has touched them, in the order the runner expects."""
+    values = [getattr(control, "value", None) for control in runner.inputs]
+    values[0] = 0  # no selectable script
+    return values

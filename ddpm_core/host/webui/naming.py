@@ -1,0 +1,79 @@
+"""Saving our pictures by the host's own naming rules, into the host's own folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from modules import images
+from PIL import Image
+
+from ...dataset import infotext
+from ...errors import UserError
+from .facts import option
+
+# of these the host asks its own model or a whole generation: it would load a checkpoint, or fail
+_ASKS_THE_MODEL = re.compile(r"\[(model_\w+|seed_first|seed_last|job_timestamp|batch_\w+|generation_number|vae_\w+)\b")
+
+
+def sample_folder() -> str:
+    return str(option("outdir_samples", "") or option("outdir_txt2img_samples", "outputs/txt2img-images"))
+
+
+def save_image(image: Image.Image, text: str, seed: int) -> Path | None:
+    """Save with generation text; None where the host's settings say that nothing is saved."""
+    if not option("samples_save", True):
+        return None
+    folder = sample_folder()
+    kind = option("samples_format", "png")
+    folder_pattern = option("directories_filename_pattern", "") or "[prompt_words]"
+    in_folders = bool(option("save_to_dirs", True))
+    name_pattern = option("samples_filename_pattern", "") or ("[seed]" if in_folders else "[seed]-[prompt_spaces]")
+    try:
+        if not _ASKS_THE_MODEL.search(name_pattern + folder_pattern):
+            path, _ = images.save_image(image, folder, "", seed, "", kind, info=text, p=None)
+            return Path(path).absolute()
+        namer = _namer(image, text, seed)
+        if in_folders:
+            folder = str(Path(folder) / namer.apply(folder_pattern).lstrip(" ").rstrip("\\ /"))
+        name = namer.apply(name_pattern)
+        if option("save_images_add_number", True) or not name:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            number = f"{images.get_next_sequence_number(folder, ''):05}"
+            name = f"{number}-{name}" if name else number
+        path, _ = images.save_image(
+            image, folder, "", seed, "", kind, info=text, p=None, forced_filename=name, save_to_dirs=False
+        )
+    except OSError as error:
+        raise UserError(
+            f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again."
+        ) from None
+    return Path(path).absolute()
+
+
+def _namer(image: Image.Image, text: str, seed: int) -> images.FilenameGenerator:
+    """The host's generator of names, with our model where it would name its own."""
+    settings = infotext.parse(text).settings
+    title = settings.get(infotext.OWN_KEY, "DDPM")
+    p = SimpleNamespace(
+        batch_size=1,
+        n_iter=1,
+        iteration=0,
+        batch_index=0,
+        all_seeds=[seed],
+        steps=settings.get("Steps", ""),
+        cfg_scale="",
+        sampler_name=settings.get("Sampler", ""),
+        scheduler=None,
+        styles=[],
+        sd_model_hash="",
+    )
+    generator = images.FilenameGenerator(p, seed, "", image)
+    generator.replacements = {  # of this one object
+        **images.FilenameGenerator.replacements,
+        "model_hash": lambda self: "",
+        "model_name": lambda self: images.sanitize_filename_part(title, replace_spaces=False),
+        "vae_filename": lambda self: "",
+    }
+    return generator

@@ -1,0 +1,112 @@
+"""What the WebUI is told at each loading of the extension: callbacks; and the one service behind them.
+
+*Reload UI* loads ``scripts/ddpm.py`` again, and the host has dropped all callbacks before. This module stays, and with
+it the service: a training goes on while the page is built anew.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from modules import script_callbacks
+
+from ...errors import UserError
+from .facts import flag
+
+if TYPE_CHECKING:
+    from ...service import Service
+
+_log = logging.getLogger("ddpm_core")
+_guard = threading.Lock()
+_service: Service | None = None
+
+
+def service() -> Service:
+    """The service of this process, made when it is first asked for."""
+    global _service
+    with _guard:
+        if _service is None:
+            from ...service import Service
+            from .adapter import WebUIHost
+
+            _service = Service(WebUIHost())
+        return _service
+
+
+def register() -> None:
+    """Tell the host what we offer. Called each time the host loads the extension."""
+    script_callbacks.on_ui_settings(_settings, name="ddpm")
+    script_callbacks.on_ui_tabs(_tabs, name="ddpm")
+    script_callbacks.on_app_started(_app_started, name="ddpm")
+    script_callbacks.on_image_saved(_image_saved, name="ddpm")
+
+
+def _settings() -> None:
+    from .settings import add_settings
+
+    add_settings()
+
+
+def _tabs() -> list[tuple[Any, str, str]]:
+    try:
+        from ...ui.tab import build_tab
+
+        with gr.Blocks(analytics_enabled=False) as page:
+            build_tab(service())
+    except Exception as error:
+        return failed_tab(error)
+    return [(page, "DDPM", "ddpm")]
+
+
+def failed_tab(error: BaseException) -> list[tuple[Any, str, str]]:
+    """A tab that says what went wrong, where the host would only leave the tab away."""
+    if not isinstance(error, UserError):
+        _log.error("the DDPM tab could not be built", exc_info=error)
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.HTML(
+            '<div class="ddpm-failure"><p>The DDPM tab could not be built.</p>'
+            f"<p>{html.escape(said)}</p>"
+            "<p>Restart the WebUI; if it stays, update the extension, or report this with the lines in the console.</p></div>"
+        )
+    return [(page, "DDPM", "ddpm")]
+
+
+def _app_started(demo: Any, app: Any) -> None:
+    """Routes: the page's own where there is a page, the API where the host has its API."""
+    from ...api import page, public
+
+    if demo is not None:
+        page.add_routes(app, service())
+    if demo is None or flag("api", False) or flag("nowebui", False):
+        public.add_routes(app, service())
+
+
+def _image_saved(params: Any) -> None:
+    try:
+        from .collecting import image_saved
+
+        image_saved(service().collector, params)
+    except UserError as error:  # a workspace that cannot be written must not cost the host a line for each picture
+        _log.debug("not collected: %s", error)
+
+
+def before_generation(p: Any) -> None:
+    """The host is about to generate: its model must be back where it was."""
+    if _service is not None:
+        from .adapter import WebUIHost
+
+        host = _service.host
+        assert isinstance(host, WebUIHost)
+        host.memory.before_generation()
+
+
+def generation_ended(p: Any, processed: Any) -> None:
+    if _service is not None:
+        from .collecting import generation_ended
+
+        generation_ended(_service.collector, p, processed)

@@ -1,0 +1,48 @@
+"""Our section in the host's settings. Each is read anew when it is needed, so that a change counts at once."""
+
+from __future__ import annotations
+
+import gradio as gr
+from modules import shared
+from modules.options import OptionInfo
+
+from .memory import ALWAYS, AUTOMATIC, NEVER
+
+SECTION = ("ddpm", "DDPM")
+
+
+def add_settings() -> None:
+    options = {
+        "ddpm_workspace": OptionInfo(
+            "",
+            "Folder of datasets and runs",
+            component_args=shared.hide_dirs,
+            section=SECTION,
+            restrict_api=True,
+        ).info("empty: ddpm in the WebUI's data folder; what is in the old folder stays there"),
+        "ddpm_collect": OptionInfo(False, "Collect as I generate, until the tab says otherwise", section=SECTION),
+        "ddpm_collect_dataset": OptionInfo("collected", "Dataset to collect into", section=SECTION),
+        "ddpm_memory": OptionInfo(
+            AUTOMATIC,
+            "Put Stable Diffusion aside while training",
+            gr.Radio,
+            {"choices": [AUTOMATIC, ALWAYS, NEVER]},
+            section=SECTION,
+        ).info("automatic: when the training would not fit beside it; it is back before the next generation"),
+        "ddpm_preview_seconds": OptionInfo(
+            10,
+            "Seconds between previews of a training, at the least",
+            gr.Slider,
+            {"minimum": 5, "maximum": 600, "step": 5},
+            section=SECTION,
+        ),
+        "ddpm_checkpoints": OptionInfo(
+            2,
+            "Checkpoints kept of a run",
+            gr.Slider,
+            {"minimum": 1, "maximum": 20, "step": 1},
+            section=SECTION,
+        ).info("the best one is kept besides"),
+    }
+    for key, info in options.items():
+        shared.opts.add_option(key, info)

@@ -1,0 +1,155 @@
+"""Generate and collect: ask the host for pictures, batch by batch, and add each to a dataset; can be gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..dataset.harvest import add_file, add_picture
+from ..errors import UserError
+from ..files import read_json, write_json
+from ..names import check_name
+from ..workspace import Workspace
+from .context import Context
+
+STATE = "generating.json"
+MOST_IMAGES = 100_000
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What the host's own text-to-image shall make; empty names leave the choice to the host."""
+
+    prompt: str
+    negative_prompt: str = ""
+    sampler: str = ""
+    scheduler: str = ""
+    steps: int = 20
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+
+    def check(self) -> None:
+        if not 1 <= self.steps <= 150:
+            raise UserError(f"Sampling steps must be between 1 and 150; got {self.steps}.")
+        if not 1 <= self.cfg_scale <= 30:
+            raise UserError(f"CFG scale must be between 1 and 30; got {self.cfg_scale:g}.")
+        for side in (self.width, self.height):
+            if not 64 <= side <= 2048 or side % 8:
+                raise UserError(f"Width and height must be multiples of 8 between 64 and 2048; got {side}.")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One picture the host made; ``path`` is None where the host's settings save nothing."""
+
+    image: Image.Image
+    text: str
+    path: Path | None
+
+
+# request, seeds, stop -> pictures; fewer than seeds when the host's own Interrupt was pressed
+GenerateBatch = Callable[[GenerationRequest, list[int], threading.Event], list[Generated]]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A generate-and-collect, as it is kept in the dataset's folder until it is finished."""
+
+    request: GenerationRequest
+    total: int
+    batch_size: int = 1
+    seed: int = -1
+    done: int = 0
+
+    @classmethod
+    def from_json(cls, values: Any) -> Collection:
+        try:
+            return cls(**{**values, "request": GenerationRequest(**values["request"])})
+        except (TypeError, KeyError):
+            raise UserError("What was to be generated cannot be read any more; start it anew.") from None
+
+    def check(self) -> None:
+        self.request.check()
+        if not 1 <= self.total <= MOST_IMAGES:
+            raise UserError(f"The number of images must be between 1 and {MOST_IMAGES}; got {self.total}.")
+        if not 1 <= self.batch_size <= 64:
+            raise UserError(f"The batch size must be between 1 and 64; got {self.batch_size}.")
+        if not -1 <= self.seed < 2**32:
+            raise UserError("The seed must be -1 (random) or a number up to 4294967295.")
+
+
+def unfinished_collection(workspace: Workspace, dataset: str) -> Collection | None:
+    """What a dataset still waits for, if a generate-and-collect was stopped or cut off."""
+    path = workspace.dataset_folder(dataset) / STATE
+    if not path.exists():
+        return None
+    try:
+        return Collection.from_json(read_json(path, "list of what to generate"))
+    except UserError:
+        return None
+
+
+def collect(
+    workspace: Workspace, dataset: str, wanted: Collection | None, generate: GenerateBatch, context: Context
+) -> dict[str, Any]:
+    """Generate ``wanted`` (None: what was left unfinished) and add the pictures to the dataset.
+
+    Picture k has the seed ``seed + k`` whatever the batch size, so a batch that was cut off is made again alike.
+    """
+    check_name(dataset, "dataset")
+    if wanted is None:
+        wanted = unfinished_collection(workspace, dataset)
+        if wanted is None:
+            raise UserError(f"Nothing is left to be generated for {dataset}.")
+    wanted.check()
+    if wanted.seed < 0:
+        wanted = dataclasses.replace(wanted, seed=random.SystemRandom().randrange(2**32 - wanted.total))
+    store = workspace.store(dataset, create=True)
+    state = workspace.dataset_folder(dataset) / STATE
+    began, added, rejected = time.monotonic(), 0, 0
+    first = wanted.done
+    while wanted.done < wanted.total and not context.stop.is_set():
+        write_json(state, dataclasses.asdict(wanted))
+        elapsed = time.monotonic() - began
+        made_now = wanted.done - first
+        left = elapsed / made_now * (wanted.total - wanted.done) if made_now else None
+        context.report({"done": wanted.done, "total": wanted.total, "text": "Generating", "seconds_left": left})
+        count = min(wanted.batch_size, wanted.total - wanted.done)
+        seeds = [wanted.seed + wanted.done + i for i in range(count)]
+        pictures = generate(wanted.request, seeds, context.stop)
+        if len(pictures) < count:  # interrupted in the host: the batch counts for nothing and is made again
+            context.stop.set()
+            break
+        for picture in pictures:
+            item = None
+            if picture.path is not None:
+                item = add_file(store, picture.path, workspace.own)
+            else:
+                source = f"unsaved:{time.time():.6f}"
+                item = add_picture(store, picture.image, picture.text, source, workspace.own)
+            added += item is not None
+            rejected += item is not None and bool(item.reason)
+        wanted = dataclasses.replace(wanted, done=wanted.done + count)
+    if wanted.done >= wanted.total:
+        state.unlink(missing_ok=True)
+    else:
+        write_json(state, dataclasses.asdict(wanted))
+    suspects = store.rank_suspects()
+    return {
+        "dataset": dataset,
+        "generated": wanted.done - first,
+        "total": wanted.total,
+        "added": added,
+        "kept": added - rejected,
+        "suspects": suspects,
+        "seconds": round(time.monotonic() - began, 2),
+    }

@@ -1,0 +1,311 @@
+// Dataset sub-tab: harvest, collecting, and the review of what came.
+(function () {
+    "use strict";
+
+    const { T, REASONS, draw, ticks, root, el, button, url, get, post, number, inputValue, redraw, progress, jobKey } = window.ddpm;
+
+    /** Reasons with their counts, each text a node of its own. */
+    function reasons(counts) {
+        const parts = [];
+        for (const [reason, count] of Object.entries(counts)) {
+            if (parts.length) parts.push(", ");
+            parts.push(String(count), " ", el("span", "", REASONS[reason] || reason));
+        }
+        return parts;
+    }
+
+    const counted = (count, word) => el("span", "", count, " ", el("span", "", word));
+
+    const SKIPPED = {
+        grid: T("grids"), mask: T("masks"), intermediate: T("intermediate copies"), own: T("of our own models"), filtered: T("filtered out"),
+    };
+
+    draw.harvest = function (node, status) {
+        const job = status.jobs.harvest;
+        redraw(node, jobKey(job), () => {
+            if (!job) return [];
+            const box = progress(job);
+            const r = job.result;
+            if (r) {
+                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("new")), counted(r.kept, T("kept")));
+                if (Object.keys(r.rejected).length) line.append(el("span", "", el("span", "", T("rejected:")), " ", ...reasons(r.rejected)));
+                const skipped = Object.entries(r.skipped);
+                if (skipped.length) {
+                    line.append(el("span", "", el("span", "", T("passed over:")), " ",
+                        ...skipped.flatMap(([k, v], i) => [i ? ", " : "", String(v), " ", el("span", "", SKIPPED[k] || k.replace(/_/g, " "))])));
+                }
+                box.append(line);
+            }
+            return box;
+        });
+        if (job && job.result && node.dataset.seen !== String(job.id)) {
+            node.dataset.seen = String(job.id);
+            review.load();
+        }
+    };
+
+    draw.collecting = function (node, status) {
+        const c = status.collecting;
+        redraw(node, c, () => {
+            const parts = [];
+            if (c.enabled) {
+                const line = el("div", "ddpm-line ddpm-collecting", el("strong", "", T("Collecting into"), " ", c.dataset));
+                if (c.words) line.append(el("span", "", el("span", "", T("where the prompt has")), " ", c.words));
+                line.append(counted(c.collected, T("collected since the start")));
+                if (c.rejected) line.append(counted(c.rejected, T("rejected by the checks")));
+                if (c.waiting) line.append(counted(c.waiting, T("waiting")));
+                parts.push(line);
+            } else {
+                parts.push(el("div", "ddpm-note", T("Not collecting.")));
+            }
+            if (c.overflow) parts.push(el("div", "ddpm-failure", c.overflow, " ", el("span", "", T("pictures came faster than they could be taken and were left out; harvest the folder to add them."))));
+            if (c.error) parts.push(el("div", "ddpm-failure", c.error));
+            return parts;
+        });
+        if (c.enabled && c.dataset === review.dataset && node.dataset.seen !== String(c.collected + c.rejected)) {
+            node.dataset.seen = String(c.collected + c.rejected);
+            if (review.page === 0 && !review.busy()) review.load(review.selected);
+        }
+    };
+
+    draw.collect = function (node, status) {
+        const job = status.jobs.collect;
+        const left = status.uncollected;
+        redraw(node, [jobKey(job), left], () => {
+            const parts = [];
+            for (const one of left) {
+                const box = el("div", "ddpm-note ddpm-unfinished", el("strong", "", one.dataset), " ", el("span", "", T("still waits for pictures:")), " ",
+                    el("strong", "", one.done + " / " + one.total), " ", el("span", "ddpm-short", one.prompt), " ");
+                box.append(button(T("Go on"), async () => {
+                    try { await post("collect", { dataset: one.dataset }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
+                }));
+                parts.push(box);
+            }
+            if (job) {
+                const box = progress(job);
+                const r = job.result;
+                if (r) box.append(el("div", "ddpm-line", counted(r.generated, T("generated")), counted(r.added, T("new")), counted(r.kept, T("kept"))));
+                parts.push(box);
+            }
+            return parts;
+        });
+        const done = job ? [job.id, job.progress.done, job.state].join() : "";
+        if (job && node.dataset.seen !== done) {
+            node.dataset.seen = done;
+            if (job.subject === review.dataset && !review.busy()) review.load(review.selected);
+        }
+    };
+
+    const review = {
+        dataset: null, view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "", loading: true, turns: 0, queue: null,
+        node: null, grid: null,
+
+        mount(node) {
+            this.node = node;
+            node.tabIndex = 0;
+            node.addEventListener("keydown", (event) => this.key(event));
+            this.draw();
+        },
+
+        tick(status) {
+            this.datasets = status.datasets;
+            const dataset = inputValue("ddpm_dataset_name");
+            if (this.node && dataset !== this.dataset) {
+                this.dataset = dataset;
+                this.page = 0;
+                this.load();
+            }
+        },
+
+        async load(select) {
+            const turn = ++this.turns;
+            this.error = "";
+            this.loading = true;
+            if (!this.dataset || !(this.datasets || []).includes(this.dataset)) {
+                this.items = []; this.total = 0; this.counts = null;
+            } else {
+                try {
+                    const found = await get("items", { dataset: this.dataset, view: this.view, page: this.page, size: PAGE_SIZE });
+                    if (turn !== this.turns) return undefined; // a later page was asked for meanwhile
+                    if (!found.items.length && this.page > 0) {
+                        this.page = Math.max(0, Math.ceil(found.total / PAGE_SIZE) - 1);
+                        return this.load(select);
+                    }
+                    Object.assign(this, { items: found.items, total: found.total, counts: found.counts });
+                } catch (error) { this.error = error.message; }
+            }
+            this.loading = false;
+            this.selected = Math.min(select || 0, Math.max(0, this.items.length - 1));
+            this.draw();
+        },
+
+        /** Whether a person is in the middle of deciding, so that new pictures must not move what they see. */
+        busy() { return Boolean(this.node) && this.node.contains(document.activeElement); },
+
+        pages() { return Math.max(1, Math.ceil(this.total / PAGE_SIZE)); },
+
+        thumb(item) {
+            return url("thumb", { dataset: this.dataset, id: item.id, v: item.version, size: this.size, crop: this.crop });
+        },
+
+        draw() {
+            if (!this.node) return;
+            if (this.error) { this.node.replaceChildren(el("div", "ddpm-failure", this.error)); return; }
+            if (!this.counts && this.loading) {
+                this.node.replaceChildren(el("div", "ddpm-empty", T("Loading")));
+                return;
+            }
+            if (!this.counts) {
+                this.node.replaceChildren(el("div", "ddpm-empty", T("No pictures yet: choose folders above and press Harvest.")));
+                return;
+            }
+            const views = [["unusual", T("Unusual first")], ["twins", T("Near duplicates")], ["all", T("All")], ["rejected", T("Rejected")]];
+            const bar = el("div", "ddpm-toolbar");
+            for (const [view, label] of views) {
+                const b = button(label, () => { this.view = view; this.page = 0; this.load(); this.node.focus(); });
+                b.dataset.view = view;
+                if (view === this.view) b.classList.add("ddpm-chosen");
+                bar.append(b);
+            }
+            bar.append(el("span", "ddpm-space"));
+            bar.append(button("‹", () => this.turn(-1), T("Page back")), el("span", "ddpm-page", (this.page + 1) + " / " + this.pages()),
+                button("›", () => this.turn(1), T("Next page (Enter)")), button(T("Undo"), () => this.undo(), T("Take the last step back (Z)")));
+            const rejected = reasons(this.counts.rejected);
+            const sums = el("div", "ddpm-line", el("strong", "ddpm-kept-count", this.counts.kept), el("span", "", T("kept")),
+                rejected.length ? el("span", "", el("span", "", T("rejected:")), " ", ...rejected) : null, el("span", "ddpm-space"), el("span", "", T("Shown as")),
+                this.choice("size", [["0", T("stored")], ["32", T("32 px, as the network sees it")], ["64", T("64 px, as the network sees it")],
+                    ["128", T("128 px, as the network sees it")]]),
+                this.size === "0" ? null : this.choice("crop", [["center", T("center")], ["top", T("top")], ["pad", T("pad")]]));
+            this.grid = el("div", "ddpm-grid" + (this.size === "0" ? "" : " ddpm-pixels"));
+            let group = null;
+            this.items.forEach((item, index) => {
+                const cell = el("div", "ddpm-item" + (item.status === "rejected" ? " ddpm-rejected" : ""));
+                cell.dataset.id = item.id;
+                if (this.view === "twins" && item.twin_group !== group) { cell.classList.add("ddpm-group"); group = item.twin_group; }
+                if (item.has_copy) {
+                    const image = el("img");
+                    image.loading = "lazy"; image.alt = item.file; image.src = this.thumb(item);
+                    cell.append(image);
+                } else {
+                    cell.append(el("div", "ddpm-nothing", REASONS[item.reason] || item.reason));
+                }
+                if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
+                cell.addEventListener("click", () => { if (this.selected === index) this.toggle(); else this.select(index); this.node.focus(); });
+                this.grid.append(cell);
+            });
+            if (!this.items.length) this.grid.append(el("div", "ddpm-empty", T("Nothing in this view.")));
+            this.detail = el("div", "ddpm-detail");
+            this.node.replaceChildren(bar, sums, el("div", "ddpm-review", this.grid, this.detail));
+            this.select(this.selected);
+        },
+
+        choice(field, values) {
+            const node = el("select", "ddpm-select");
+            for (const [value, label] of values) {
+                const option = el("option", "", label);
+                option.value = value; option.selected = value === this[field];
+                node.append(option);
+            }
+            node.addEventListener("change", () => { this[field] = node.value; this.draw(); });
+            return node;
+        },
+
+        select(index) {
+            if (!this.items.length) return;
+            this.selected = Math.max(0, Math.min(index, this.items.length - 1));
+            [...this.grid.children].forEach((cell, i) => cell.classList.toggle("ddpm-selected", i === this.selected));
+            const item = this.items[this.selected];
+            const cell = this.grid.children[this.selected];
+            if (cell.scrollIntoView) cell.scrollIntoView({ block: "nearest" });
+            const parts = [];
+            if (item.has_copy) {
+                const large = el("img", "ddpm-large");
+                large.src = url("thumb", { dataset: this.dataset, id: item.id, v: item.version }); large.alt = item.file;
+                parts.push(large);
+            }
+            parts.push(el("div", "ddpm-file", item.file));
+            parts.push(el("div", "", item.status === "kept" ? T("kept") : T(item.message) || REASONS[item.reason]));
+            if (item.suspicion !== null) parts.push(el("div", "", el("span", "", number(item.suspicion)), " ", el("span", "", T("times as unusual as the typical picture"))));
+            if (item.prompt) parts.push(el("div", "ddpm-prompt", item.prompt));
+            if (item.negative_prompt) parts.push(el("div", "ddpm-prompt ddpm-negative", el("strong", "", T("Negative prompt:")), " ", item.negative_prompt));
+            if (item.has_copy) parts.push(button(item.status === "kept" ? T("Reject (X)") : T("Keep (X)"), () => { this.toggle(); this.node.focus(); }));
+            this.detail.replaceChildren(...parts);
+        },
+
+        async toggle() {
+            const item = this.items[this.selected];
+            if (!item || !item.has_copy) return;
+            // shown at once and sent after: keys come faster than answers
+            const before = { status: item.status, reason: item.reason, message: item.message };
+            const keep = item.status !== "kept";
+            Object.assign(item, keep ? { status: "kept", reason: "", message: "" } : { status: "rejected", reason: "user", message: "Rejected by hand." });
+            this.selected = Math.min(this.selected + 1, this.items.length - 1);
+            this.draw();
+            try {
+                const dataset = this.dataset;
+                this.queue = (this.queue || Promise.resolve()).then(() => post("decide", { dataset, ids: [item.id], action: keep ? "keep" : "reject" }));
+                const answer = await this.queue;
+                if (dataset === this.dataset) { this.counts = answer.counts; this.draw(); }
+            } catch (error) {
+                this.queue = null;
+                Object.assign(item, before);
+                this.draw();
+                this.detail.prepend(el("div", "ddpm-failure", error.message));
+            }
+        },
+
+        undo() { return this.change(async () => { await this.queue; return post("undo", { dataset: this.dataset }); }, () => this.load(this.selected)); },
+
+        async change(request, then) {
+            try { then(await request()); } catch (error) { this.detail.prepend(el("div", "ddpm-failure", error.message)); }
+        },
+
+        turn(by) {
+            const page = this.page + by;
+            if (page < 0 || page >= this.pages()) return;
+            this.page = page;
+            this.load();
+        },
+
+        columns() {
+            const cells = [...this.grid.children];
+            const top = cells.length ? cells[0].offsetTop : 0;
+            const count = cells.findIndex((cell) => cell.offsetTop !== top);
+            return count < 1 ? cells.length || 1 : count;
+        },
+
+        key(event) {
+            if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT" || !this.grid) return;
+            const actions = {
+                ArrowRight: () => this.select(this.selected + 1), ArrowLeft: () => this.select(this.selected - 1),
+                ArrowDown: () => this.select(this.selected + this.columns()), ArrowUp: () => this.select(this.selected - this.columns()),
+                x: () => this.toggle(), X: () => this.toggle(), Delete: () => this.toggle(), " ": () => this.toggle(),
+                z: () => this.undo(), Z: () => this.undo(), Enter: () => this.turn(1), PageDown: () => this.turn(1), PageUp: () => this.turn(-1),
+            };
+            const action = actions[event.key];
+            if (!action) return;
+            event.preventDefault();
+            event.stopPropagation();
+            action();
+        },
+    };
+
+    draw.review = function (node) {
+        if (node.dataset.mounted) return;
+        node.dataset.mounted = "1";
+        review.mount(node);
+    };
+    ticks.push((status) => review.tick(status));
+
+    // -- taking over what stands in the WebUI's txt2img tab --------------------------------------------------------------
+
+    /** Called by gradio: what our fields hold now; returned with the values of the txt2img tab in their places. */
+    window.ddpmTakeOver = function (...current) {
+        const ids = ["txt2img_prompt", "txt2img_neg_prompt", "txt2img_sampling", "txt2img_scheduler", "txt2img_steps", "txt2img_cfg_scale", "txt2img_width", "txt2img_height"];
+        return ids.map((id, i) => {
+            const field = root().querySelector("#" + id + " textarea, #" + id + " input[type=number], #" + id + " input");
+            if (!field || (field.value === "" && i > 1)) return current[i];
+            return i > 3 ? Number(field.value) : field.value;
+        });
+    };
+})();
