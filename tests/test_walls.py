@@ -30,7 +30,7 @@ LAYERS = [
     {"__main__"},
 ]
 # host is handed in, never imported by what it serves: it stands beside, and its server builds the page
-HOST_MAY_BUILD = {PACKAGE / "host" / "server.py"}
+HOST_MAY_BUILD = {PACKAGE / "host" / "server.py", PACKAGE / "host" / "webui" / "register.py"}
 
 
 def part_of(path: Path) -> str:
