@@ -3,6 +3,7 @@
     "use strict";
 
     const { T, REASONS, draw, ticks, root, el, button, url, get, post, number, inputValue, redraw, progress, jobKey } = window.ddpm;
+    const PAGE_SIZE = 60;
 
     /** Reasons with their counts, each text a node of its own. */
     function reasons(counts) {

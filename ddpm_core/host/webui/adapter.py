@@ -41,7 +41,7 @@ class WebUIHost:
         return models_path() / "DDPM"
 
     def device(self) -> torch.device:
-        if "all" in (flag("use_cpu") or []):
+        if "all" in (flag("use_cpu") or []) or flag("always_cpu", False):
             return torch.device("cpu")
         return torch.device(devices.get_optimal_device())
 

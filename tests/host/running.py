@@ -1,0 +1,209 @@
+"""A real WebUI, started and driven by the tests: its process, its log, its API, and a probe inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from checkpoint import make_checkpoint
+from conftest import ROOT
+from PIL import Image
+
+WEBUI_DIR = os.environ.get("WEBUI_DIR", "")
+WEBUI_PYTHON = os.environ.get("WEBUI_PYTHON", "")
+NAME = "sd-webui-ddpm"
+PROBE = Path(__file__).parent / "data" / "probe.py"
+# what the host needs to run without the network and without a card, whichever it is
+OPTIONS = {"show_progress_type": "Approx cheap", "live_previews_enable": False, "samples_format": "png"}
+
+
+def family() -> str:
+    root = Path(WEBUI_DIR)
+    if (root / "ldm_patched").is_dir():
+        return "reforge"
+    return "forge" if (root / "backend").is_dir() else "a1111"
+
+
+def copy_extension(target: Path) -> None:
+    """What an installation by git brings: the tracked files (and new ones that are not ignored)."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+class WebUI:
+    """One data folder of a WebUI, and the process that serves it."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.log_path = data / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self.seconds_to_start = 0.0
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "config.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
+        clip = subprocess.run(
+            [WEBUI_PYTHON, "-c", "import clip, pathlib; print(pathlib.Path(clip.__file__).parent)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        kind = "tiny" if family() == "a1111" else "full"
+        made = make_checkpoint(data.parent / "checkpoint" / "models", kind, Path(clip) / "bpe_simple_vocab_16e6.txt.gz")
+        for file in made.parent.iterdir():  # linked: two gigabytes need not be written for each data folder
+            target = data / "models" / "Stable-diffusion" / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                os.link(file, target)
+
+    @property
+    def extension(self) -> Path:
+        return self.data / "extensions" / NAME
+
+    def install(self) -> None:
+        copy_extension(self.extension)
+
+    def install_probe(self) -> None:
+        target = self.data / "extensions" / "ddpm-probe" / "scripts" / "zz_probe.py"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROBE, target)
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    def start(self, *more: str, api: bool = True, wait: float = 240.0) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        arguments = ["--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--no-half"]
+        arguments += ["--precision", "full", "--data-dir", str(self.data), "--port", str(self.port)]
+        arguments += ["--api"] if api else []
+        arguments += [] if family() == "a1111" else ["--always-cpu"]
+        arguments += ["--gradio-allowed-path", WEBUI_DIR] if family() == "forge" else []
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "PYTHONUNBUFFERED": "1",
+        }
+        began = time.monotonic()
+        log = open(self.log_path, "wb")  # noqa: SIM115 - closed with the process
+        self.process = subprocess.Popen(
+            [WEBUI_PYTHON, "launch.py", *arguments, *more],
+            cwd=WEBUI_DIR,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        end = time.monotonic() + wait
+        while "Startup time:" not in self.log():  # a request before that kills the host
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the host did not start:\n{self.log()[-4000:]}")
+            time.sleep(0.2)
+        self.seconds_to_start = time.monotonic() - began
+
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""
+
+    def kill(self) -> None:
+        """As a power cut would: no callback runs."""
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def ask(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, JSON (or bytes), headers of the answer."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path.lstrip("/"), data=data, method=method)
+        request.add_header("Content-Type", "application/json")
+        for key, value in (headers or {}).items():
+            request.add_header(key, value)
+        try:
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                raw, status, sent = answer.read(), answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            raw, status, sent = error.read(), error.code, error.headers
+        try:
+            return status, json.loads(raw), dict(sent)
+        except ValueError:
+            return status, raw, dict(sent)
+
+    def get(self, path: str) -> Any:
+        status, found, _ = self.ask(path)
+        assert status == 200, (path, status, found)
+        return found
+
+    def post(self, path: str, body: Any) -> Any:
+        status, found, _ = self.ask(path, body)
+        assert status == 200, (path, status, found)
+        return found
+
+    def txt2img(self, **values: Any) -> dict[str, Any]:
+        body = {"prompt": "a portrait of a cat", "seed": 5, "steps": 2, "width": 64, "height": 64, **values}
+        return self.post("sdapi/v1/txt2img", {"sampler_name": "Euler", "save_images": True, **body})
+
+    def wait_for(self, condition: Any, what: str, seconds: float = 120.0) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = condition()
+            if found:
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{what} did not come within {seconds:.0f} s:\n{self.log()[-3000:]}")
+
+    def status(self) -> Any:
+        return self.get("ddpm/v1/status")
+
+    def job_done(self, number: int, seconds: float = 300.0) -> Any:
+        done = ("done", "failed", "stopped")
+        path = f"ddpm/v1/jobs/{number}"
+        return self.wait_for(lambda: (j := self.get(path))["state"] in done and j, f"the end of job {number}", seconds)
+
+    def counts(self, dataset: str) -> Any:
+        return next((d for d in self.get("ddpm/v1/datasets")["datasets"] if d["name"] == dataset), None)
+
+
+def picture(answer: dict[str, Any], index: int = 0) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(answer["images"][index])))
+
+
+def base64_of(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def plain_lines(log: str) -> set[str]:
+    """A log's lines without what differs from start to start."""
+    found = set()
+    for line in re.split(r"[\r\n]+", log):
+        line = re.sub(r"0x[0-9a-f]+|\d+", "#", re.sub(r"/\S+|\S+\.safetensors", "PATH", line)).strip()
+        if line and not line.startswith("Startup time") and "it/s" not in line and "s/it" not in line:
+            found.add(re.sub(r"\(.*\)", "", line).strip())
+    return found
