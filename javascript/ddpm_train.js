@@ -46,7 +46,7 @@
     };
 
     function chart(curves) {
-        const W = 520, H = 220, L = 46, B = 24, T = 8, R = 8;
+        const W = 520, H = 220, L = 46, B = 24, TOP = 8, R = 8;
         const NS = "http://www.w3.org/2000/svg";
         const svg = document.createElementNS(NS, "svg");
         svg.setAttribute("viewBox", "0 0 " + W + " " + H);
@@ -55,7 +55,7 @@
         const low = Math.log(Math.min(...all)), high = Math.log(Math.max(...all)) + 1e-6;
         const last = Math.max(...curves.train.map((p) => p[0]), 1);
         const X = (s) => L + (W - L - R) * s / last;
-        const Y = (v) => T + (H - T - B) * (high - Math.log(Math.max(v, 1e-9))) / Math.max(high - low, 1e-6);
+        const Y = (v) => TOP + (H - TOP - B) * (high - Math.log(Math.max(v, 1e-9))) / Math.max(high - low, 1e-6);
         const add = (tag, attributes, text) => {
             const node = document.createElementNS(NS, tag);
             for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v);

@@ -7,6 +7,7 @@ from modules import fifo_lock, script_callbacks, shared
 
 waits = []
 costs = []
+starts = {}
 _enter = fifo_lock.FIFOLock.__enter__
 
 
@@ -22,6 +23,28 @@ def _timed_enter(self, *args, **kwargs):
 if not getattr(fifo_lock.FIFOLock, "probed", False):
     fifo_lock.FIFOLock.probed = True
     fifo_lock.FIFOLock.__enter__ = _timed_enter
+
+
+def _timed_start(kind, function):
+    def timed(*args):
+        began = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            starts[kind] = time.perf_counter() - began
+
+    timed.__module__ = function.__module__
+    return timed
+
+
+def _time_starts():
+    for kind in ("callbacks_ui_tabs", "callbacks_ui_settings", "callbacks_app_started"):
+        for callback in script_callbacks.callback_map[kind]:
+            if "ddpm_core" in getattr(callback.callback, "__module__", ""):
+                callback.callback = _timed_start(kind, callback.callback)
+
+
+script_callbacks.on_before_ui(_time_starts)  # when every extension has been loaded
 
 
 def _time_ours():
@@ -66,6 +89,7 @@ def _started(demo, app):
         found = {
             "waits": list(waits),
             "costs": list(costs),
+            "starts": starts,
             "threads": sorted(t.name for t in threading.enumerate()),
             "routes": sorted(
                 [path, sorted(getattr(r, "methods", None) or [])]
