@@ -80,6 +80,9 @@ def texts_of_progress() -> set[str]:
     found: set[str] = set()
     for path in (ROOT / "ddpm_core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values)
+                found |= {v.value for k, v in pairs if ast.unparse(k or v) == "'text'" and isinstance(v, ast.Constant)}
             if not isinstance(node, ast.Call):
                 continue
             name = ast.unparse(node.func).split(".")[-1]

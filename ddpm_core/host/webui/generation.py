@@ -27,7 +27,9 @@ def choices() -> dict[str, list[str]]:
         schedulers: list[str] = []
     else:
         schedulers = [scheduler.label for scheduler in sd_schedulers.schedulers]
-    return {"samplers": [sampler.name for sampler in sd_samplers.visible_samplers()], "schedulers": schedulers}
+    visible = getattr(sd_samplers, "visible_samplers", None)  # A1111 1.8 has only the whole list
+    samplers = sd_samplers.all_samplers if visible is None else visible()
+    return {"samplers": [sampler.name for sampler in samplers], "schedulers": schedulers}
 
 
 def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:

@@ -39,10 +39,10 @@ def service() -> Service:
 
 def register() -> None:
     """Tell the host what we offer. Called each time the host loads the extension."""
-    script_callbacks.on_ui_settings(_settings, name="ddpm")
-    script_callbacks.on_ui_tabs(_tabs, name="ddpm")
-    script_callbacks.on_app_started(_app_started, name="ddpm")
-    script_callbacks.on_image_saved(_image_saved, name="ddpm")
+    script_callbacks.on_ui_settings(_settings)
+    script_callbacks.on_ui_tabs(_tabs)
+    script_callbacks.on_app_started(_app_started)
+    script_callbacks.on_image_saved(_image_saved)
 
 
 def _settings() -> None:
