@@ -1,30 +1,41 @@
-"""Run by the WebUI at every start: installs nothing, moves no pinned package; says in one line what is missing or too old."""
+"""Run by the WebUI at every start: installs nothing, moves no pinned package; says in one line what is missing or too old.
 
+It reads the names of the installed packages' folders: importing them, or importlib.metadata, would cost each start more.
+"""
+
+import os
+import re
 import sys
-from importlib import metadata
 
-NEEDED = {"torch": (2, 1), "gradio": (3, 41), "safetensors": (0, 3), "Pillow": (9, 5), "numpy": (1, 23)}
+NEEDED = {"torch": (2, 1), "gradio": (3, 41), "safetensors": (0, 3), "pillow": (9, 5), "numpy": (1, 23)}
+_FOLDER = re.compile(r"^(torch|gradio|safetensors|pillow|numpy)-(\d+)\.(\d+).*\.(dist-info|egg-info)$", re.IGNORECASE)
 
 
-def version(name):
-    try:
-        parts = metadata.version(name).split("+")[0].split(".")[:2]
-        return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
-    except metadata.PackageNotFoundError:
-        return None
+def installed():
+    found = {}
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or ".")  # noqa: PTH208 - pathlib would double the time
+        except OSError:
+            continue
+        for name in names:
+            match = _FOLDER.match(name)
+            if match:
+                found.setdefault(match[1].lower(), (int(match[2]), int(match[3])))
+    return found
 
 
 def problems():
     if sys.version_info < (3, 10):  # noqa: UP036 - a host may run anything
         yield f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.10 is needed"
+    found = installed()
     for name, lowest in NEEDED.items():
-        found = version(name)
-        if found is None:
+        if name not in found:
             yield f"{name} is missing"
-        elif found < lowest:
-            yield f"{name} {'.'.join(map(str, found))} is too old, {'.'.join(map(str, lowest))} is needed"
+        elif found[name] < lowest:
+            yield f"{name} {'.'.join(map(str, found[name]))} is too old, {'.'.join(map(str, lowest))} is needed"
 
 
-found = list(problems())
-if found:
-    print(f"sd-webui-ddpm cannot run here: {'; '.join(found)}. Update the WebUI.")
+wrong = list(problems())
+if wrong:
+    print(f"sd-webui-ddpm cannot run here: {'; '.join(wrong)}. Update the WebUI.")

@@ -17,8 +17,6 @@ from typing import Any
 
 from PIL import Image
 
-from .dataset.harvest import add_file, add_picture
-from .dataset.wanted import words_of
 from .errors import UserError
 from .files import read_json, write_json
 from .names import check_name
@@ -52,9 +50,15 @@ class _Offer:
 class Collector:
     """One server's collecting. The rule is kept in the workspace, so it is the same after a restart."""
 
-    def __init__(self, workspace: Callable[[], Workspace], default: Callable[[], Rule] = Rule) -> None:
+    def __init__(
+        self,
+        workspace: Callable[[], Workspace],
+        default: Callable[[], Rule] = Rule,
+        report: Callable[[bool], None] = lambda wanted: None,
+    ) -> None:
         self._workspace = workspace
         self._default = default
+        self._report = report
         self._waiting: queue.Queue[_Offer | None] = queue.Queue(_MOST_WAITING)
         self._pictures = 0
         self._guard = threading.Lock()
@@ -83,6 +87,7 @@ class Collector:
         write_json(self._workspace().root / _FILE, asdict(rule))
         self._rule = rule
         self.error = ""
+        self._report(rule.enabled)
 
     def forget_rule(self) -> None:
         """Read the rule anew: the workspace has changed."""
@@ -94,6 +99,8 @@ class Collector:
         rule = self.rule
         if not rule.enabled or not rule.dataset:
             return False
+        from .dataset.wanted import words_of
+
         words = words_of(rule.words)
         return not words or all(word in prompt.casefold() for word in words)
 
@@ -148,6 +155,8 @@ class Collector:
                 self._waiting.task_done()
 
     def _take(self, offer: _Offer) -> None:
+        from .dataset.harvest import add_file, add_picture
+
         workspace = self._workspace()
         store = workspace.store(offer.rule.dataset, create=True)
         if offer.path is not None:

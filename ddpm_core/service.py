@@ -10,24 +10,23 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
 
 from . import operations
 from .collector import Collector
-from .dataset.harvest import check_folder
-from .dataset.wanted import Wanted
 from .errors import UserError
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
-from .model.diffusion import model_to_uint8
 from .names import check_name
-from .operations import Context, TrainRequest
-from .sampling.generate import SampleSettings
-from .training.loop import read_metrics
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .dataset.wanted import Wanted
+    from .operations import Context, TrainRequest
+    from .sampling.generate import SampleSettings
 
 _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
@@ -53,7 +52,7 @@ class Service:
         self.jobs = Jobs()
         self._guard = threading.Lock()
         self._workspace: Workspace | None = None
-        self.collector = Collector(lambda: self.workspace, host.collecting_rule)
+        self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
 
     @property
     def workspace(self) -> Workspace:
@@ -73,7 +72,7 @@ class Service:
 
     def _context(self, job: Job) -> Context:
         host = self.host
-        return Context(
+        return operations.Context(
             host.device(),
             host.gpu_slice,
             job.stop,
@@ -109,6 +108,8 @@ class Service:
                 )
         if not chosen:
             raise UserError("Choose or type at least one folder.")
+        from .dataset.harvest import check_folder
+
         check_name(dataset, "dataset")
         for path in chosen:
             check_folder(path)
@@ -161,6 +162,8 @@ class Service:
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
+            from .model.diffusion import model_to_uint8
+
             frames: list[Tensor] = []
 
             def emerging(done: int, total: int, x0: Tensor) -> None:
@@ -293,6 +296,8 @@ class Service:
 
     def curves(self, model: str) -> dict[str, Any]:
         """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
+        from .training.loop import read_metrics
+
         folder = self.workspace.run_folder(model)
         lines = read_metrics(folder / "metrics.jsonl")
         train = [line for line in lines if line.get("kind") == "train"]

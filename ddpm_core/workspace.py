@@ -11,22 +11,26 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .dataset.harvest import KEEP_SIZE, HarvestResult, Progress, check_folder, harvest
-from .dataset.own import OwnPictures
-from .dataset.packing import fit
-from .dataset.store import KEPT, REJECTED, Store
-from .dataset.wanted import Wanted
+from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, read_json, write_json
-from .model import file as model_file
-from .model.config import ModelConfig
 from .names import check_name
-from .training.checkpoints import CheckpointFolder
+
+# what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
+if TYPE_CHECKING:
+    from .dataset.harvest import HarvestResult
+    from .dataset.own import OwnPictures
+    from .dataset.store import Store
+    from .dataset.wanted import Wanted
+    from .model.config import ModelConfig
+
+Progress = Callable[[int, int, str], None]
 
 
 class Workspace:
@@ -43,9 +47,19 @@ class Workspace:
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
                 "DDPM_WORKSPACE."
             ) from None
-        self.own = OwnPictures(self.root / "own-pictures.txt")
+        self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
+
+    @property
+    def own(self) -> OwnPictures:
+        """The pictures sampled from our models, which no dataset takes."""
+        from .dataset.own import OwnPictures
+
+        with self._guard:
+            if self._own is None:
+                self._own = OwnPictures(self.root / "own-pictures.txt")
+            return self._own
 
     # -- datasets -----------------------------------------------------------------------------------------------------
 
@@ -65,6 +79,8 @@ class Workspace:
             raise UserError(
                 f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
             )
+        from .dataset.store import Store
+
         with self._guard:
             if name not in self._stores:
                 self._stores[name] = Store(folder)
@@ -81,6 +97,8 @@ class Workspace:
         progress: Progress = lambda done, total, text: None,
     ) -> HarvestResult:
         """Add the pictures of folders to a dataset, which is made if need be."""
+        from .dataset.harvest import check_folder, harvest
+
         if not folders:
             raise UserError("Give at least one folder to harvest.")
         if not 16 <= keep_size <= 4096:
@@ -138,6 +156,8 @@ class Workspace:
 
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
         """A PNG of an item as stored, or (with ``size``, height and width) as the network will see it."""
+        from .dataset.packing import fit
+
         store = self.store(name)
         found = store.items(ids=[item_id])
         if not found or not found[0]["has_copy"]:
@@ -163,6 +183,8 @@ class Workspace:
 
     def run_info(self, name: str) -> dict[str, Any]:
         """The run's description with the step of its newest checkpoint."""
+        from .training.checkpoints import CheckpointFolder
+
         folder = self.run_folder(name)
         info = read_json(folder / "run.json", "run description")
         if not isinstance(info, dict):
@@ -214,6 +236,8 @@ class Workspace:
         return found
 
     def show_model(self, name: str) -> dict[str, Any]:
+        from .model import file as model_file
+
         path = self.model_path(name)
         config, info = model_file.read_config(path)
         return {
@@ -225,6 +249,8 @@ class Workspace:
         }
 
     def model_config(self, name: str) -> ModelConfig:
+        from .model import file as model_file
+
         return model_file.read_config(self.model_path(name))[0]
 
     # -- trash --------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
+from .. import operations
 from ..errors import UserError
 from ..jobs import Job
-from ..operations import TrainRequest
 from ..service import Service
 
 PREFIX = "/ddpm/ui"
@@ -130,7 +130,7 @@ def post_collect(service: Service, values: dict[str, Any]) -> Any:
 
 
 def post_resume(service: Service, values: dict[str, Any]) -> Any:
-    return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
+    return {"job": service.start_training(operations.TrainRequest(model=_text(values, "model"), resume=True)).id}
 
 
 GETS: dict[str, Handler] = {

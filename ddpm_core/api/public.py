@@ -12,11 +12,10 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field
 
+from .. import operations
 from ..errors import UserError
 from ..jobs import Job
-from ..operations import Collection, GenerationRequest, TrainRequest
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
-from ..sampling.generate import SampleSettings
 from ..service import Service, png
 
 PREFIX = "/ddpm/v1"
@@ -133,7 +132,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return told(lambda: started(service.start_harvest(body.dataset, body.folders)))
 
     def collect(body: CollectBody) -> Any:
-        request = GenerationRequest(
+        request = operations.GenerationRequest(
             body.prompt,
             body.negative_prompt,
             body.sampler,
@@ -143,11 +142,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
             body.width,
             body.height,
         )
-        wanted = None if body.resume else Collection(request, body.count, body.batch_size, body.seed)
+        wanted = None if body.resume else operations.Collection(request, body.count, body.batch_size, body.seed)
         return told(lambda: started(service.start_collecting(body.dataset, wanted)))
 
     def train(body: TrainBody) -> Any:
-        return told(lambda: started(service.start_training(TrainRequest(**dict(body)))))
+        return told(lambda: started(service.start_training(operations.TrainRequest(**dict(body)))))
 
     def stop(body: StopBody) -> Any:
         return {"stopping": service.stop(body.kind)}
@@ -165,6 +164,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if body.sampler not in SAMPLERS:
             raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
         steps = body.steps or SAMPLERS[body.sampler].default_steps
+        from ..sampling.generate import SampleSettings
+
         settings = SampleSettings(body.sampler, steps, body.eta, body.seed)
         running = told(lambda: service.start_sampling(body.model, body.count, settings, body.weights))
         results = running.artifacts  # held here: a later sampling drops the older one's pictures

@@ -18,15 +18,13 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
-from . import infotext
+from . import KEEP_SIZE, infotext
 from .checks import check_content
 from .own import OwnPictures
 from .reading import EXTENSIONS, Picture, Rejected, Skipped, decode, read_bytes, sidecar_text
 from .store import NewItem, Store
 from .suspects import thumbnail
 from .wanted import Wanted
-
-KEEP_SIZE = 256  # pixels of the short side of the copies
 
 # what the WebUI writes beside its samples
 _GRID_NAME = re.compile(r"^((grid|xyz_grid|prompt_matrix|xy_grid)-\d+|grid$)", re.IGNORECASE)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from . import KEPT, REJECTED
 from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
 
 SCHEMA_VERSION = 1
-KEPT, REJECTED = "kept", "rejected"
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 
 from ..collector import Rule
-from ..operations import Generated, GenerationRequest
+
+if TYPE_CHECKING:
+    from ..operations import Generated, GenerationRequest
 
 
 class Host(Protocol):
@@ -59,6 +61,9 @@ class Host(Protocol):
 
     def collecting_rule(self) -> Rule:
         """How to collect until a person says otherwise."""
+
+    def report_pictures(self, wanted: bool) -> None:
+        """Whether the host is to tell the collector of each picture that it makes."""
 
     def preview_seconds(self) -> float:
         """Least time between two previews of a training."""

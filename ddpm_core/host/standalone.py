@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, PngImagePlugin
 
 from ..collector import Rule
 from ..errors import UserError
-from ..operations import Generated, GenerationRequest
 from .devices import best_device
+
+if TYPE_CHECKING:
+    from ..operations import Generated, GenerationRequest
 
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -71,6 +73,9 @@ class StandaloneHost:
 
     def collecting_rule(self) -> Rule:
         return Rule()
+
+    def report_pictures(self, wanted: bool) -> None:
+        pass  # nothing is generated here
 
     def preview_seconds(self) -> float:
         return 10.0

@@ -1,12 +1,41 @@
-"""The long operations that the tab, the API and the command line all call: train, sample, evaluate, collect."""
+"""The long operations that the tab, the API and the command line all call: train, sample, evaluate, collect.
 
-from ..evaluation.neighbours import to_image
-from .collect import Collection, Generated, GenerationRequest, collect, unfinished_collection
-from .context import Context
-from .evaluate import evaluate
-from .pictures import make_grid
-from .sample import Sampled, sample, sample_text
-from .train import TrainRequest, check_limits, configure, expectations, train
+A name is loaded when it is first asked for: a host's start-up shall not wait for a training's code.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..evaluation.neighbours import to_image
+    from .collecting import Collection, Generated, GenerationRequest, collect, unfinished_collection
+    from .context import Context
+    from .evaluation import evaluate
+    from .pictures import make_grid
+    from .sampling import Sampled, sample, sample_text
+    from .training import TrainRequest, check_limits, configure, expectations, train
+
+_WHERE = {
+    "Collection": ".collecting",
+    "Context": ".context",
+    "Generated": ".collecting",
+    "GenerationRequest": ".collecting",
+    "Sampled": ".sampling",
+    "TrainRequest": ".training",
+    "check_limits": ".training",
+    "collect": ".collecting",
+    "configure": ".training",
+    "evaluate": ".evaluation",
+    "expectations": ".training",
+    "make_grid": ".pictures",
+    "sample": ".sampling",
+    "sample_text": ".sampling",
+    "to_image": "..evaluation.neighbours",
+    "train": ".training",
+    "unfinished_collection": ".collecting",
+}
 
 __all__ = [
     "Collection",
@@ -27,3 +56,9 @@ __all__ = [
     "train",
     "unfinished_collection",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name], __name__), name)

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from .. import operations
 from ..collector import Rule
-from ..dataset.wanted import Wanted
 from ..errors import UserError
-from ..operations import Collection, GenerationRequest
 from ..service import Service
 from . import ids
 from .common import in_browser, live, not_in_defaults, note, said
@@ -98,6 +97,8 @@ def _folders(service: Service, name: Any) -> None:
     live("harvest")
 
     def start(dataset: Any, text: Any, first: Any, last: Any, prompt: Any, model: Any, wh: Any, *labels: Any) -> str:
+        from ..dataset.wanted import Wanted
+
         chosen = [line.strip() for line in str(text or "").splitlines() if line.strip()]
         for value in labels:
             chosen += value or []
@@ -179,7 +180,7 @@ def _asking(service: Service, name: Any) -> None:
             raise UserError("Choose a dataset above, or type the name of a new one.")
         text, not_text, sampler_, scheduler_, steps_, scale_, width_, height_, count_, batch_ = values
         try:
-            request = GenerationRequest(
+            request = operations.GenerationRequest(
                 str(text or ""),
                 str(not_text or ""),
                 str(sampler_ or ""),
@@ -189,7 +190,7 @@ def _asking(service: Service, name: Any) -> None:
                 int(width_),
                 int(height_),
             )
-            wanted = Collection(request, int(count_), int(batch_))
+            wanted = operations.Collection(request, int(count_), int(batch_))
         except (TypeError, ValueError, OverflowError):
             raise UserError("Steps, sizes and counts must be numbers.") from None
         service.start_collecting(str(dataset), wanted)

@@ -10,7 +10,6 @@ import gradio as gr
 
 from ..errors import UserError
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
-from ..sampling.generate import SampleSettings
 from ..service import Result, Service
 from . import ids
 from .common import live, not_in_defaults, said
@@ -78,6 +77,8 @@ def build(service: Service) -> dict[str, Any]:
             raise UserError("Seed, steps and number of images must be whole numbers.") from None
         if value < 0:
             value = random.SystemRandom().randrange(2**32)
+        from ..sampling.generate import SampleSettings
+
         settings = SampleSettings(
             _LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped)
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from .. import operations
 from ..errors import UserError
-from ..operations import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, default_preset
 from . import ids
@@ -72,13 +72,13 @@ def build(service: Service) -> dict[str, Any]:
 
     fields = [dataset, model, preset, steps, size, crop, batch, rate, precision, seed, init_from, other]
 
-    def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
+    def request(values: tuple[Any, ...], resuming: bool) -> operations.TrainRequest:
         data, name, chosen, total, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
         if resuming:
-            return TrainRequest(model=str(name or ""), steps=_whole(total, "Steps") or None, resume=True)
+            return operations.TrainRequest(model=str(name or ""), steps=_whole(total, "Steps") or None, resume=True)
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
-        return TrainRequest(
+        return operations.TrainRequest(
             model=str(name or ""),
             dataset=str(data),
             preset=str(chosen),

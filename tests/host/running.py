@@ -78,6 +78,8 @@ class WebUI:
 
     def install(self) -> None:
         copy_extension(self.extension)
+        # as after any start but the first one
+        subprocess.run([WEBUI_PYTHON, "-m", "compileall", "-q", str(self.extension)], check=True)
 
     def install_probe(self) -> None:
         target = self.data / "extensions" / "ddpm-probe" / "scripts" / "zz_probe.py"

@@ -158,7 +158,7 @@ def test_start_up_and_idleness_cost_nothing(host: WebUI) -> None:
         host.txt2img(seed=200 + i)
     costs = host.get("probe")["costs"]
     print(f"idle: {1000 * sum(costs) / 5:.3f} ms an image")
-    assert len(costs) >= 15, "each picture: before, saved, after"
+    assert len(costs) >= 10, "each picture: before and after"
     assert sum(costs) / 5 < 0.001
     if family() == "a1111":
         assert total < 0.150, (ours, callbacks, install - bare)
@@ -411,19 +411,23 @@ def test_keys_reach_our_buttons(host: WebUI, page: Page) -> None:
     assert not page.own_errors()
 
 
+def reload_ui(host: WebUI, page: Page) -> None:
+    starts = host.log().count("Startup time:")
+    page.driver.get(host.url)
+    press = (
+        "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI'"
+        " || x.id === 'settings_restart_gradio'); if (a) a.click(); return Boolean(a)"
+    )
+    page.wait(lambda: page.js(press), "Reload UI", 120)
+    host.wait_for(lambda: host.log().count("Startup time:") > starts, "the reload", 180)
+
+
 def test_reload_ui_twice_doubles_nothing(host: WebUI, page: Page) -> None:
     before = host.get("probe")
     job = train(host, "through", 400)
     host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 1, "the training's first step")
     for _ in range(2):
-        starts = host.log().count("Startup time:")
-        page.driver.get(host.url)
-        page.wait(lambda: page.js("return document.querySelector('#footer, .versions') !== null"), "the page", 120)
-        page.js(
-            "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI');"
-            "a.click()"
-        )
-        host.wait_for(lambda starts=starts: host.log().count("Startup time:") > starts, "the reload", 180)
+        reload_ui(host, page)
     assert host.get(f"ddpm/v1/jobs/{job}")["state"] in ("running", "done"), "a training goes on through Reload UI"
     after = host.get("probe")
     assert after["routes"] == before["routes"]
@@ -492,8 +496,7 @@ def test_settings_count_at_once(host: WebUI, tmp_path: Path) -> None:
 def test_chinese(host: WebUI, page: Page) -> None:
     host.post("sdapi/v1/options", {"localization": "zh_CN"})
     try:
-        page.driver.get(host.url)
-        page.wait(lambda: page.js("return document.querySelector('#ddpm_tab') !== null"), "our tab", 120)
+        reload_ui(host, page)
         for theme in ("light", "dark"):
             open_tab(page, theme)
             text = page.js("return document.querySelector('#ddpm_tab').textContent")

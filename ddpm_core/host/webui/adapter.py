@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from modules import devices
@@ -15,10 +15,12 @@ from modules.call_queue import queue_lock
 from PIL import Image
 
 from ...collector import Rule
-from ...operations import Generated, GenerationRequest
-from . import doors, generation, naming
+from . import doors
 from .facts import data_path, flag, models_path, option
 from .memory import ModelMemory
+
+if TYPE_CHECKING:
+    from ...operations import Generated, GenerationRequest
 
 # between two slices: the queue hands over an event, not the lock, and one who takes it at once starves who waits
 _PAUSE_SECONDS = 0.002
@@ -30,8 +32,9 @@ class WebUIHost:
     name = "webui"
     generates = True
 
-    def __init__(self) -> None:
+    def __init__(self, listen: Callable[[], None]) -> None:
         self.memory = ModelMemory(self.device)
+        self._listen = listen
 
     def workspace_folder(self) -> Path:
         chosen = str(option("ddpm_workspace", "")).strip()
@@ -84,16 +87,26 @@ class WebUIHost:
         return self.memory.room_for(megabytes)
 
     def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
-        return naming.save_image(image, text, seed)
+        from .naming import save_image
+
+        return save_image(image, text, seed)
 
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
-        return generation.generate(request, seeds, stop)
+        from .generation import generate
+
+        return generate(request, seeds, stop)
 
     def generation_choices(self) -> dict[str, list[str]]:
-        return generation.choices()
+        from .choices import generation_choices
+
+        return generation_choices()
 
     def collecting_rule(self) -> Rule:
         return Rule(bool(option("ddpm_collect", False)), str(option("ddpm_collect_dataset", "collected")))
+
+    def report_pictures(self, wanted: bool) -> None:
+        if wanted:
+            self._listen()
 
     def preview_seconds(self) -> float:
         return float(option("ddpm_preview_seconds", 10))

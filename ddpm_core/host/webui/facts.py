@@ -9,6 +9,8 @@ from typing import Any
 
 from modules import paths_internal, shared
 
+AUTOMATIC, ALWAYS, NEVER = "automatic", "always", "never"  # when the host's model is put aside for a training
+
 
 def option(name: str, default: Any) -> Any:
     """A setting of the host or of ours; ``default`` where the host has none of that name."""

@@ -8,33 +8,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from modules import processing, scripts, sd_samplers, shared
+from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
 
 from ...errors import UserError
 from ...operations import Generated, GenerationRequest
+from .choices import generation_choices
 from .facts import option
 from .naming import sample_folder
 
 OURS = "ddpm_collects"  # an attribute of generations that we ask for: collected by who asked, not twice
 
 
-def choices() -> dict[str, list[str]]:
-    """The host's samplers, and its schedulers where it has them apart (A1111 1.9 and newer)."""
-    try:
-        from modules import sd_schedulers
-    except ImportError:
-        schedulers: list[str] = []
-    else:
-        schedulers = [scheduler.label for scheduler in sd_schedulers.schedulers]
-    visible = getattr(sd_samplers, "visible_samplers", None)  # A1111 1.8 has only the whole list
-    samplers = sd_samplers.all_samplers if visible is None else visible()
-    return {"samplers": [sampler.name for sampler in samplers], "schedulers": schedulers}
-
-
 def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
     """One batch, as one turn of the queue; the host's Interrupt, or our stop, leaves fewer pictures than seeds."""
-    known = choices()
+    known = generation_choices()
     sampler = request.sampler or next(iter(known["samplers"]), "Euler a")
     if request.sampler and request.sampler not in known["samplers"]:
         raise UserError(f"The WebUI has no sampler {request.sampler!r}.")

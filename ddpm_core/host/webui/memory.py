@@ -11,10 +11,8 @@ import torch
 from modules import devices, sd_models
 from modules.call_queue import queue_lock
 
-from ...training.trainer import is_out_of_memory
-from .facts import option
+from .facts import ALWAYS, AUTOMATIC, option
 
-AUTOMATIC, ALWAYS, NEVER = "automatic", "always", "never"
 _SPARE_MEGABYTES = 400.0
 
 
@@ -47,6 +45,8 @@ class ModelMemory:
         try:
             need = megabytes()
         except (RuntimeError, MemoryError) as error:
+            from ...training.trainer import is_out_of_memory
+
             if not is_out_of_memory(error):
                 raise
             return True

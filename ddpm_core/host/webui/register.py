@@ -16,6 +16,7 @@ from modules import script_callbacks
 
 from ...errors import UserError
 from .facts import flag
+from .settings import add_settings
 
 if TYPE_CHECKING:
     from ...service import Service
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ddpm_core")
 _guard = threading.Lock()
 _service: Service | None = None
+_listening = False
 
 
 def service() -> Service:
@@ -33,22 +35,31 @@ def service() -> Service:
             from ...service import Service
             from .adapter import WebUIHost
 
-            _service = Service(WebUIHost())
+            _service = Service(WebUIHost(listen))
         return _service
 
 
 def register() -> None:
     """Tell the host what we offer. Called each time the host loads the extension."""
-    script_callbacks.on_ui_settings(_settings)
+    global _listening
+    _listening = False
+    # at once, not in the host's callback for it: that is never called without a page (--nowebui)
+    add_settings(_collecting_changed)
     script_callbacks.on_ui_tabs(_tabs)
     script_callbacks.on_app_started(_app_started)
-    script_callbacks.on_image_saved(_image_saved)
 
 
-def _settings() -> None:
-    from .settings import add_settings
+def _collecting_changed() -> None:
+    if service().collector.rule.enabled:
+        listen()
 
-    add_settings()
+
+def listen() -> None:
+    """Be told of every file the host saves; asked for when collecting is switched on, so that it costs nothing else."""
+    global _listening
+    if not _listening:
+        _listening = True
+        script_callbacks.on_image_saved(_image_saved)
 
 
 def _tabs() -> list[tuple[Any, str, str]]:
@@ -82,6 +93,8 @@ def _app_started(demo: Any, app: Any) -> None:
 
     if demo is not None:
         page.add_routes(app, service())
+    if service().collector.rule.enabled:
+        listen()
     if demo is None or flag("api", False) or flag("nowebui", False):
         public.add_routes(app, service())
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gradio as gr
 from modules import shared
 from modules.options import OptionInfo
 
-from .memory import ALWAYS, AUTOMATIC, NEVER
+from .facts import ALWAYS, AUTOMATIC, NEVER
 
 SECTION = ("ddpm", "DDPM")
 
 
-def add_settings() -> None:
+def add_settings(collecting_changed: Callable[[], object]) -> None:
+    """``collecting_changed`` is called when a person has changed whether to collect."""
     options = {
         "ddpm_workspace": OptionInfo(
             "",
@@ -20,7 +23,12 @@ def add_settings() -> None:
             section=SECTION,
             restrict_api=True,
         ).info("empty: ddpm in the WebUI's data folder; what is in the old folder stays there"),
-        "ddpm_collect": OptionInfo(False, "Collect as I generate, until the tab says otherwise", section=SECTION),
+        "ddpm_collect": OptionInfo(
+            False,
+            "Collect as I generate, until the tab says otherwise",
+            onchange=collecting_changed,
+            section=SECTION,
+        ),
         "ddpm_collect_dataset": OptionInfo("collected", "Dataset to collect into", section=SECTION),
         "ddpm_memory": OptionInfo(
             AUTOMATIC,

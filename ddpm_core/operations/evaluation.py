@@ -23,7 +23,7 @@ from ..model.diffusion import uint8_to_model
 from ..sampling.generate import SampleSettings
 from ..workspace import Workspace
 from .context import Context
-from .sample import sample
+from .sampling import sample
 
 _MOST_REFERENCE = 4000
 
