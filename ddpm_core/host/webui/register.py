@@ -119,7 +119,8 @@ def before_generation(p: Any) -> None:
 
 
 def generation_ended(p: Any, processed: Any) -> None:
-    if _service is not None:
+    """The host has generated: pictures that it does not save are collected from memory, if that is wanted."""
+    if _service is not None and _service.collector.rule.enabled:
         from .collecting import generation_ended
 
         generation_ended(_service.collector, p, processed)
