@@ -147,7 +147,8 @@ class Service:
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
-            return operations.train(workspace, request, self._context(job))
+            summary = operations.train(workspace, request, self._context(job))
+            return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
         return self.jobs.start("train", f"Training {request.model}", work, TRAINING, subject=request.model)
 
@@ -209,7 +210,7 @@ class Service:
 
         def work(job: Job) -> dict[str, Any]:
             result = operations.evaluate(workspace, dataset, self._context(job), model=model, count=count)
-            job.artifacts["picture"] = Path(result["neighbours"])
+            job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 
         return self.jobs.start("evaluate", f"Evaluating {model}", work, subject=model)

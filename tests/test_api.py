@@ -1,0 +1,115 @@
+"""The public API on a real application, without a WebUI: what it answers, and that it hands out no path."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from ddpm_core.api import public
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.service import Service
+
+
+class OpenHost(StandaloneHost):
+    """Standalone as it is, but for the name that the test client gives this machine."""
+
+    def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
+        return (401, {"WWW-Authenticate": "Basic"}) if request.headers.get("x-stranger") else None
+
+
+@pytest.fixture
+def client(tmp_path: Path, few: Path) -> Iterator[TestClient]:
+    service = Service(OpenHost(tmp_path / "ws", {"pictures": few}))
+    app = FastAPI()
+    public.add_routes(app, service)
+    try:
+        yield TestClient(app)
+    finally:
+        service.shutdown()
+
+
+def done(client: TestClient, answer: Any) -> Any:
+    assert answer.status_code == 200, answer.text
+    import time
+
+    for _ in range(1200):
+        job = client.get(f"/ddpm/v1/jobs/{answer.json()['job']}").json()
+        if job["state"] in ("done", "failed", "stopped"):
+            return job
+        time.sleep(0.1)
+    raise AssertionError("the job did not end")
+
+
+def test_the_whole_work(client: TestClient, few: Path) -> None:
+    assert client.get("/ddpm/v1/folders").json() == {"folders": ["pictures"]}
+    job = done(client, client.post("/ddpm/v1/harvest", json={"dataset": "faces", "folders": ["pictures"]}))
+    assert job["result"]["kept"] == 60
+    page = client.get("/ddpm/v1/datasets/faces/items", params={"size": 5}).json()
+    assert page["total"] == 60 and len(page["items"]) == 5
+    ids = [item["id"] for item in page["items"][:2]]
+    assert client.post("/ddpm/v1/datasets/faces/decide", json={"ids": ids, "action": "reject"}).json() == {"changed": 2}
+    assert client.get("/ddpm/v1/datasets").json()["datasets"][0]["kept"] == 58
+    settings = {
+        "block_out_channels": "32",
+        "attention_levels": "false",
+        "layers_per_block": "1",
+        "attention_head_dim": "32",
+    }
+    body = {"model": "m", "dataset": "faces", "preset": "tiny-32", "steps": 2, "batch_size": 4, "settings": settings}
+    assert done(client, client.post("/ddpm/v1/train", json=body))["state"] == "done"
+    assert [m["name"] for m in client.get("/ddpm/v1/models").json()["models"]] == ["m"]
+    made = client.post("/ddpm/v1/sample", json={"model": "m", "count": 2, "steps": 2, "seed": 7}).json()
+    assert len(made["images"]) == 2 and "Seed: 7" in made["infotexts"][0]
+    assert Image.open(io.BytesIO(base64.b64decode(made["images"][1]))).size == (32, 32)
+    everything = client.get("/ddpm/v1/status").text + client.get("/ddpm/v1/models").text + str(page)
+    assert str(few) not in everything and str(few.parent) not in everything
+
+
+def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
+    for path, body in (
+        ("harvest", {"dataset": "faces", "folders": [str(few)]}),
+        ("harvest", {"dataset": "../x", "folders": ["pictures"]}),
+        ("train", {"model": "m"}),
+        ("train", {"model": "m", "dataset": "d", "init_from": str(few)}),
+        ("sample", {"model": str(few), "count": 1}),
+        ("sample", {"model": "m", "sampler": "none"}),
+        ("collect", {"dataset": "d", "prompt": "x"}),
+        ("datasets/none/decide", {"ids": [1], "action": "reject"}),
+        ("datasets/none/decide", {"ids": [2**70], "action": "reject"}),
+    ):
+        answer = client.post(f"/ddpm/v1/{path}", json=body)
+        if answer.status_code == 200:  # accepted as a job, which then says it
+            job = done(client, answer)
+            assert job["state"] == "failed" and job["error"].endswith("."), (path, job)
+        else:
+            assert answer.status_code == 400 and answer.json()["detail"].endswith((".", "?")), (path, answer.text)
+    assert client.get("/ddpm/v1/jobs/999").status_code == 404
+    assert client.post(
+        "/ddpm/v1/stop", content='{"kind": "train"}', headers={"Content-Type": "text/plain"}
+    ).status_code in (
+        400,
+        422,
+    ), "a form of another site can send plain text"
+
+
+def test_every_route_asks_who_it_is(client: TestClient) -> None:
+    routes = [r for r in client.app.routes if getattr(r, "path", "").startswith("/ddpm/v1")]  # type: ignore[attr-defined]
+    assert len(routes) >= 12
+    for route in routes:
+        path = route.path.replace("{name}", "x").replace("{number}", "1")
+        for method in route.methods:
+            answer = client.request(method, path, headers={"x-stranger": "1"})
+            assert answer.status_code == 401, path
+
+
+def test_it_is_documented(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert all(one.get("summary") for path in paths.values() for one in path.values())
