@@ -11,6 +11,14 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lp
 _MOST = 80
 
 
+def is_name(name: str) -> bool:
+    """Whether something found on disk has a name that we would give; copies such as ``x (1)`` have not."""
+    try:
+        return check_name(name, "file") == name
+    except UserError:
+        return False
+
+
 def check_name(name: str, what: str) -> str:
     """The name, normalised (NFC), or UserError. Letters of any script, digits, spaces, ``. _ -``; no path."""
     name = unicodedata.normalize("NFC", name).strip()

@@ -5,6 +5,7 @@ The tab and the HTTP routes are two doors to this one object; neither holds stat
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import threading
@@ -130,6 +131,11 @@ class Service:
         left = operations.unfinished_collection(workspace, dataset)
         if wanted is not None:
             wanted.check()
+            if left is not None:
+                raise UserError(
+                    f"{left.total - left.done} pictures are still to be generated for {dataset}: go on with them, or give them "
+                    "up, first."
+                )
         elif left is None:
             raise UserError(f"Nothing is left to be generated for {dataset}.")
         if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
@@ -139,6 +145,15 @@ class Service:
             return operations.collect(workspace, dataset, wanted, self.host.generate, self._context(job))
 
         return self.jobs.start("collect", f"Generating for {dataset}", work, GENERATING, subject=dataset)
+
+    def give_up_collecting(self, dataset: str) -> bool:
+        """Forget what was still to be generated for a dataset; what it has stays."""
+        if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
+            raise UserError("Pictures are being generated; stop that first.")
+        path = self.workspace.dataset_folder(dataset) / operations.COLLECTION_STATE
+        there = path.exists()
+        path.unlink(missing_ok=True)
+        return there
 
     def start_training(self, request: TrainRequest) -> Job:
         operations.check_limits(request)
@@ -159,7 +174,7 @@ class Service:
             raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
 
         for old in [job for job in self.jobs.all() if job.kind == "sample" and job.finished.is_set()][1:]:
-            old.artifacts.clear()  # pictures are on disk; the newest stay at hand
+            old.artifacts = {}  # pictures are on disk; the newest stay at hand
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
@@ -168,7 +183,8 @@ class Service:
             frames: list[Tensor] = []
 
             def emerging(done: int, total: int, x0: Tensor) -> None:
-                seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
+                with self.host.gpu_slice():
+                    seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
                 job.artifacts["emerging"] = (done, seen)
                 calls = total // -(-count // _SAMPLE_BATCH)  # of the first batch, of which the animation is made
                 if done <= calls and (done % max(1, calls // _MOST_FRAMES) == 0 or done == calls):
@@ -184,15 +200,16 @@ class Service:
                 weights=weights,
                 emerging=emerging,
             )
-            results = []
+            results: list[Result] = []
+            job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
             for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
                 image = operations.to_image(pixels)
                 workspace.own.remember(image)  # before the host tells everyone of a new picture
                 path = self.host.save_image(image, text, seed, number)
                 if path is not None:
-                    workspace.own.remember(image, path.read_bytes())
+                    with contextlib.suppress(OSError):  # somebody may have moved it at once
+                        workspace.own.remember(image, path.read_bytes())
                 results.append(Result(image, text, path))
-            job.artifacts["results"] = results
             job.artifacts["frames"] = frames
             return {
                 "count": len(results),
@@ -252,8 +269,8 @@ class Service:
         counts = store.counts()
         if view not in ("unusual", "twins", "all", "kept", "rejected"):
             raise UserError(f"There is no view {view!r}.")
-        if not 1 <= size <= 200 or page < 0:
-            raise UserError("A page holds 1 to 200 items.")
+        if not 1 <= size <= 200 or not 0 <= page < 10**9:
+            raise UserError("A page holds 1 to 200 items, and its number is not negative.")
         options: dict[str, Any] = {"offset": page * size, "limit": size}
         if view == "unusual":
             items = store.items(status="kept", by_suspicion=True, **options)

@@ -20,7 +20,7 @@ from PIL import Image
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, read_json, write_json
-from .names import check_name
+from .names import check_name, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ class Workspace:
     # -- datasets -----------------------------------------------------------------------------------------------------
 
     def dataset_names(self) -> list[str]:
-        folders = (self.root / "datasets").iterdir()
-        return sorted((f.name for f in folders if (f / "dataset.sqlite").exists()), key=str.casefold)
+        folders = _below(self.root / "datasets")
+        return sorted(
+            (f.name for f in folders if is_name(f.name) and (f / "dataset.sqlite").exists()), key=str.casefold
+        )
 
     def dataset_folder(self, name: str) -> Path:
         return self.root / "datasets" / check_name(name, "dataset")
@@ -179,7 +181,7 @@ class Workspace:
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
-        return sorted(f.name for f in (self.root / "runs").iterdir() if (f / "run.json").exists())
+        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and (f / "run.json").exists())
 
     def run_info(self, name: str) -> dict[str, Any]:
         """The run's description with the step of its newest checkpoint."""
@@ -213,7 +215,7 @@ class Workspace:
         return found
 
     def model_names(self) -> list[str]:
-        return sorted((p.stem for p in self.models_folder.glob("*.safetensors")), key=str.casefold)
+        return sorted((p.stem for p in self.models_folder.glob("*.safetensors") if is_name(p.stem)), key=str.casefold)
 
     def model_path(self, name: str) -> Path:
         """Path of a model given by name or as a file; UserError when there is none, listing those that are."""
@@ -304,7 +306,7 @@ class Workspace:
     def trash(self) -> list[dict[str, Any]]:
         """What lies in the trash, newest first."""
         found = []
-        for place in (self.root / "trash").iterdir():
+        for place in _below(self.root / "trash"):
             try:
                 found.append({**json.loads((place / "trash.json").read_text(encoding="utf-8")), "place": place.name})
             except (OSError, ValueError):
@@ -328,6 +330,14 @@ class Workspace:
             return name
         there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
         raise UserError(f"There is no {kind} {name!r} in the trash" + (f"; there are: {there}." if there else "."))
+
+
+def _below(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where somebody has removed it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:

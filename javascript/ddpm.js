@@ -4,7 +4,7 @@
 window.ddpm = (function () {
     "use strict";
 
-    const BASE = "/ddpm/ui/";
+    const BASE = "./ddpm/ui/"; // below the page, wherever a proxy has put it
     const draw = {}; // kind of live place -> (node, status) => void; the other files add theirs
     const ticks = []; // called after each drawing, with the status
     let status = null;
@@ -112,7 +112,7 @@ window.ddpm = (function () {
         if (running) {
             if (p.text) line.append(el("span", "", T(p.text)));
             if (p.total) line.append(el("span", "", p.total < 1e9 ? p.done + " / " + p.total : String(p.done)));
-            if (job.seconds_left !== null) line.append(el("span", "", duration(job.seconds_left)), el("span", "", T("left")));
+            if (job.seconds_left !== null) line.append(el("span", "", duration(job.seconds_left)), el("span", "", T("remaining")));
             if (job.stopping) line.append(el("span", "", T("stopping")));
         } else {
             line.append(el("span", "", duration(job.elapsed)));

@@ -28,7 +28,7 @@
             const box = progress(job);
             const r = job.result;
             if (r) {
-                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("new")), counted(r.kept, T("kept")));
+                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("newly added")), counted(r.kept, T("kept")));
                 if (Object.keys(r.rejected).length) line.append(el("span", "", el("span", "", T("rejected:")), " ", ...reasons(r.rejected)));
                 const skipped = Object.entries(r.skipped);
                 if (skipped.length) {
@@ -77,15 +77,16 @@
             for (const one of left) {
                 const box = el("div", "ddpm-note ddpm-unfinished", el("strong", "", one.dataset), " ", el("span", "", T("still waits for pictures:")), " ",
                     el("strong", "", one.done + " / " + one.total), " ", el("span", "ddpm-short", one.prompt), " ");
-                box.append(button(T("Go on"), async () => {
-                    try { await post("collect", { dataset: one.dataset }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
-                }));
+                const act = (route) => async () => {
+                    try { await post(route, { dataset: one.dataset }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
+                };
+                box.append(button(T("Go on"), act("collect")), " ", button(T("Give up the rest"), act("give_up")));
                 parts.push(box);
             }
             if (job) {
                 const box = progress(job);
                 const r = job.result;
-                if (r) box.append(el("div", "ddpm-line", counted(r.generated, T("generated")), counted(r.added, T("new")), counted(r.kept, T("kept"))));
+                if (r) box.append(el("div", "ddpm-line", counted(r.generated, T("generated")), counted(r.added, T("newly added")), counted(r.kept, T("kept"))));
                 parts.push(box);
             }
             return parts;

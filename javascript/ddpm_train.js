@@ -68,7 +68,7 @@
             add("text", { x: L - 6, y: Y(value) + 4, "text-anchor": "end" }, value.toPrecision(2));
         }
         add("text", { x: L, y: H - 6 }, "0");
-        add("text", { x: W - R, y: H - 6, "text-anchor": "end" }, T("step") + " " + last);
+        add("text", { x: W - R, y: H - 6, "text-anchor": "end" }, T("at step") + " " + last);
         for (const [name, points] of [["train", curves.train], ["seen", curves.seen], ["heldout", curves.heldout]]) {
             if (points.length) add("polyline", { points: points.map((p) => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" "), class: "ddpm-curve ddpm-" + name });
         }
@@ -94,7 +94,7 @@
         const steps = curves.previews;
         const index = training.step === null ? steps.length - 1 : Math.min(training.step, steps.length - 1);
         const image = el("img", "ddpm-strip");
-        const label = el("span", "", T("step") + " " + steps[index]);
+        const label = el("span", "", T("at step") + " " + steps[index]);
         image.alt = "preview";
         image.src = url("preview", { model: curves.model, step: steps[index] });
         const slider = el("input");
@@ -102,9 +102,9 @@
         slider.addEventListener("input", () => {
             training.step = Number(slider.value) === steps.length - 1 ? null : Number(slider.value);
             image.src = url("preview", { model: curves.model, step: steps[slider.value] });
-            label.textContent = T("step") + " " + steps[slider.value];
+            label.textContent = T("at step") + " " + steps[slider.value];
         });
-        return el("div", "ddpm-previewbox", el("div", "ddpm-line", el("span", "", T("The same noise, as it is denoised at")), label), image, slider);
+        return el("div", "ddpm-previewbox", el("div", "ddpm-line", el("span", "", T("The same noise, denoised")), label), image, slider);
     }
 
     draw.unfinished = function (node, status) {

@@ -6,6 +6,8 @@ try:
     # the host puts this extension's folder on sys.path only while this file runs
     from ddpm_core.host.webui import register
     from ddpm_core.host.webui.script import DDPMScript  # noqa: F401 - the host looks for it among this file's names
+
+    register.register()
 except Exception as error:
     import html
     import traceback
@@ -24,5 +26,3 @@ except Exception as error:
         return [(page, "DDPM", "ddpm")]
 
     script_callbacks.on_ui_tabs(_failed)
-else:
-    register.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -114,6 +115,28 @@ def test_one_offer_costs_the_host_little(workspace: Workspace, tmp_path: Path) -
             collector.offer_file(path)
     assert (time.perf_counter() - began) / 200 < 0.001
     collector.wait()
+
+
+def test_collecting_goes_on_after_a_failure(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector(lambda: workspace)
+    collector.set_rule(Rule(True, "live"))
+    monkeypatch.setattr("ddpm_core.collector._RANK_AFTER_SECONDS", 0.05)
+    store = workspace.store("live", create=True)
+
+    def broken() -> int:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "rank_suspects", broken)
+    collector.offer_file(save(tmp_path / "00001-1.png", blocks(1)))
+    end = time.monotonic() + 10
+    while not collector.status()["error"] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "disk I/O error" in str(collector.status()["error"])
+    collector.offer_file(save(tmp_path / "00002-2.png", blocks(2)))
+    collector.wait()
+    assert collector.status()["collected"] == 2
 
 
 def test_a_number_suffix_is_found(tmp_path: Path) -> None:

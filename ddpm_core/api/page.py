@@ -5,6 +5,7 @@ They work on FastAPI 0.94 with pydantic 1 as on the newest: plain requests in, p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..jobs import Job
 from ..service import Service
 
 PREFIX = "/ddpm/ui"
+_log = logging.getLogger("ddpm_core")
 _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 _ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
@@ -129,6 +131,10 @@ def post_collect(service: Service, values: dict[str, Any]) -> Any:
     return {"job": service.start_collecting(_text(values, "dataset"), None).id}
 
 
+def post_give_up(service: Service, values: dict[str, Any]) -> Any:
+    return {"given_up": service.give_up_collecting(_text(values, "dataset"))}
+
+
 def post_resume(service: Service, values: dict[str, Any]) -> Any:
     return {"job": service.start_training(operations.TrainRequest(model=_text(values, "model"), resume=True)).id}
 
@@ -148,6 +154,7 @@ POSTS: dict[str, Handler] = {
     "undo": post_undo,
     "stop": post_stop,
     "collect": post_collect,
+    "give_up": post_give_up,
     "resume": post_resume,
 }
 
@@ -183,6 +190,11 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
             answer = await run_in_threadpool(handler, service, values)
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
+        except Exception as error:
+            _log.exception("the tab's request for %s failed", request.url.path)
+            return JSONResponse(
+                {"error": f"That failed ({type(error).__name__}); the console has more."}, status_code=500
+            )
         return answer if isinstance(answer, Response) else JSONResponse(answer, headers=_NEVER)
 
     # FastAPI reads annotations by name in this module's globals, whatever __future__ says

@@ -86,6 +86,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if refusal is not None:
             status, headers = refusal
             raise HTTPException(status, "Sign in first, or give the credentials of --api-auth.", headers)
+        kind = request.headers.get("content-type", "")
+        if request.method != "GET" and not kind.startswith("application/json"):
+            # a page of another site can send anything but this without asking first
+            raise HTTPException(415, "Send JSON, with Content-Type: application/json.")
 
     guard.__annotations__["request"] = Request
 

@@ -30,7 +30,7 @@ from .wanted import Wanted
 _GRID_NAME = re.compile(r"^((grid|xyz_grid|prompt_matrix|xy_grid)-\d+|grid$)", re.IGNORECASE)
 _GRID_FOLDER = re.compile(r"^(txt2img|img2img|extras)?-?grids$", re.IGNORECASE)
 _MASK_NAME = re.compile(r"-mask(-composite)?$", re.IGNORECASE)
-_BEFORE_NAME = re.compile(r"-(before-[\w-]+|init-image)$", re.IGNORECASE)
+_BEFORE_NAME = re.compile(r"-(before-[\w-]+|init-image|ad-(before|preview)[\w-]*)$", re.IGNORECASE)
 
 Progress = Callable[[int, int, str], None]
 

@@ -187,7 +187,7 @@ class Store:
                                 **item.__dict__,
                                 "reason": "duplicate",
                                 "has_copy": False,
-                                "message": f"Exactly the same file as {first['source']}.",
+                                "message": f"Exactly the same file as {Path(first['source']).name}.",
                             }
                         )
                 thumb_hash = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..evaluation.neighbours import to_image
-    from .collecting import Collection, Generated, GenerationRequest, collect, unfinished_collection
+    from .collecting import COLLECTION_STATE, Collection, Generated, GenerationRequest, collect, unfinished_collection
     from .context import Context
     from .evaluation import evaluate
     from .pictures import make_grid
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .training import TrainRequest, check_limits, configure, expectations, train
 
 _WHERE = {
+    "COLLECTION_STATE": ".collecting",
     "Collection": ".collecting",
     "Context": ".context",
     "Generated": ".collecting",
@@ -38,6 +39,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "COLLECTION_STATE",
     "Collection",
     "Context",
     "Generated",

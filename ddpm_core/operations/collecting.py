@@ -20,7 +20,7 @@ from ..names import check_name
 from ..workspace import Workspace
 from .context import Context
 
-STATE = "generating.json"
+COLLECTION_STATE = "generating.json"
 MOST_IMAGES = 100_000
 
 
@@ -89,7 +89,7 @@ class Collection:
 
 def unfinished_collection(workspace: Workspace, dataset: str) -> Collection | None:
     """What a dataset still waits for, if a generate-and-collect was stopped or cut off."""
-    path = workspace.dataset_folder(dataset) / STATE
+    path = workspace.dataset_folder(dataset) / COLLECTION_STATE
     if not path.exists():
         return None
     try:
@@ -114,7 +114,7 @@ def collect(
     if wanted.seed < 0:
         wanted = dataclasses.replace(wanted, seed=random.SystemRandom().randrange(2**32 - wanted.total))
     store = workspace.store(dataset, create=True)
-    state = workspace.dataset_folder(dataset) / STATE
+    state = workspace.dataset_folder(dataset) / COLLECTION_STATE
     began, added, rejected = time.monotonic(), 0, 0
     first = wanted.done
     while wanted.done < wanted.total and not context.stop.is_set():

@@ -268,7 +268,9 @@ def _run(
         if trainer.step >= info["steps"] and request.minutes is None:
             context.say(f"{name} already has {trainer.step} steps; give a larger number of steps to train it further.")
     elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
-        trainer.start_from(model_file.load(workspace.model_path(info["init_from"])).weights)
+        weights = model_file.load(workspace.model_path(info["init_from"])).weights
+        with context.gpu_slice():
+            trainer.start_from(weights)
     minutes = request.minutes
     if (
         minutes is None and info.get("minutes") is not None
@@ -284,7 +286,9 @@ def _run(
         )
 
     def saved() -> None:
-        _write_model(workspace, name, trainer, info, loop, shown.get("last"))
+        with context.gpu_slice():
+            weights = {key: value.detach().cpu() for key, value in trainer.ema.named_parameters()}
+        _write_model(workspace, name, weights, trainer, info, loop, shown.get("last"))
 
     outlets = Outlets(
         context.gpu_slice, context.stop, context.report, context.say, preview, saved, context.preview_seconds
@@ -312,9 +316,14 @@ def _run(
 
 
 def _write_model(
-    workspace: Workspace, name: str, trainer: Trainer, info: dict[str, Any], loop: TrainingLoop, shown: Tensor | None
+    workspace: Workspace,
+    name: str,
+    weights: dict[str, Tensor],
+    trainer: Trainer,
+    info: dict[str, Any],
+    loop: TrainingLoop,
+    shown: Tensor | None,
 ) -> None:
-    weights = {key: value.detach().cpu() for key, value in trainer.ema.named_parameters()}
     notes = {
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.settings.batch_size,

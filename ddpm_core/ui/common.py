@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from ..errors import UserError
+
+_log = logging.getLogger("ddpm_core")
 
 
 def live(kind: str) -> Any:
@@ -35,6 +38,10 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
             return note(action(*values))
         except UserError as error:
             return failure(str(error))
+        except Exception as error:
+            # the sentence for the person, the traceback for the log
+            _log.exception("an action of the tab failed")
+            return failure(f"That failed ({type(error).__name__}: {error}); the console has more.")
 
     return handler
 

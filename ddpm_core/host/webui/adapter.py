@@ -81,6 +81,8 @@ class WebUIHost:
         with queue_lock:
             self.memory.before_slice()
             yield
+            if self.device().type == "cuda":
+                torch.cuda.synchronize(self.device())  # what was asked for is done when the next one has its turn
         time.sleep(_PAUSE_SECONDS)
 
     def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[None]:
@@ -89,12 +91,13 @@ class WebUIHost:
     def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
         from .naming import save_image
 
-        return save_image(image, text, seed)
+        with queue_lock:  # the host numbers its files under it
+            return save_image(image, text, seed)
 
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
         from .generation import generate
 
-        return generate(request, seeds, stop)
+        return generate(request, seeds, stop, self.memory.before_generation)
 
     def generation_choices(self) -> dict[str, list[str]]:
         from .choices import generation_choices

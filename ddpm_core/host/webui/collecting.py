@@ -8,7 +8,7 @@ from typing import Any
 from modules import processing, shared
 
 from ...collector import Collector
-from ...dataset.infotext import NEGATIVE, OWN_KEY
+from ...dataset.infotext import OWN_KEY, parse
 from .facts import option
 from .generation import OURS
 
@@ -21,8 +21,10 @@ def image_saved(collector: Collector, params: Any) -> None:
     """
     if not collector.rule.enabled or not isinstance(params.p, processing.StableDiffusionProcessing):
         return
+    if shared.state.interrupted or shared.state.skipped:  # incomplete pictures, where the host saves those
+        return
     text = str((params.pnginfo or {}).get("parameters") or "")
-    if getattr(params.p, OURS, False) or f"{OWN_KEY}:" in text or _is_grid(params):
+    if getattr(params.p, OURS, False) or f"{OWN_KEY}:" in text or not _is_among_samples(params):
         return
     if collector.wants(_prompt(text, params.p)):
         collector.offer_file(Path(params.filename).absolute(), text)
@@ -52,14 +54,11 @@ def _masks(p: Any, processed: Any) -> int:
     return int(bool(option("return_mask", False))) + int(bool(option("return_mask_composite", False)))
 
 
-def _is_grid(params: Any) -> bool:
-    grids = getattr(params.p, "outpath_grids", None)
-    samples = getattr(params.p, "outpath_samples", None)
-    if not grids or not samples:
-        return False
-    folder, grid_folder, sample_folder = (Path(x).absolute() for x in (Path(params.filename).parent, grids, samples))
-    return folder.is_relative_to(grid_folder) and not folder.is_relative_to(sample_folder)
+def _is_among_samples(params: Any) -> bool:
+    """Grids go elsewhere, and so do the previews of the host's own trainings."""
+    samples = str(getattr(params.p, "outpath_samples", None) or "")
+    return bool(samples) and Path(params.filename).absolute().is_relative_to(Path(samples).absolute())
 
 
 def _prompt(text: str, p: Any) -> str:
-    return text.partition(f"\n{NEGATIVE}")[0] if text else str(getattr(p, "prompt", ""))
+    return parse(text).prompt if text else str(getattr(p, "prompt", ""))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from modules import processing, scripts, shared
 from modules.call_queue import queue_lock
 
+from ...collector import saved_path
 from ...errors import UserError
 from ...operations import Generated, GenerationRequest
 from .choices import generation_choices
@@ -20,8 +23,13 @@ from .naming import sample_folder
 OURS = "ddpm_collects"  # an attribute of generations that we ask for: collected by who asked, not twice
 
 
-def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
-    """One batch, as one turn of the queue; the host's Interrupt, or our stop, leaves fewer pictures than seeds."""
+def generate(
+    request: GenerationRequest, seeds: list[int], stop: threading.Event, prepare: Callable[[], None]
+) -> list[Generated]:
+    """One batch, as one turn of the queue; the host's Interrupt, or our stop, leaves fewer pictures than seeds.
+
+    ``prepare`` is called first, with the queue's lock held: the host's model must be where it belongs.
+    """
     known = generation_choices()
     sampler = request.sampler or next(iter(known["samplers"]), "Euler a")
     if request.sampler and request.sampler not in known["samplers"]:
@@ -46,6 +54,9 @@ def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event
     }:
         fields["scheduler"] = request.scheduler or known["schedulers"][0]
     with queue_lock:
+        if stop.is_set():
+            return []
+        prepare()
         runner = scripts.scripts_txt2img
         arguments = _arguments(runner)
         ended, watcher = threading.Event(), None
@@ -55,6 +66,7 @@ def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event
             watcher.start()
             with closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **fields)) as p:
                 setattr(p, OURS, True)
+                p.is_api = True  # else the scripts of the page's own controls would set sampler, steps and seed anew
                 p.scripts = runner
                 p.script_args = tuple(arguments)
                 processed = processing.process_images(p)
@@ -74,9 +86,8 @@ def generate(request: GenerationRequest, seeds: list[int], stop: threading.Event
 
 def _interrupt_on(stop: threading.Event, ended: threading.Event) -> None:
     while not ended.wait(0.1):
-        if stop.is_set():
+        if stop.is_set():  # again and again: another tab's ending call may take it back
             shared.state.interrupt()
-            return
 
 
 def _pictures(processed: Any, count: int) -> list[Generated]:
@@ -84,7 +95,7 @@ def _pictures(processed: Any, count: int) -> list[Generated]:
     found = []
     for image, text in list(zip(processed.images[first:], processed.infotexts[first:]))[:count]:
         saved = getattr(image, "already_saved_as", None)
-        path = Path(saved).absolute() if saved and option("samples_save", True) else None
+        path = saved_path(Path(saved).absolute(), time.time()) if saved and option("samples_save", True) else None
         found.append(Generated(image, text, path if path is not None and path.exists() else None))
     return found
 

@@ -21,27 +21,27 @@ class ModelMemory:
 
     def __init__(self, device: Callable[[], torch.device]) -> None:
         self._device = device
-        self._wanted = False  # a training needs the room
+        self._training = False
+        self._tight = False  # it would not fit beside the host's model
         self._clear = False  # the room has been made, and no generation has come since
         self._parked = False  # the host's model waits for us to bring it back
 
     @contextmanager
     def room_for(self, megabytes: Callable[[], float]) -> Iterator[None]:
         """While this is open the host's model is put aside whenever our work has its turn, if policy and need say so."""
-        self._wanted, self._clear = self._needed(megabytes), False
+        self._tight, self._clear, self._training = self._is_tight(megabytes), False, True
         try:
             yield
         finally:
-            self._wanted = False
+            self._training = False
             with queue_lock:
                 self.before_generation()
                 devices.torch_gc()
 
-    def _needed(self, megabytes: Callable[[], float]) -> bool:
-        policy = option("ddpm_memory", AUTOMATIC)
+    def _is_tight(self, megabytes: Callable[[], float]) -> bool:
         device = self._device()
-        if policy != AUTOMATIC or device.type != "cuda":
-            return bool(policy == ALWAYS)
+        if device.type != "cuda":
+            return False
         try:
             need = megabytes()
         except (RuntimeError, MemoryError) as error:
@@ -56,7 +56,8 @@ class ModelMemory:
 
     def before_slice(self) -> None:
         """Make the room, if one is wanted and is not there."""
-        if not self._wanted or self._clear:
+        policy = option("ddpm_memory", AUTOMATIC)
+        if self._clear or not self._training or not (policy == ALWAYS or (policy == AUTOMATIC and self._tight)):
             return
         self._clear = True
         manager = _manager()
@@ -73,10 +74,15 @@ class ModelMemory:
         self._clear = False
         if not self._parked:
             return
-        self._parked = False
+        devices.torch_gc()
         model = sd_models.model_data.sd_model
         if model is not None:
             sd_models.send_model_to_device(model)
+        self._parked = False  # only now: where it failed, the next generation tries again
+
+    def host_loaded_a_model(self) -> None:
+        """What the host has just loaded lies on the device: the room must be made anew."""
+        self._clear = False
 
     @property
     def parked(self) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 from modules import images
 from PIL import Image
 
+from ...collector import saved_path
 from ...dataset import infotext
 from ...errors import UserError
 from .facts import option
@@ -33,7 +35,7 @@ def save_image(image: Image.Image, text: str, seed: int) -> Path | None:
     try:
         if not _ASKS_THE_MODEL.search(name_pattern + folder_pattern):
             path, _ = images.save_image(image, folder, "", seed, "", kind, info=text, p=None)
-            return Path(path).absolute()
+            return saved_path(Path(path).absolute(), time.time())
         namer = _namer(image, text, seed)
         if in_folders:
             folder = str(Path(folder) / namer.apply(folder_pattern).lstrip(" ").rstrip("\\ /"))
@@ -49,7 +51,7 @@ def save_image(image: Image.Image, text: str, seed: int) -> Path | None:
         raise UserError(
             f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again."
         ) from None
-    return Path(path).absolute()
+    return saved_path(Path(path).absolute(), time.time())
 
 
 def _namer(image: Image.Image, text: str, seed: int) -> images.FilenameGenerator:

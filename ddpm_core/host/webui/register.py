@@ -20,6 +20,7 @@ from .settings import add_settings
 
 if TYPE_CHECKING:
     from ...service import Service
+    from .memory import ModelMemory
 
 _log = logging.getLogger("ddpm_core")
 _guard = threading.Lock()
@@ -47,11 +48,27 @@ def register() -> None:
     add_settings(_collecting_changed)
     script_callbacks.on_ui_tabs(_tabs)
     script_callbacks.on_app_started(_app_started)
+    script_callbacks.on_model_loaded(_model_loaded)
+    script_callbacks.on_before_reload(_before_reload)
 
 
 def _collecting_changed() -> None:
-    if service().collector.rule.enabled:
-        listen()
+    try:
+        if service().collector.rule.enabled:
+            listen()
+    except UserError as error:
+        _log.error("%s", error)
+
+
+def _model_loaded(model: Any) -> None:
+    if _service is not None:
+        _memory(_service).host_loaded_a_model()
+
+
+def _before_reload() -> None:
+    """The scripts that a generation needs are about to be loaded anew; what is being generated goes on afterwards."""
+    if _service is not None:
+        _service.stop("collect")
 
 
 def listen() -> None:
@@ -91,12 +108,16 @@ def _app_started(demo: Any, app: Any) -> None:
     """Routes: the page's own where there is a page, the API where the host has its API."""
     from ...api import page, public
 
-    if demo is not None:
-        page.add_routes(app, service())
-    if service().collector.rule.enabled:
-        listen()
-    if demo is None or flag("api", False) or flag("nowebui", False):
-        public.add_routes(app, service())
+    try:
+        ours = service()
+        if demo is not None:
+            page.add_routes(app, ours)
+        if demo is None or flag("api", False) or flag("nowebui", False):
+            public.add_routes(app, ours)
+    except UserError as error:  # the tab says it too
+        _log.error("%s", error)
+    else:
+        _collecting_changed()
 
 
 def _image_saved(params: Any) -> None:
@@ -111,16 +132,22 @@ def _image_saved(params: Any) -> None:
 def before_generation(p: Any) -> None:
     """The host is about to generate: its model must be back where it was."""
     if _service is not None:
-        from .adapter import WebUIHost
-
-        host = _service.host
-        assert isinstance(host, WebUIHost)
-        host.memory.before_generation()
+        _memory(_service).before_generation()
 
 
 def generation_ended(p: Any, processed: Any) -> None:
     """The host has generated: pictures that it does not save are collected from memory, if that is wanted."""
-    if _service is not None and _service.collector.rule.enabled:
-        from .collecting import generation_ended
+    try:
+        if _service is not None and _service.collector.rule.enabled:
+            from .collecting import generation_ended
 
-        generation_ended(_service.collector, p, processed)
+            generation_ended(_service.collector, p, processed)
+    except UserError as error:
+        _log.debug("not collected: %s", error)
+
+
+def _memory(ours: Service) -> ModelMemory:
+    from .adapter import WebUIHost
+
+    assert isinstance(ours.host, WebUIHost)
+    return ours.host.memory

@@ -20,6 +20,7 @@ def add_settings(collecting_changed: Callable[[], object]) -> None:
             "",
             "Folder of datasets and runs",
             component_args=shared.hide_dirs,
+            onchange=collecting_changed,  # another workspace has another rule
             section=SECTION,
             restrict_api=True,
         ).info("empty: ddpm in the WebUI's data folder; what is in the old folder stays there"),
