@@ -90,7 +90,7 @@ def _folders(service: Service, name: Any) -> None:
         since = gr.Textbox(label="From day", placeholder="2026-01-31", lines=1)
         until = gr.Textbox(label="To day", placeholder="2026-01-31", lines=1)
         words = gr.Textbox(label="Words in the prompt", placeholder="portrait, woman", lines=1)
-        checkpoint = gr.Textbox(label="Checkpoint", placeholder="part of its name, or its hash", lines=1)
+        checkpoint = gr.Textbox(label="Made with checkpoint", placeholder="part of its name, or its hash", lines=1)
         size = gr.Textbox(label="Size", placeholder="512x512", lines=1)
     not_in_defaults(since, until, words, checkpoint, size)
     message = gr.HTML("", elem_id=ids.MESSAGE_DATASET)
