@@ -110,12 +110,16 @@
         },
 
         tick(status) {
-            this.datasets = status.datasets;
             const dataset = inputValue("ddpm_dataset_name");
-            if (this.node && dataset !== this.dataset) {
+            const wasThere = (this.datasets || []).includes(dataset);
+            this.datasets = status.datasets;
+            if (!this.node) return;
+            if (dataset !== this.dataset) {
                 this.dataset = dataset;
                 this.page = 0;
                 this.load();
+            } else if (!wasThere && this.datasets.includes(dataset)) {
+                this.load(); // the dataset has come into being
             }
         },
 
