@@ -208,9 +208,9 @@ def picture(answer: dict[str, Any], index: int = 0) -> Image.Image:
 def same_bytes(answer: dict[str, Any]) -> str:
     """What must be equal in two answers to the same seeded request: all bytes of the first picture.
 
-    On Forge its pixels: where it hides the text in the alpha channel, the rest of that channel is random.
+    On Forge and reForge its pixels: they hide the text in the alpha channel, and the rest of that channel is random.
     """
-    if family() != "forge":
+    if family() == "a1111":
         return str(answer["images"][0])
     return hashlib.sha256(picture(answer).convert("RGB").tobytes()).hexdigest()
 
