@@ -100,7 +100,7 @@ class Service:
                 if not offered[folder].exists():
                     raise UserError(f"There are no {folder} pictures yet: generate some first.")
                 chosen.append(offered[folder])
-            elif self.host.folders_may_be_typed() or self.host.typed_folder_allowed(Path(folder)):
+            elif self.host.typed_folder_allowed(Path(folder)):
                 chosen.append(Path(folder))
             else:
                 raise UserError(

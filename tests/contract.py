@@ -33,8 +33,6 @@ HANDED = {
     "params": "script_callbacks.ImageSaveParams",
     "runner": "scripts.ScriptRunner",
 }
-# looked for before use, or set by us: a host may lack it
-OPTIONAL = {"sd_schedulers.schedulers"}
 
 
 @dataclass

@@ -29,9 +29,6 @@ class InAWebUI(StandaloneHost):
     def generation_choices(self) -> dict[str, list[str]]:
         return {"samplers": ["Euler a"], "schedulers": ["Karras"]}
 
-    def offers_typing(self) -> bool:
-        return True
-
 
 class _Texts(HTMLParser):
     def __init__(self) -> None:

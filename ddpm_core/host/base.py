@@ -36,13 +36,10 @@ class Host(Protocol):
         """Folders of generated images to offer for harvesting, by label."""
 
     def folders_may_be_typed(self) -> bool:
-        """Whether a person at the page may name any folder of this machine."""
-
-    def offers_typing(self) -> bool:
-        """Whether a person may name some folders of this machine, as :meth:`typed_folder_allowed` says which."""
+        """Whether a person at the page may name folders of this machine; :meth:`typed_folder_allowed` says which."""
 
     def typed_folder_allowed(self, path: Path) -> bool:
-        """Whether this typed folder may be read although not every one may."""
+        """Whether this typed folder may be read."""
 
     def gpu_slice(self) -> AbstractContextManager[object]:
         """The right to compute for one slice (about a quarter of a second), shared fairly with the host's own work."""

@@ -51,9 +51,6 @@ class StandaloneHost:
     def folders_may_be_typed(self) -> bool:
         return self.local
 
-    def offers_typing(self) -> bool:
-        return self.local
-
     def typed_folder_allowed(self, path: Path) -> bool:
         return self.local
 

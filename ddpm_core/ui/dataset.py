@@ -80,7 +80,7 @@ def _folders(service: Service, name: Any) -> None:
             max_lines=4,
             elem_id=ids.DATASET_FOLDERS,
             placeholder="A folder of images, with all below it; several on lines of their own",
-            visible=host.folders_may_be_typed() or host.offers_typing(),
+            visible=host.folders_may_be_typed(),
         )
         not_in_defaults(typed)
         with gr.Column(scale=0, min_width=160):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -165,6 +166,12 @@ def test_start_up_and_idleness_cost_nothing(host: WebUI) -> None:
         assert total < 0.150, (ours, callbacks, install - bare)
 
 
+def inpaint(host: WebUI, made: dict[str, Any], mask: Image.Image, **more: Any) -> None:
+    pictures = {"init_images": [base64_of(picture(made))], "mask": base64_of(mask), "prompt": "portrait of a cat"}
+    settings = {"steps": 2, "width": 64, "height": 64, "save_images": True, "sampler_name": "Euler"}
+    host.post("sdapi/v1/img2img", {**pictures, **settings, **more})
+
+
 def test_collect_as_i_generate_takes_samples_alone(host: WebUI, page: Page) -> None:
     page.write("#ddpm_dataset_name", "live")
     way(page, "Collect as I generate", "#ddpm_collect")
@@ -179,20 +186,7 @@ def test_collect_as_i_generate_takes_samples_alone(host: WebUI, page: Page) -> N
     made = host.txt2img(seed=50)
     host.txt2img(seed=60, prompt="a dog")  # has not the words
     mask = picture(made).convert("L").point(lambda v: 255 if v > 100 else 0)
-    host.post(
-        "sdapi/v1/img2img",
-        {
-            "init_images": [base64_of(picture(made))],
-            "mask": base64_of(mask),
-            "prompt": "portrait of a cat",
-            "steps": 2,
-            "width": 64,
-            "height": 64,
-            "seed": 9,
-            "save_images": True,
-            "sampler_name": "Euler",
-        },
-    )
+    inpaint(host, made, mask, seed=9)
     collected = host.wait_for(
         lambda: (c := host.status()["collecting"])["collected"] + c["rejected"] >= 6 and not c["waiting"] and c,
         "six pictures",
@@ -208,21 +202,7 @@ def test_collect_as_i_generate_takes_samples_alone(host: WebUI, page: Page) -> N
     # saving off: from memory, the mask that is returned behind each picture left out
     host.post("sdapi/v1/options", {"samples_save": False})
     host.txt2img(seed=300, batch_size=2, save_images=True)
-    host.post(
-        "sdapi/v1/img2img",
-        {
-            "init_images": [base64_of(picture(made))],
-            "mask": base64_of(mask),
-            "prompt": "portrait of a cat",
-            "steps": 2,
-            "width": 64,
-            "height": 64,
-            "seed": 10,
-            "batch_size": 2,
-            "save_images": True,
-            "sampler_name": "Euler",
-        },
-    )
+    inpaint(host, made, mask, seed=10, batch_size=2)
     host.txt2img(seed=400, save_images=False)  # not to be saved, not to be collected
     host.wait_for(lambda: host.get("ddpm/v1/datasets/live/items")["total"] >= 10, "four unsaved pictures")
     time.sleep(1)
@@ -401,8 +381,6 @@ def test_generate_in_the_tab_saves_where_the_host_does(host: WebUI, page: Page) 
     assert len(new) == 16 and all("txt2img-images" in str(path) for path in new)
     page.shot("generate")
     # and they are never harvested, not even without their text
-    from PIL import Image
-
     one = sorted(new)[0]
     with Image.open(one) as image:
         assert "DDPM model" in image.info["parameters"]

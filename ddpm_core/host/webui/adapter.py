@@ -59,13 +59,15 @@ class WebUIHost:
         folders["saved"] = option("outdir_save", "")
         return {label: Path(folder).absolute() for label, folder in folders.items() if folder}
 
-    def folders_may_be_typed(self) -> bool:
+    def _every_folder_allowed(self) -> bool:
         return not flag("webui_is_non_local", True) and not flag("hide_ui_dir_config", False)
 
-    def offers_typing(self) -> bool:
-        return bool(flag("ddpm_allow_folder"))
+    def folders_may_be_typed(self) -> bool:
+        return self._every_folder_allowed() or bool(flag("ddpm_allow_folder"))
 
     def typed_folder_allowed(self, path: Path) -> bool:
+        if self._every_folder_allowed():
+            return True
         try:
             resolved = path.expanduser().resolve()
             allowed = [Path(folder).expanduser().resolve() for folder in flag("ddpm_allow_folder") or []]
