@@ -136,9 +136,9 @@ def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str 
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = []
-        for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
+        for number, (image, seed, text) in enumerate(zip(found.pictures, found.seeds, found.texts)):
             path = out / f"{number:05d}-{seed}.png"
-            save_png(operations.to_image(pixels), path, text)
+            save_png(image, path, text)
             files.append(str(path))
         if not files:
             return [], None

@@ -9,6 +9,7 @@ import contextlib
 import io
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,12 @@ class Result:
 
     image: Image.Image
     text: str
+    seed: int
     path: Path | None
+
+
+# picture, generation text, seed, number within the sampling -> its file, where it is kept
+Save = Callable[[Image.Image, str, int, int], "Path | None"]
 
 
 class Service:
@@ -71,8 +77,24 @@ class Service:
             assert self._workspace is not None
             return self._workspace
 
+    def newest_model(self) -> str | None:
+        """The model that was written last, if there is one."""
+
+        def written(name: str) -> float:
+            try:
+                return self.workspace.model_path(name).stat().st_mtime
+            except OSError:
+                return 0.0
+
+        return max(self.workspace.model_names(), key=written, default=None)
+
     def _context(self, job: Job) -> Context:
         host = self.host
+
+        def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+            with host.gpu_slice():
+                return host.enlarge(image, size, upscaler)
+
         return operations.Context(
             host.device(),
             host.gpu_slice,
@@ -82,6 +104,7 @@ class Service:
             host.preview_seconds,
             host.keep_checkpoints,
             host.room_for,
+            enlarge,
         )
 
     def shutdown(self) -> None:
@@ -167,12 +190,23 @@ class Service:
 
         return self.jobs.start("train", f"Training {request.model}", work, TRAINING, subject=request.model)
 
-    def start_sampling(self, model: str, count: int, settings: SampleSettings, weights: str = "ema") -> Job:
+    def _check_sampling(self, model: str, count: int, enlarging: operations.Enlarging | None) -> None:
         if not 1 <= count <= 1024:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
         if model not in self.workspace.model_names():  # names only: a page may not point at files
             raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+        if enlarging is not None and enlarging.upscaler not in self.host.upscalers():
+            raise UserError(f"There is no upscaler {enlarging.upscaler!r}; choose one of those in the list.")
 
+    def start_sampling(
+        self,
+        model: str,
+        count: int,
+        settings: SampleSettings,
+        weights: str = "ema",
+        enlarging: operations.Enlarging | None = None,
+    ) -> Job:
+        self._check_sampling(model, count, enlarging)
         for old in [job for job in self.jobs.all() if job.kind == "sample" and job.finished.is_set()][1:]:
             old.artifacts = {}  # pictures are on disk; the newest stay at hand
         workspace = self.workspace
@@ -198,18 +232,12 @@ class Service:
                 self._context(job),
                 batch_size=_SAMPLE_BATCH,
                 weights=weights,
+                enlarging=enlarging,
                 emerging=emerging,
             )
             results: list[Result] = []
             job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
-            for number, (pixels, seed, text) in enumerate(zip(found.images, found.seeds, found.texts)):
-                image = operations.to_image(pixels)
-                workspace.own.remember(image)  # before the host tells everyone of a new picture
-                path = self.host.save_image(image, text, seed, number)
-                if path is not None:
-                    with contextlib.suppress(OSError):  # somebody may have moved it at once
-                        workspace.own.remember(image, path.read_bytes())
-                results.append(Result(image, text, path))
+            _keep(workspace, found, self.host.save_image, results)
             job.artifacts["frames"] = frames
             return {
                 "count": len(results),
@@ -219,6 +247,38 @@ class Service:
             }
 
         return self.jobs.start("sample", f"Generating with {model}", work, subject=model)
+
+    def sample_within(
+        self,
+        model: str,
+        count: int,
+        settings: SampleSettings,
+        *,
+        weights: str,
+        enlarging: operations.Enlarging | None,
+        batch_size: int,
+        stop: threading.Event,
+        emerging: Callable[[int, int, Tensor], None],
+        save: Save,
+    ) -> list[Result]:
+        """Sample at once, inside a generation of the host, which has the device: no job, and no turn of our own."""
+        self._check_sampling(model, count, enlarging)
+        workspace = self.workspace
+        context = operations.Context(self.host.device(), stop=stop, enlarge=self.host.enlarge)
+        found = operations.sample(
+            workspace,
+            model,
+            count,
+            settings,
+            context,
+            batch_size=batch_size,
+            weights=weights,
+            enlarging=enlarging,
+            emerging=emerging,
+        )
+        results: list[Result] = []
+        _keep(workspace, found, save, results)
+        return results
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
         if model not in self.workspace.model_names():
@@ -376,6 +436,17 @@ class Service:
             "images": count,
             "warnings": operations.expectations(count) if count else [],
         }
+
+
+def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: list[Result]) -> None:
+    """Save pictures, remember that they are ours, and add them to the results one by one."""
+    for number, (image, seed, text) in enumerate(zip(found.pictures, found.seeds, found.texts)):
+        workspace.own.remember(image)  # before the host tells everyone of a new picture
+        path = save(image, text, seed, number)
+        if path is not None:
+            with contextlib.suppress(OSError):  # somebody may have moved it at once
+                workspace.own.remember(image, path.read_bytes())
+        results.append(Result(image, text, seed, path))
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

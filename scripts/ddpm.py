@@ -5,7 +5,7 @@ from modules import script_callbacks
 try:
     # the host puts this extension's folder on sys.path only while this file runs
     from ddpm_core.host.webui import register
-    from ddpm_core.host.webui.script import DDPMScript  # noqa: F401 - the host looks for it among this file's names
+    from ddpm_core.host.webui.pages.script import DDPMAloneScript, DDPMScript  # noqa: F401 - the host looks for them here
 
     register.register()
 except Exception as error:

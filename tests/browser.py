@@ -80,6 +80,7 @@ class Page:
         element.send_keys(Keys.BACKSPACE)
         element.send_keys(value)
         element.send_keys(Keys.TAB)
+        self.js("document.activeElement.blur()")  # the next field may be a list that opens over others
         self.wait(lambda: element.get_attribute("value") == value, f"{css} to hold {value}")
         time.sleep(0.3)  # gradio sends the value on a later tick
 

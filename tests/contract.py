@@ -46,7 +46,7 @@ class Use:
 
 def used() -> Use:
     found = Use()
-    for path in sorted([*ADAPTER.glob("*.py"), TESTS.parent / "scripts" / "ddpm.py"]):
+    for path in sorted([*ADAPTER.rglob("*.py"), TESTS.parent / "scripts" / "ddpm.py"]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         aliases: dict[str, str] = {}
         for node in ast.walk(tree):

@@ -70,6 +70,11 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     made = client.post("/ddpm/v1/sample", json={"model": "m", "count": 2, "steps": 2, "seed": 7}).json()
     assert len(made["images"]) == 2 and "Seed: 7" in made["infotexts"][0]
     assert Image.open(io.BytesIO(base64.b64decode(made["images"][1]))).size == (32, 32)
+    larger = {"model": "m", "steps": 2, "seed": 8, "upscaler": "Nearest", "factor": 3}
+    enlarged = client.post("/ddpm/v1/sample", json=larger).json()
+    big, small = (Image.open(io.BytesIO(base64.b64decode(a["images"][-1]))) for a in (enlarged, made))
+    assert big.size == (96, 96) and big.resize((32, 32), Image.Resampling.NEAREST).tobytes() == small.tobytes()
+    assert "Size: 96x96" in enlarged["infotexts"][0] and "DDPM upscaler: Nearest" in enlarged["infotexts"][0]
     everything = client.get("/ddpm/v1/status").text + client.get("/ddpm/v1/models").text + str(page)
     assert str(few) not in everything and str(few.parent) not in everything
 
@@ -82,6 +87,10 @@ def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
         ("train", {"model": "m", "dataset": "d", "init_from": str(few)}),
         ("sample", {"model": str(few), "count": 1}),
         ("sample", {"model": "m", "sampler": "none"}),
+        ("sample", {"model": "m", "eta": 5}),
+        ("sample", {"model": "m", "seed": -7}),
+        ("sample", {"model": "m", "upscaler": "Lanczos", "factor": 99}),
+        ("sample", {"model": "m", "upscaler": "../x"}),
         ("collect", {"dataset": "d", "prompt": "x"}),
         ("datasets/none/decide", {"ids": [1], "action": "reject"}),
         ("datasets/none/decide", {"ids": [2**70], "action": "reject"}),

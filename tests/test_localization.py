@@ -101,6 +101,25 @@ def texts_of_settings() -> set[str]:
     return found
 
 
+def texts_in_the_hosts_pages() -> set[str]:
+    """Labels, hints and titles of what we put into txt2img and img2img."""
+    found: set[str] = set()
+    for path in (ROOT / "ddpm_core" / "host" / "webui" / "pages").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg in ("label", "info", "tooltip"):
+                found |= {
+                    v.value for v in ast.walk(node.value) if isinstance(v, ast.Constant) and isinstance(v.value, str)
+                }
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "gr.Button":
+                found.add(ast.literal_eval(node.args[0]))
+            if isinstance(node, ast.FunctionDef) and node.name == "title":
+                found |= {ast.literal_eval(n.value) for n in ast.walk(node) if isinstance(n, ast.Return) and n.value}
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("NATIVE", "_NONE_YET"):
+                found.add(ast.literal_eval(node.value))
+    return found
+
+
 def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -108,6 +127,7 @@ def load(path: Path) -> dict[str, Any]:
 def shown(tmp_path: Path) -> set[str]:
     presets = {preset.summary for preset in PRESETS.values()}
     texts = presets | texts_of_the_page(tmp_path) | texts_of_the_scripts() | texts_of_progress() | texts_of_settings()
+    texts |= texts_in_the_hosts_pages()
     return {text for text in texts if re.search(r"[A-Za-z]{2}", text)} - SAME
 
 

@@ -30,7 +30,13 @@ LAYERS = [
     {"__main__"},
 ]
 # host is handed in, never imported by what it serves: it stands beside, and its server builds the page
-HOST_MAY_BUILD = {PACKAGE / "host" / "server.py", PACKAGE / "host" / "webui" / "register.py"}
+# and what it puts into the WebUI's own pages; these stand above the service
+PAGES = PACKAGE / "host" / "webui" / "pages"
+HOST_MAY_BUILD = {
+    PACKAGE / "host" / "server.py",
+    PACKAGE / "host" / "webui" / "register.py",
+    *PAGES.glob("*.py"),
+}
 
 
 def part_of(path: Path) -> str:

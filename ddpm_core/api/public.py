@@ -76,6 +76,8 @@ class SampleBody(BaseModel):
     eta: float = 0.0
     seed: int = 0
     weights: str = "ema"
+    upscaler: str | None = Field(None, description="One of the WebUI's; none: the model's own size.")
+    factor: float = 4.0
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -170,8 +172,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
         steps = body.steps or SAMPLERS[body.sampler].default_steps
         from ..sampling.generate import SampleSettings
 
-        settings = SampleSettings(body.sampler, steps, body.eta, body.seed)
-        running = told(lambda: service.start_sampling(body.model, body.count, settings, body.weights))
+        def start() -> Job:
+            settings = SampleSettings(body.sampler, steps, body.eta, body.seed)
+            enlarging = operations.Enlarging(body.upscaler, body.factor) if body.upscaler else None
+            return service.start_sampling(body.model, body.count, settings, body.weights, enlarging)
+
+        running = told(start)
         results = running.artifacts  # held here: a later sampling drops the older one's pictures
         running.finished.wait()
         if running.error:

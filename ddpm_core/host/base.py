@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from ..operations import Generated, GenerationRequest
 
 
+class OutputPanel(Protocol):
+    """Where generated pictures are shown, saved and sent on from."""
+
+    outputs: list[Any]  # gradio components
+
+    def show(self) -> list[Any]:
+        """Values for the outputs: the newest pictures."""
+
+
 class Host(Protocol):
     """The WebUI, or the standalone server."""
 
@@ -49,6 +58,15 @@ class Host(Protocol):
 
     def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
         """Save a sampled picture with its generation text where this host keeps generated pictures, if it keeps them."""
+
+    def upscalers(self) -> list[str]:
+        """Names of what can enlarge pictures here, the plainest first."""
+
+    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        """The picture at that size (width, height). Called by whoever has the right to compute."""
+
+    def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> OutputPanel | None:
+        """Build, in the page being built, the host's own panel for pictures and their texts; None where it has none."""
 
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
         """One batch of the host's own text-to-image; fewer pictures than seeds when it was interrupted."""

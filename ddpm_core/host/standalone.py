@@ -60,6 +60,19 @@ class StandaloneHost:
     def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def upscalers(self) -> list[str]:
+        from ..operations.pictures import FILTERS
+
+        return list(FILTERS)
+
+    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        from ..operations import enlarge_plainly
+
+        return enlarge_plainly(image, size, upscaler)
+
+    def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> None:
+        return None
+
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
         raise UserError(
             "There is no Stable Diffusion here; install this as an extension of the WebUI to generate with it."

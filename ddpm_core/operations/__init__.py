@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .collecting import COLLECTION_STATE, Collection, Generated, GenerationRequest, collect, unfinished_collection
     from .context import Context
     from .evaluation import evaluate
-    from .pictures import make_grid
+    from .pictures import Enlarging, enlarge_plainly, make_grid
     from .sampling import Sampled, sample, sample_text
     from .training import TrainRequest, check_limits, configure, expectations, train
 
@@ -21,6 +21,7 @@ _WHERE = {
     "COLLECTION_STATE": ".collecting",
     "Collection": ".collecting",
     "Context": ".context",
+    "Enlarging": ".pictures",
     "Generated": ".collecting",
     "GenerationRequest": ".collecting",
     "Sampled": ".sampling",
@@ -28,6 +29,7 @@ _WHERE = {
     "check_limits": ".training",
     "collect": ".collecting",
     "configure": ".training",
+    "enlarge_plainly": ".pictures",
     "evaluate": ".evaluation",
     "expectations": ".training",
     "make_grid": ".pictures",
@@ -42,6 +44,7 @@ __all__ = [
     "COLLECTION_STATE",
     "Collection",
     "Context",
+    "Enlarging",
     "Generated",
     "GenerationRequest",
     "Sampled",
@@ -49,6 +52,7 @@ __all__ = [
     "check_limits",
     "collect",
     "configure",
+    "enlarge_plainly",
     "evaluate",
     "expectations",
     "make_grid",

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .pictures import Enlarge, enlarge_plainly
+
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
 GpuSlice = Callable[[], AbstractContextManager[object]]
@@ -29,6 +31,7 @@ class Context:
     keep_checkpoints: Callable[[], int] = lambda: 2
     # memory for a training of so many megabytes: the host may put its own models aside meanwhile
     room_for: Callable[[Callable[[], float]], AbstractContextManager[object]] = lambda megabytes: nullcontext()
+    enlarge: Enlarge = enlarge_plainly  # a host has upscalers of its own
 
     def progress(self, done: int, total: int, text: str) -> None:
         self.report({"done": done, "total": total, "text": text})

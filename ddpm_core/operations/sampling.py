@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import __version__
 from ..dataset import infotext
 from ..errors import UserError
+from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
@@ -20,13 +22,16 @@ from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from .context import Context
+from .pictures import Enlarging
 
 
 @dataclass
 class Sampled:
-    """Pictures of one sampling: uint8 (N, 3, H, W), their seeds and generation texts, network calls an image."""
+    """Pictures of one sampling: uint8 (N, 3, H, W), the same as they are wanted (perhaps enlarged), their seeds and
+    generation texts, network calls an image."""
 
     images: Tensor
+    pictures: list[Image.Image]
     seeds: list[int]
     texts: list[str]
     evaluations: int
@@ -61,6 +66,7 @@ def sample(
     *,
     batch_size: int = 64,
     weights: str = "ema",
+    enlarging: Enlarging | None = None,
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
     """Sample ``count`` pictures. ``emerging(done, total, x0)`` gets the predicted images after each network call."""
@@ -68,6 +74,8 @@ def sample(
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
     config, tensors, title = _load_weights(workspace, model, weights)
+    height, width = config.unet.image_size
+    size = enlarging.target(width, height) if enlarging else (width, height)
     device = context.device
     with context.gpu_slice():
         net = model_file.build_network(config, tensors, device)
@@ -94,14 +102,32 @@ def sample(
         stop=context.stop,
         progress=progress,
     )
+    pixels = model_to_uint8(images)
     seeds = [settings.seed + i for i in range(len(images))]
-    texts = [sample_text(title, config, settings, seed, calls, weights) for seed in seeds]
-    return Sampled(model_to_uint8(images), seeds, texts, calls, time.monotonic() - began)
+    texts = [sample_text(title, config, settings, seed, calls, weights, enlarging) for seed in seeds]
+    pictures = []
+    for number, one in enumerate(pixels):
+        picture = to_image(one)
+        if enlarging is not None:
+            context.progress(number, len(pixels), "Enlarging")
+            picture = context.enlarge(picture, size, enlarging.upscaler)
+        pictures.append(picture)
+    return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began)
 
 
-def sample_text(title: str, config: ModelConfig, settings: SampleSettings, seed: int, calls: int, weights: str) -> str:
+def sample_text(
+    title: str,
+    config: ModelConfig,
+    settings: SampleSettings,
+    seed: int,
+    calls: int,
+    weights: str,
+    enlarging: Enlarging | None = None,
+) -> str:
     """The generation text of a sample, in the WebUI's format."""
     height, width = config.unet.image_size
+    if enlarging is not None:
+        width, height = enlarging.target(width, height)
     values = {
         "Steps": str(calls),
         "Sampler": settings.definition.label,
@@ -109,9 +135,12 @@ def sample_text(title: str, config: ModelConfig, settings: SampleSettings, seed:
         "Size": f"{width}x{height}",
         infotext.OWN_KEY: title,
         "DDPM sampler": settings.sampler,
+        "DDPM steps": str(settings.steps if settings.steps is not None else calls),
         "DDPM weights": weights,
         "Version": f"sd-webui-ddpm {__version__}",
     }
     if settings.definition.uses_eta:
         values["DDPM eta"] = f"{settings.eta:g}"
+    if enlarging is not None:
+        values["DDPM upscaler"] = enlarging.upscaler
     return infotext.build(infotext.Infotext("", "", values))

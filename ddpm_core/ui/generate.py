@@ -4,20 +4,51 @@ from __future__ import annotations
 
 import html
 import random
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ..errors import UserError
+from ..operations.pictures import MOST_FACTOR, Enlarging
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
 from .common import live, not_in_defaults, said
 
+_NATIVE = "None: its own size"
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 
+class Panel:
+    """Pictures and their texts, where the host has no panel of its own; fulfils ``host.base.OutputPanel``."""
+
+    def __init__(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> None:
+        self._pictures = pictures
+        gallery = gr.Gallery(
+            label="Output", show_label=False, elem_id=ids.GALLERY, columns=4, object_fit="contain", preview=False
+        )
+        text = gr.HTML("", elem_id=ids.TEXT)
+        self.outputs = [gallery, text]
+        gallery.select(self._selected, inputs=None, outputs=[text])
+
+    def show(self) -> list[Any]:
+        found = self._pictures()
+        return [[_visible(image) for image, _ in found], _text(found[0][1]) if found else ""]
+
+    def _selected(self, event: gr.SelectData) -> str:
+        found = self._pictures()
+        index = event.index if isinstance(event.index, int) else 0
+        return _text(found[index][1]) if 0 <= index < len(found) else ""
+
+
 def build(service: Service) -> dict[str, Any]:
+    def pictures() -> list[tuple[Image.Image, str]]:
+        job = service.jobs.latest("sample")
+        found: list[Result] = job.artifacts.get("results", []) if job else []
+        return [(result.image, result.text) for result in found]
+
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             with gr.Row():
@@ -49,6 +80,16 @@ def build(service: Service) -> dict[str, Any]:
                     info="ema: averaged over the training, as a rule better",
                 )
                 clip = gr.Checkbox(label="Clip the predicted image", value=True)
+            with gr.Row():
+                upscaler = gr.Dropdown(
+                    label="Enlarge with",
+                    choices=[_NATIVE, *service.host.upscalers()],
+                    value=_NATIVE,
+                    elem_id=ids.UPSCALER,
+                )
+                factor = gr.Slider(
+                    label="Enlarge by", minimum=1, maximum=MOST_FACTOR, step=0.5, value=4, elem_id=ids.FACTOR
+                )
             with gr.Accordion("Did it learn or copy?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
                 evaluate = gr.Button("Evaluate this model", elem_id="ddpm_evaluate")
@@ -60,15 +101,23 @@ def build(service: Service) -> dict[str, Any]:
                 skip = gr.Button("Skip", elem_id=ids.SKIP)
             message = gr.HTML("", elem_id=ids.MESSAGE_GENERATE)
             live("sample")
-            gallery = gr.Gallery(
-                label="Output", show_label=False, elem_id=ids.GALLERY, columns=4, object_fit="contain", preview=False
-            )
-            text = gr.HTML("", elem_id=ids.TEXT)
+            panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
     not_in_defaults(model, against)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
-    def begin(name: Any, label: Any, n: Any, total: Any, number: Any, noise: Any, which: Any, clipped: Any) -> str:
+    def begin(
+        name: Any,
+        label: Any,
+        n: Any,
+        total: Any,
+        number: Any,
+        noise: Any,
+        which: Any,
+        clipped: Any,
+        enlarge: Any,
+        times: Any,
+    ) -> str:
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
         try:
@@ -82,7 +131,8 @@ def build(service: Service) -> dict[str, Any]:
         settings = SampleSettings(
             _LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped)
         )
-        service.start_sampling(str(name), many, settings, str(which))
+        enlarging = None if enlarge in (None, _NATIVE) else Enlarging(str(enlarge), float(times or 1))
+        service.start_sampling(str(name), many, settings, str(which), enlarging)
         return ""
 
     def end() -> str:
@@ -94,33 +144,24 @@ def build(service: Service) -> dict[str, Any]:
         service.start_evaluation(str(name), str(dataset), 256)
         return ""
 
-    def results() -> Any:
-        job = service.jobs.latest("sample")
-        found: list[Result] = job.artifacts.get("results", []) if job else []
-        shown = [
-            r.image.resize((r.image.width * 4, r.image.height * 4), 0) if max(r.image.size) <= 128 else r.image
-            for r in found
-        ]
-        return shown, _text(found[0].text) if found else ""
-
-    def selected(event: gr.SelectData) -> str:
-        job = service.jobs.latest("sample")
-        found: list[Result] = job.artifacts.get("results", []) if job else []
-        index = event.index if isinstance(event.index, int) else 0
-        return _text(found[index].text) if 0 <= index < len(found) else ""
-
     def default_steps(label: Any) -> Any:
         name = _LABELS.get(str(label))
         return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
 
-    generate.click(said(begin), inputs=[model, sampler, steps, count, seed, eta, weights, clip], outputs=[message])
+    chosen = [model, sampler, steps, count, seed, eta, weights, clip, upscaler, factor]
+    generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
     skip.click(said(end), inputs=[], outputs=[message])
     evaluate.click(said(compare), inputs=[model, against], outputs=[message])
-    show.click(results, inputs=[], outputs=[gallery, text])
-    gallery.select(selected, inputs=None, outputs=[text])
+    show.click(panel.show, inputs=[], outputs=panel.outputs)
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
     return {"model": model, "dataset": against}
+
+
+def _visible(image: Image.Image) -> Image.Image:
+    """Small pictures four times as large: a gallery shows them at their own size."""
+    small = max(image.size) <= 128
+    return image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST) if small else image
 
 
 def _text(text: str) -> str:

@@ -33,6 +33,8 @@ SAMPLER = "ddpm_sampler"
 STEPS = "ddpm_steps"
 SEED = "ddpm_seed"
 ETA = "ddpm_eta"
+UPSCALER = "ddpm_upscaler"
+FACTOR = "ddpm_factor"
 # the WebUI's key handler looks for these endings in the current tab: Ctrl+Enter, Esc
 GENERATE = "ddpm_generate"
 INTERRUPT = "ddpm_interrupt"

@@ -32,7 +32,7 @@ def build_tab(service: Service) -> None:
             choices(datasets, data, first),
             choices(datasets, data_train, first),
             choices(["", *models], init, None),
-            choices(models, model, _newest(service, models)),
+            choices(models, model, service.newest_model()),
             choices(datasets, against, first),
         )
 
@@ -44,13 +44,3 @@ def build_tab(service: Service) -> None:
         in_generate["dataset"],
     ]
     refresh.click(lists, inputs=drawn, outputs=drawn)
-
-
-def _newest(service: Service, models: list[str]) -> str | None:
-    def age(name: str) -> float:
-        try:
-            return service.workspace.model_path(name).stat().st_mtime
-        except OSError:
-            return 0.0
-
-    return max(models, key=age) if models else None

@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from browser import Page
 from checkpoint import make_checkpoint
 from conftest import ROOT
 from PIL import Image
@@ -229,3 +230,66 @@ def plain_lines(log: str) -> set[str]:
         if line and not line.startswith("Startup time") and "it/s" not in line and "s/it" not in line:
             found.add(re.sub(r"\(.*\)", "", line).strip())
     return found
+
+
+# -- what several tests do -----------------------------------------------------------------------------------------------
+
+SMALL = {
+    "block_out_channels": "32,64",
+    "attention_levels": "false,true",
+    "layers_per_block": "1",
+    "attention_head_dim": "64",
+}
+
+
+def train(host: WebUI, model: str, steps: int = 40, **more: Any) -> int:
+    running = host.status()["jobs"].get("train")
+    if running and running["state"] in ("queued", "running"):  # what an earlier test that failed has left
+        host.post("ddpm/v1/stop", {"kind": "train"})
+        host.job_done(running["id"])
+    body = {"model": model, "dataset": "all", "preset": "tiny-32", "steps": steps, "batch_size": 8, "precision": "fp32"}
+    return int(host.post("ddpm/v1/train", {**body, "settings": SMALL, **more})["job"])
+
+
+def begun(host: WebUI, job: int, steps: int = 1) -> None:
+    """Wait until a job has done so many steps; at once when it has failed."""
+
+    def there() -> bool:
+        found = host.get(f"ddpm/v1/jobs/{job}")
+        assert found["state"] != "failed", found["error"]
+        return bool(found["progress"].get("done", 0) >= steps)
+
+    host.wait_for(there, f"step {steps} of job {job}")
+
+
+def inpaint(host: WebUI, made: dict[str, Any], mask: Image.Image, **more: Any) -> None:
+    pictures = {"init_images": [base64_of(picture(made))], "mask": base64_of(mask), "prompt": "portrait of a cat"}
+    settings = {"steps": 2, "width": 64, "height": 64, "save_images": True, "sampler_name": "Euler"}
+    host.post("sdapi/v1/img2img", {**pictures, **settings, **more})
+
+
+def open_tab(page: Page, theme: str = "light") -> None:
+    page.driver.get(f"{page.url}?__theme={theme}")
+    page.wait(lambda: page.js("return document.querySelector('#ddpm_tab') !== null"), "our tab", 120)
+    press = (
+        "const b = [...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'DDPM');"
+        "if (b) b.click(); return Boolean(b)"
+    )
+    page.wait(lambda: page.js(press) and page.all("#ddpm_tab"), "our tab to open")
+    page.wait(
+        lambda: page.js("return Boolean(document.querySelector('#ddpm_tab [data-ddpm=review]').childElementCount)"),
+        "life",
+    )
+
+
+def reload_ui(host: WebUI, page: Page) -> None:
+    starts = host.log().count("Startup time:")
+    page.driver.get(host.url)
+    press = (
+        "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI'"
+        " || x.id === 'settings_restart_gradio'); if (a) a.click(); return Boolean(a)"
+    )
+    page.wait(lambda: page.js("return document.querySelectorAll('#tabs button').length > 4"), "the host's page", 120)
+    time.sleep(3)  # the host hangs in closing while a page is still loading, with us or without
+    page.wait(lambda: page.js(press), "Reload UI", 120)
+    host.wait_for(lambda: host.log().count("Startup time:") > starts, "the reload", 180)

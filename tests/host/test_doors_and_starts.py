@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import Page, make_driver, needs_browser
 from conftest import ROOT
-from running import NAME, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family
-from test_in_the_webui import open_tab, reload_ui
+from running import NAME, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, reload_ui
 
 pytestmark = [
     pytest.mark.skipif(

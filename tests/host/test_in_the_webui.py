@@ -22,7 +22,22 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import Page, make_driver, needs_browser
-from running import NAME, WEBUI_DIR, WEBUI_PYTHON, WebUI, base64_of, family, picture, plain_lines, same_bytes
+from running import (
+    NAME,
+    SMALL,
+    WEBUI_DIR,
+    WEBUI_PYTHON,
+    WebUI,
+    begun,
+    family,
+    inpaint,
+    open_tab,
+    picture,
+    plain_lines,
+    reload_ui,
+    same_bytes,
+    train,
+)
 
 pytestmark = [
     needs_browser,
@@ -32,13 +47,6 @@ pytestmark = [
     ),
     pytest.mark.timeout(1800),
 ]
-
-SMALL = {
-    "block_out_channels": "32,64",
-    "attention_levels": "false,true",
-    "layers_per_block": "1",
-    "attention_head_dim": "64",
-}
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +115,6 @@ def console(host: WebUI) -> set[str]:
         driver.quit()
 
 
-def open_tab(page: Page, theme: str = "light") -> None:
-    page.driver.get(f"{page.url}?__theme={theme}")
-    page.wait(lambda: page.js("return document.querySelector('#ddpm_tab') !== null"), "our tab", 120)
-    press = (
-        "const b = [...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'DDPM');"
-        "if (b) b.click(); return Boolean(b)"
-    )
-    page.wait(lambda: page.js(press) and page.all("#ddpm_tab"), "our tab to open")
-    page.wait(
-        lambda: page.js("return Boolean(document.querySelector('#ddpm_tab [data-ddpm=review]').childElementCount)"),
-        "life",
-    )
-
-
 def way(page: Page, name: str, marker: str) -> None:
     """Open one of the ways into a dataset."""
     press = (
@@ -164,12 +158,6 @@ def test_start_up_and_idleness_cost_nothing(host: WebUI) -> None:
     assert sum(costs) / 5 < 0.001
     if family() == "a1111":
         assert total < 0.150, (ours, callbacks, install - bare)
-
-
-def inpaint(host: WebUI, made: dict[str, Any], mask: Image.Image, **more: Any) -> None:
-    pictures = {"init_images": [base64_of(picture(made))], "mask": base64_of(mask), "prompt": "portrait of a cat"}
-    settings = {"steps": 2, "width": 64, "height": 64, "save_images": True, "sampler_name": "Euler"}
-    host.post("sdapi/v1/img2img", {**pictures, **settings, **more})
 
 
 def test_collect_as_i_generate_takes_samples_alone(host: WebUI, page: Page) -> None:
@@ -292,26 +280,6 @@ def test_harvest_by_label_and_filter(host: WebUI) -> None:
     assert host.ask("ddpm/v1/harvest", {"dataset": "all", "folders": [str(host.data)]})[0] == 400
 
 
-def train(host: WebUI, model: str, steps: int = 40, **more: Any) -> int:
-    running = host.status()["jobs"].get("train")
-    if running and running["state"] in ("queued", "running"):  # what an earlier test that failed has left
-        host.post("ddpm/v1/stop", {"kind": "train"})
-        host.job_done(running["id"])
-    body = {"model": model, "dataset": "all", "preset": "tiny-32", "steps": steps, "batch_size": 8, "precision": "fp32"}
-    return int(host.post("ddpm/v1/train", {**body, "settings": SMALL, **more})["job"])
-
-
-def begun(host: WebUI, job: int, steps: int = 1) -> None:
-    """Wait until a job has done so many steps; at once when it has failed."""
-
-    def there() -> bool:
-        found = host.get(f"ddpm/v1/jobs/{job}")
-        assert found["state"] != "failed", found["error"]
-        return bool(found["progress"].get("done", 0) >= steps)
-
-    host.wait_for(there, f"step {steps} of job {job}")
-
-
 def test_txt2img_during_a_training(host: WebUI, page: Page, without: dict[str, Any]) -> None:
     """All requests finish, wait little, give the bytes they gave without us; the training gives the same model."""
     alone = host.job_done(train(host, "alone", 120))
@@ -406,19 +374,6 @@ def test_keys_reach_our_buttons(host: WebUI, page: Page) -> None:
     host.wait_for(lambda: len(list((host.data / "outputs").rglob("*.png"))) > count, "pictures by Ctrl+Enter")
     ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
     assert not page.own_errors()
-
-
-def reload_ui(host: WebUI, page: Page) -> None:
-    starts = host.log().count("Startup time:")
-    page.driver.get(host.url)
-    press = (
-        "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI'"
-        " || x.id === 'settings_restart_gradio'); if (a) a.click(); return Boolean(a)"
-    )
-    page.wait(lambda: page.js("return document.querySelectorAll('#tabs button').length > 4"), "the host's page", 120)
-    time.sleep(3)  # the host hangs in closing while a page is still loading, with us or without
-    page.wait(lambda: page.js(press), "Reload UI", 120)
-    host.wait_for(lambda: host.log().count("Startup time:") > starts, "the reload", 180)
 
 
 def test_reload_ui_twice_doubles_nothing(host: WebUI, page: Page) -> None:

@@ -21,6 +21,7 @@ from .memory import ModelMemory
 
 if TYPE_CHECKING:
     from ...operations import Generated, GenerationRequest
+    from ..base import OutputPanel
 
 # between two slices: the queue hands over an event, not the lock, and one who takes it at once starves who waits
 _PAUSE_SECONDS = 0.002
@@ -95,6 +96,21 @@ class WebUIHost:
 
         with queue_lock:  # the host numbers its files under it
             return save_image(image, text, seed)
+
+    def upscalers(self) -> list[str]:
+        from .upscaling import upscalers
+
+        return upscalers()
+
+    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        from .upscaling import enlarge
+
+        return enlarge(image, size, upscaler)
+
+    def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> OutputPanel:
+        from .pages.panel import WebUIPanel
+
+        return WebUIPanel(pictures)
 
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
         from .generation import generate

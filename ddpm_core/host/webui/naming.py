@@ -23,11 +23,11 @@ def sample_folder() -> str:
     return str(option("outdir_samples", "") or option("outdir_txt2img_samples", "outputs/txt2img-images"))
 
 
-def save_image(image: Image.Image, text: str, seed: int) -> Path | None:
-    """Save with generation text; None where the host's settings say that nothing is saved."""
+def save_image(image: Image.Image, text: str, seed: int, folder: str = "") -> Path | None:
+    """Save with generation text (in the folder of text-to-image); None where the host's settings say not to."""
     if not option("samples_save", True):
         return None
-    folder = sample_folder()
+    folder = folder or sample_folder()
     kind = option("samples_format", "png")
     folder_pattern = option("directories_filename_pattern", "") or "[prompt_words]"
     in_folders = bool(option("save_to_dirs", True))

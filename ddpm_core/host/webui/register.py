@@ -46,10 +46,12 @@ def register() -> None:
     _listening = False
     # at once, not in the host's callback for it: that is never called without a page (--nowebui)
     add_settings(_collecting_changed)
+    script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_ui_tabs(_tabs)
     script_callbacks.on_app_started(_app_started)
     script_callbacks.on_model_loaded(_model_loaded)
     script_callbacks.on_before_reload(_before_reload)
+    script_callbacks.on_infotext_pasted(_infotext_pasted)
 
 
 def _collecting_changed() -> None:
@@ -77,6 +79,22 @@ def listen() -> None:
     if not _listening:
         _listening = True
         script_callbacks.on_image_saved(_image_saved)
+
+
+def _before_ui() -> None:
+    """What the host's page is built from: a page of model cards, and axes of the X/Y/Z plot."""
+    from .pages.axes import add_axes
+    from .pages.cards import add_page
+
+    add_page(service)
+    add_axes(service)
+
+
+def _infotext_pasted(text: str, params: dict[str, Any]) -> None:
+    if "DDPM model" in params:
+        from .pages.pasting import infotext_pasted
+
+        infotext_pasted(text, params)
 
 
 def _tabs() -> list[tuple[Any, str, str]]:
@@ -135,8 +153,19 @@ def before_generation(p: Any) -> None:
         _memory(_service).before_generation()
 
 
-def generation_ended(p: Any, processed: Any) -> None:
-    """The host has generated: pictures that it does not save are collected from memory, if that is wanted."""
+def generation_begins(p: Any, controls: tuple[Any, ...]) -> None:
+    """The host's first batch is about to be made; ``controls`` are those of our accordion."""
+    if _beside(p, controls):
+        from .pages.alongside import count_in
+
+        count_in(p)
+
+
+def generation_ended(p: Any, processed: Any, controls: tuple[Any, ...]) -> None:
+    """The host has generated.
+
+    Pictures that it does not save are collected from memory, if that is wanted; then ours are put beside them.
+    """
     try:
         if _service is not None and _service.collector.rule.enabled:
             from .collecting import generation_ended
@@ -144,6 +173,14 @@ def generation_ended(p: Any, processed: Any) -> None:
             generation_ended(_service.collector, p, processed)
     except UserError as error:
         _log.debug("not collected: %s", error)
+    if _beside(p, controls):
+        from .pages.alongside import add
+
+        add(service(), p, processed, controls)
+
+
+def _beside(p: Any, controls: tuple[Any, ...]) -> bool:
+    return bool(controls and controls[0]) or hasattr(p, "ddpm_axes")
 
 
 def _memory(ours: Service) -> ModelMemory:

@@ -1,0 +1,64 @@
+"""Axes of the host's X/Y/Z plot: our model, sampler, steps, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from modules import scripts
+
+from ....errors import UserError
+from ....sampling import SAMPLERS
+from ....service import Service
+from .alongside import AXES
+
+_LABELS = {sampler.label: sampler.name for sampler in SAMPLERS.values()}
+
+
+def add_axes(service: Callable[[], Service]) -> None:
+    """Add them to the plot's list, once; nothing where the host has no such plot."""
+    for module in [data.module for data in scripts.scripts_data if data.path.endswith("xyz_grid.py")]:
+        if not hasattr(module, "AxisOption") or any(o.label.startswith("[DDPM]") for o in module.axis_options):
+            continue
+
+        def names() -> list[str]:
+            try:
+                return service().workspace.model_names()
+            except UserError:
+                return []
+
+        def known(what: str, choices: Callable[[], list[str]]) -> Callable[[Any, list[str]], None]:
+            def confirm(p: Any, values: list[str]) -> None:
+                for value in values:
+                    if value not in choices():
+                        # what the plot's other axes raise; the host shows it
+                        raise RuntimeError(f"Unknown DDPM {what}: {value}")
+
+            return confirm
+
+        axis = module.AxisOption
+        module.axis_options += [
+            axis("[DDPM] Model", str, _set("model"), confirm=known("model", names), cost=0.5, choices=names),
+            axis(
+                "[DDPM] Sampler",
+                str,
+                lambda p, x, xs: _set("sampler")(p, _LABELS.get(x, x), xs),
+                confirm=known("sampler", lambda: [*_LABELS, *_LABELS.values()]),
+                choices=lambda: list(_LABELS),
+            ),
+            axis("[DDPM] Steps", int, _set("steps")),
+            axis(
+                "[DDPM] Weights",
+                str,
+                _set("weights"),
+                confirm=known("weights", lambda: ["ema", "raw"]),
+                choices=lambda: ["ema", "raw"],
+            ),
+        ]
+
+
+def _set(name: str) -> Callable[[Any, Any, Any], None]:
+    def apply(p: Any, x: Any, xs: Any) -> None:
+        setattr(p, AXES, {**getattr(p, AXES, {}), name: x})  # a new one: generations of a plot are copies of one
+
+    return apply

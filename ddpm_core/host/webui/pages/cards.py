@@ -1,0 +1,72 @@
+"""Our models as a page of the host's extra-networks cards; a click takes the model for *alongside*."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from modules import shared, ui_extra_networks
+
+from ....errors import UserError
+from ....model import file as model_file
+from ....service import Service
+
+
+class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
+    """What the host asks a page for; an item's keys are the host's."""
+
+    def __init__(self, service: Callable[[], Service]) -> None:
+        super().__init__("DDPM")
+        self._service = service
+        self.allow_prompt = False
+
+    def refresh(self) -> None:
+        pass  # the workspace is read at each listing
+
+    def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
+        try:
+            path = self._service().workspace.model_path(name)
+            config, info = model_file.read_config(path)
+        except UserError:
+            return None
+        stem = str(path.with_suffix(""))
+        height, width = config.unet.image_size
+        seen = f"{width}x{height}, {info.get('images', '?')} pictures, {info.get('steps', '?')} steps"
+        metadata = {"size": f"{width}x{height}", **info, "config": config.to_json()}
+        return {
+            "name": name,
+            "filename": str(path),
+            "shorthash": "",
+            "preview": self.find_preview(stem),
+            "description": self.find_description(stem) or seen,
+            "search_terms": [self.search_terms_from_path(str(path)), f"{width}x{height}"],
+            "onclick": html.escape(f"return window.ddpm.takeCard(this, {json.dumps(name)})"),
+            "prompt": json.dumps(""),
+            "local_preview": f"{stem}.preview.{shared.opts.samples_format}",
+            "metadata": metadata,
+            "sort_keys": {"default": index, **self.get_sort_keys(str(path))},
+        }
+
+    def list_items(self) -> Iterator[dict[str, Any]]:
+        try:
+            names = self._service().workspace.model_names()
+        except UserError:  # the tab says it
+            return
+        for index, name in enumerate(names):
+            item = self.create_item(name, index)
+            if item is not None:
+                yield item
+
+    def allowed_directories_for_previews(self) -> list[str]:
+        try:
+            return [str(Path(self._service().workspace.models_folder))]
+        except UserError:
+            return []
+
+
+def add_page(service: Callable[[], Service]) -> None:
+    """Register the page; the host has dropped all pages before it builds its own anew."""
+    ui_extra_networks.register_page(ModelCards(service))

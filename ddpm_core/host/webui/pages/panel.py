@@ -1,0 +1,90 @@
+"""The host's own output panel, for our tab: gallery, save, zip, send to img2img, inpaint and extras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules import infotext_utils, ui_common
+from PIL import Image
+
+from ....errors import UserError
+from ....operations import enlarge_plainly
+from ....ui.common import in_browser
+from ..naming import sample_folder
+
+_LEAST_SIDE = 512  # of what is sent on: the host takes over the size of what it is sent, and its sliders begin at 64
+_MULTIPLE = 8
+_TABNAME = "ddpm"
+
+
+class WebUIPanel:
+    """Built in the page being built; fulfils ``host.base.OutputPanel``."""
+
+    def __init__(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> None:
+        self._pictures = pictures
+        bindings = infotext_utils.registered_param_bindings
+        known = len(bindings)
+        panel = ui_common.create_output_panel(_TABNAME, sample_folder())
+        for binding in bindings[known:]:
+            self._send_enlarged(binding, panel.gallery)
+        self.outputs = [panel.gallery, panel.generation_info, panel.infotext]
+
+    def _send_enlarged(self, binding: Any, gallery: Any) -> None:
+        """Let a button of the panel send an enlarged copy: it fills a hidden picture, and presses what sends that."""
+        visible, target = binding.paste_button, binding.tabname
+        copy = gr.Image(visible=False, type="pil", elem_id=f"{_TABNAME}_copy_for_{target}")
+        press = f"{_TABNAME}_paste_to_{target}"
+        binding.paste_button = gr.Button("Send the copy", elem_id=press, elem_classes=["ddpm-hidden"])
+        binding.source_image_component = copy
+        visible.click(
+            _enlarged,
+            inputs=[gallery],
+            outputs=[copy],
+            show_progress=False,
+            **in_browser(visible.click, "extract_image_from_gallery"),
+        ).success(None, **in_browser(visible.click, f"() => document.getElementById('{press}').click()"))
+
+    def show(self) -> list[Any]:
+        found = self._pictures()
+        texts = [text for _, text in found]
+        seeds = [infotext_utils.parse_generation_parameters(text, []).get("Seed", -1) for text in texts]
+        first = found[0][0] if found else None
+        info = {  # what the panel's Save buttons read
+            "prompt": "",
+            "all_prompts": [""] * len(found),
+            "negative_prompt": "",
+            "all_negative_prompts": [""] * len(found),
+            "seed": seeds[0] if seeds else -1,
+            "all_seeds": seeds,
+            "index_of_first_image": 0,
+            "infotexts": texts,
+            "width": first.width if first else 0,
+            "height": first.height if first else 0,
+            "sampler_name": "",
+            "cfg_scale": 0,
+            "steps": 0,
+            "batch_size": 1,
+            "styles": [],
+            "job_timestamp": "",
+            "sd_model_name": "",
+            "sd_model_hash": "",
+            "clip_skip": 1,
+            "denoising_strength": None,
+        }
+        shown = ui_common.plaintext_to_html(texts[0]) if texts else ""
+        return [[image for image, _ in found], json.dumps(info), shown]
+
+
+def _enlarged(chosen: Any) -> Any:
+    image = infotext_utils.image_from_url_text(chosen)
+    if image is None:
+        raise UserError("There is no picture to send yet: generate one first.")
+    image = image.convert("RGB")
+    short = min(image.size)
+    if short >= _LEAST_SIDE:
+        return image
+    size = tuple(round(side * _LEAST_SIDE / short / _MULTIPLE) * _MULTIPLE for side in image.size)
+    return enlarge_plainly(image, (size[0], size[1]), "Lanczos")

@@ -1,0 +1,129 @@
+"""Sampling inside a generation of the host: its progress bar and live preview show ours, its Interrupt and Skip end it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modules import shared
+from PIL import Image
+from torch import Tensor
+
+from ....errors import UserError
+from ....operations import Enlarging
+from ....sampling import SAMPLERS
+from ....sampling.generate import SampleSettings
+from ....service import Result, Service
+from ..facts import option
+from ..naming import save_image
+
+NATIVE = "None: its own size"
+NEWEST = ""  # of the models
+_PREVIEW_SECONDS = 0.25
+_PREVIEW_SIDE = 384
+_PREVIEW_MOST = 16
+_MOST_SEED = 2**32
+_MOST_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person chose for a sampling; ``seed`` -1 is that of the host's generation, ``upscaler`` NATIVE is none."""
+
+    model: str = NEWEST
+    count: int = 1
+    sampler: str = "dpmpp_2m"
+    steps: int = 20
+    seed: int = -1
+    upscaler: str = NATIVE
+    weights: str = "ema"
+
+    @classmethod
+    def read(cls, model: Any, count: Any, sampler: Any, steps: Any, seed: Any, upscaler: Any, weights: Any) -> Choice:
+        """From values of controls, or of an API request: a sampler by its name or its label, None for a default."""
+        named = {s.label: s.name for s in SAMPLERS.values()}
+        try:
+            return cls(
+                str(model or NEWEST),
+                int(cls.count if count is None else count),
+                named.get(str(sampler), str(sampler or cls.sampler)),
+                int(cls.steps if steps is None else steps),
+                int(cls.seed if seed is None else seed),
+                str(upscaler or NATIVE),
+                str(weights or cls.weights),
+            )
+        except (TypeError, ValueError, OverflowError):
+            raise UserError("Number of images, steps and seed must be whole numbers.") from None
+
+
+def sample(
+    service: Service, choice: Choice, seed: int, size: tuple[int, int], folder: str, save: bool, batch_size: int
+) -> list[Result]:
+    """Sample as chosen, with the queue's lock held by the generation that this is a part of.
+
+    ``seed`` is the host's, taken where the choice names none; ``size`` (width, height) is the host's, which an upscaler
+    brings the pictures to; ``folder`` is where they are saved, if ``save``. Interrupted, only whole pictures come back.
+    """
+    model = choice.model or service.newest_model()
+    if model is None:
+        raise UserError("There is no model yet: train one in the DDPM tab.")
+    settings = SampleSettings(choice.sampler, choice.steps, seed=seed if choice.seed < 0 else choice.seed)
+    with _Progress() as progress:
+        return service.sample_within(
+            model,
+            choice.count,
+            settings,
+            weights=choice.weights,
+            enlarging=None if choice.upscaler == NATIVE else Enlarging(choice.upscaler, size=size),
+            batch_size=max(1, min(batch_size, _MOST_AT_ONCE)),
+            stop=progress.stop,
+            emerging=progress.after_call,
+            save=lambda image, text, number, _: _save(image, text, number, folder, save),
+        )
+
+
+def _save(image: Image.Image, text: str, seed: int, folder: str, wanted: bool) -> Path | None:
+    if option("enable_pnginfo", True):
+        image.info["parameters"] = text  # as the host does for its own, so that its answers carry it
+    return save_image(image, text, seed, folder) if wanted else None
+
+
+def random_seed() -> int:
+    return random.SystemRandom().randrange(_MOST_SEED)
+
+
+class _Progress:
+    """One job more for the host's progress bar, with the picture as it emerges."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._shown = 0.0
+
+    def __enter__(self) -> _Progress:
+        state = shared.state
+        state.skipped = False  # a Skip until now was for the host's own
+        state.current_latent = None  # else the host would decode its own last latent over our preview
+        state.sampling_step = 0
+        state.textinfo = "DDPM"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shared.state.textinfo = None
+        shared.state.nextjob()
+
+    def after_call(self, done: int, total: int, x0: Tensor) -> None:
+        state = shared.state
+        state.sampling_steps, state.sampling_step = total, done
+        if state.interrupted or state.skipped or state.stopping_generation:
+            self.stop.set()
+        if option("live_previews_enable", False) and time.monotonic() - self._shown > _PREVIEW_SECONDS:
+            from ....model.diffusion import model_to_uint8
+            from ....operations import make_grid
+            from ....service import enlarged
+
+            self._shown = time.monotonic()
+            state.assign_current_image(enlarged(make_grid(model_to_uint8(x0[:_PREVIEW_MOST]).cpu()), _PREVIEW_SIDE))

@@ -1,0 +1,23 @@
+// A card of one of our models was clicked: take that model for the pictures beside txt2img's or img2img's own.
+(function () {
+    "use strict";
+
+    const { root, byId } = window.ddpm;
+
+    window.ddpm.takeCard = function (card, name) {
+        const tab = card.closest("#tab_img2img") ? "img2img" : "txt2img";
+        const field = root().querySelector("#" + tab + "_ddpm_card textarea, #" + tab + "_ddpm_card input");
+        const take = byId(tab + "_ddpm_card_take");
+        if (!field || !take) return;
+        field.value = name;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        // the page takes note of the name a moment later
+        window.setTimeout(() => take.click(), 100);
+        const generation = root().querySelector("#" + tab + "_extra_tabs button"); // the first of them
+        if (generation) generation.click();
+        window.setTimeout(() => {
+            const accordion = root().querySelector("[id^=script_" + tab + "_ddpm_enable]");
+            if (accordion) accordion.scrollIntoView({ block: "nearest" });
+        }, 800);
+    };
+})();

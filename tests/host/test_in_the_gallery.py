@@ -1,0 +1,487 @@
+"""Our model's pictures in a real WebUI's own tabs: beside its generations, alone, on cards, in its plot, sent on.
+
+WEBUI_DIR names a working installation, WEBUI_PYTHON its Python. The tests share one running host with two small models.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import threading
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from browser import SHOTS, Page, make_driver, needs_browser
+from running import WEBUI_DIR, WEBUI_PYTHON, WebUI, base64_of, family, picture, same_bytes, train
+
+pytestmark = [
+    needs_browser,
+    pytest.mark.skipif(
+        not (WEBUI_DIR and WEBUI_PYTHON),
+        reason="skipped: no real WebUI; name one with WEBUI_DIR and its Python with WEBUI_PYTHON",
+    ),
+    pytest.mark.timeout(1800),
+]
+
+NATIVE = "None: its own size"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    webui = WebUI(tmp_path_factory.mktemp("gallery") / "data")
+    webui.install()
+    webui.start()
+    try:
+        webui.txt2img(seed=1, batch_size=8)
+        webui.job_done(webui.post("ddpm/v1/harvest", {"dataset": "all", "folders": ["txt2img"]})["job"])
+        for model, seed in (("first", 1), ("second", 2)):
+            done = webui.job_done(train(webui, model, 30, seed=seed))
+            assert done["state"] == "done", done["error"]
+        yield webui
+    finally:
+        webui.kill()
+
+
+@pytest.fixture(scope="module")
+def page(host: WebUI) -> Iterator[Page]:
+    driver = make_driver()
+    try:
+        yield Page(driver, host.url, f"gallery-{family()}")
+    finally:
+        driver.quit()
+
+
+def beside(*values: Any) -> dict[str, Any]:
+    """What an API request carries: the values of the accordion's controls, as many as are given."""
+    return {"alwayson_scripts": {"DDPM": {"args": [True, *values]}}}
+
+
+def texts_of(answer: dict[str, Any]) -> list[str]:
+    """Texts of all pictures of an answer; each picture carries its own."""
+    texts = json.loads(answer["info"])["infotexts"]
+    assert len(texts) == len(answer["images"]), "a text for each picture"
+    return list(texts)
+
+
+def ours(texts: list[str]) -> list[int]:
+    return [index for index, text in enumerate(texts) if "DDPM model: " in text]
+
+
+def files(host: WebUI) -> set[Path]:
+    return set((host.data / "outputs").rglob("*.png"))
+
+
+def text_in(image: Image.Image) -> str:
+    return str(image.info.get("parameters", ""))
+
+
+def test_beside_txt2img(host: WebUI) -> None:
+    plain = host.txt2img(seed=21, n_iter=2, batch_size=2)
+    before = files(host)
+    made = host.txt2img(seed=21, n_iter=2, batch_size=2, **beside("first", 3, "DDIM", 4, -1, "Lanczos", "raw"))
+    texts = texts_of(made)
+    assert len(texts) == len(plain["images"]) + 3 and ours(texts) == list(range(len(texts)))[-3:]
+    for index, text in enumerate(texts):
+        if index in ours(texts) or family() == "a1111":  # the others hide the text in the picture of their own
+            assert text_in(picture(made, index)) == text, index
+    for number, index in enumerate(ours(texts)):
+        assert picture(made, index).size == (64, 64), "brought to the size of the generation"
+        assert f"Seed: {21 + number}," in texts[index] and "DDPM sampler: ddim" in texts[index]
+        assert "DDPM steps: 4" in texts[index] and "DDPM weights: raw" in texts[index]
+    # the host's own are what they are without us
+    for index in range(len(plain["images"])):
+        assert picture(made, index).convert("RGB").tobytes() == picture(plain, index).convert("RGB").tobytes()
+    new = sorted(files(host) - before)
+    saved = [path for path in new if "DDPM model" in text_in(Image.open(path))]
+    assert len(saved) == 3 and all("txt2img-images" in str(path) for path in saved)
+    assert len([path for path in new if "txt2img-images" in str(path)]) == 7
+    job = host.job_done(host.post("ddpm/v1/harvest", {"dataset": "again", "folders": ["txt2img"]})["job"])
+    assert job["result"]["skipped"]["own"] == 3, "a dataset never takes our own"
+
+
+def test_closed_it_changes_nothing(host: WebUI) -> None:
+    plain = same_bytes(host.txt2img(seed=33, batch_size=2))
+    closed = {"alwayson_scripts": {"DDPM": {"args": [False, "first", 3]}}}
+    assert same_bytes(host.txt2img(seed=33, batch_size=2, **closed)) == plain
+    opened = host.txt2img(seed=33, batch_size=2, **beside("first"))
+    assert same_bytes(opened) == plain
+    assert same_bytes(host.txt2img(seed=33, batch_size=2)) == plain, "nor afterwards"
+
+
+def test_own_size_and_seed(host: WebUI) -> None:
+    made = host.txt2img(seed=5, width=128, height=64, **beside("second", 2, "UniPC", 3, 900, NATIVE))
+    texts = texts_of(made)
+    first, second = ours(texts)
+    assert picture(made, first).size == (32, 32) and "Size: 32x32" in texts[first]
+    assert "Seed: 900," in texts[first] and "Seed: 901," in texts[second] and "DDPM upscaler" not in texts[first]
+    again = host.txt2img(seed=6, **beside("second", 2, "unipc", 3, 900, NATIVE))
+    assert picture(again, ours(texts_of(again))[0]).tobytes() == picture(made, first).tobytes(), "the same seed"
+    wide = host.txt2img(seed=5, width=128, height=64, **beside("second", 1, "UniPC", 3, 900, "Nearest"))
+    assert picture(wide, -1).size == (128, 64) and "DDPM upscaler: Nearest" in texts_of(wide)[-1]
+
+
+def test_beside_img2img_with_masks(host: WebUI) -> None:
+    """The masks that the host returns have no text of their own: with ours beside them each picture has its own."""
+    host.post("sdapi/v1/options", {"return_mask": True, "return_mask_composite": True, "save_mask": True})
+    try:
+        base = picture(host.txt2img(seed=40)).convert("RGB")
+        mask = base.convert("L").point(lambda v: 255 if v > 100 else 0)
+        body = {"init_images": [base64_of(base)], "mask": base64_of(mask), "prompt": "a cat", "steps": 2, "seed": 41}
+        body |= {"width": 64, "height": 64, "batch_size": 2, "n_iter": 2, "sampler_name": "Euler", "save_images": True}
+        before = files(host)
+        made = host.post("sdapi/v1/img2img", {**body, **beside("first", 2, "DDIM", 3)})
+    finally:
+        host.post("sdapi/v1/options", {"return_mask": False, "return_mask_composite": False, "save_mask": False})
+    texts = texts_of(made)
+    assert ours(texts) == [len(texts) - 2, len(texts) - 1]
+    grid = 1 if len(texts) == 15 else 0
+    assert len(texts) == 14 + grid
+    for number in range(4):  # picture, mask, composite: all of one seed
+        assert {re.search(r"Seed: (\d+)", t)[1] for t in texts[grid + 3 * number :][:3]} == {str(41 + number)}
+    saved = [path for path in files(host) - before if "DDPM model" in text_in(Image.open(path))]
+    assert len(saved) == 2 and all("img2img-images" in str(path) for path in saved)
+
+
+def test_hires_fix(host: WebUI) -> None:
+    more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    if family() != "a1111":
+        more |= {"hr_additional_modules": ["Use same choices"]} if family() == "forge" else {}
+    made = host.txt2img(seed=50, **more, **beside("first", 1, "DDIM", 3))
+    assert picture(made, 0).size == (128, 128)
+    assert picture(made, -1).size == (128, 128) and ours(texts_of(made)) == [len(texts_of(made)) - 1]
+
+
+def test_saving_off(host: WebUI) -> None:
+    before = files(host)
+    made = host.txt2img(seed=60, save_images=False, **beside("first", 2, "DDIM", 3))
+    assert len(ours(texts_of(made))) == 2
+    host.post("sdapi/v1/options", {"samples_save": False})
+    try:
+        made = host.txt2img(seed=61, **beside("first", 2, "DDIM", 3))
+    finally:
+        host.post("sdapi/v1/options", {"samples_save": True})
+    assert len(ours(texts_of(made))) == 2
+    assert not [path for path in files(host) - before if "grids" not in str(path)]
+
+
+def during(host: WebUI, action: Any, ready: Any, **request: Any) -> tuple[dict[str, Any], float]:
+    """Do something while a generation is at a certain point; the answer, and how long it took from then on."""
+    answers: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: answers.append(host.txt2img(**request)))
+    thread.start()
+    host.wait_for(lambda: ready(host.get("sdapi/v1/progress")), "that point", 60)
+    began = time.monotonic()
+    action()
+    thread.join(120)
+    assert answers, host.log()[-2000:]
+    return answers[0], time.monotonic() - began
+
+
+def at_ours(progress: dict[str, Any]) -> bool:
+    return bool(progress["textinfo"] == "DDPM" and progress["state"]["sampling_step"] > 3)
+
+
+def test_interrupted_and_skipped(host: WebUI) -> None:
+    long = beside("first", 4, "DDPM", 1000)
+
+    def interrupt() -> None:
+        host.post("sdapi/v1/interrupt", {})
+
+    def skip() -> None:
+        host.post("sdapi/v1/skip", {})
+
+    # during the host's own: none of ours
+    steps = 150 if family() == "a1111" else 30
+    made, _ = during(host, interrupt, lambda p: p["state"]["sampling_step"] > 2, seed=70, steps=steps, **long)
+    assert not ours(json.loads(made["info"])["infotexts"])
+    # during ours: the host's picture stands, unfinished ones of ours are dropped, and it ends at once
+    for end in (interrupt, skip):
+        made, seconds = during(host, end, at_ours, seed=71, **long)
+        assert len(made["images"]) == 1 and not ours(texts_of(made)) and seconds < 10
+    made = host.txt2img(seed=72, **beside("first", 1, "DDIM", 3))
+    assert len(ours(texts_of(made))) == 1, "the next one is whole"
+    progress = host.get("sdapi/v1/progress")
+    assert not progress["textinfo"] and not progress["state"]["job"]
+
+
+def test_live_preview(host: WebUI) -> None:
+    host.post("sdapi/v1/options", {"live_previews_enable": True, "show_progress_every_n_steps": 1})
+    seen: list[bytes] = []
+    progress: list[float] = []
+    try:
+        thread = threading.Thread(target=lambda: host.txt2img(seed=80, **beside("first", 4, "DDPM", 300)))
+        thread.start()
+        while thread.is_alive():
+            now = host.get("sdapi/v1/progress")
+            if at_ours(now) and now["current_image"]:
+                image = Image.open(io.BytesIO(b64decode(now["current_image"]))).convert("RGB")
+                seen.append(image.tobytes())
+                progress.append(now["progress"])
+                assert image.size == (384, 384)
+            time.sleep(0.1)
+    finally:
+        host.post("sdapi/v1/options", {"live_previews_enable": False})
+    assert len(set(seen)) >= 3, "the picture emerges"
+    assert progress == sorted(progress) and progress[0] >= 0.45, "the bar goes on from where the host's own ended"
+
+
+def test_bad_requests_get_a_sentence(host: WebUI) -> None:
+    for values, said in (
+        (("nowhere",), "There is no model 'nowhere'"),
+        (("first", 5000), "number of images"),
+        (("first", 1, "Euler a"), "no sampler"),
+        (("first", 1, "DDIM", "many"), "whole numbers"),
+        (("first", 1, "DDIM", 4, -1, "../../x"), "no upscaler"),
+        (("first", 1, "DDIM", 4, -1, NATIVE, "best"), "ema or raw"),
+        (("../first",), "no model"),
+    ):
+        made = host.txt2img(seed=90, **beside(*values))
+        info = json.loads(made["info"])
+        assert said in info["extra_generation_params"]["DDPM error"], info["extra_generation_params"]
+        assert len(made["images"]) == 1 and "DDPM" not in info["infotexts"][0]
+    assert "Traceback" not in host.log() and "Error running" not in host.log()
+
+
+def test_the_script_alone(host: WebUI) -> None:
+    before = files(host)
+    values = ["second", 1, "DDIM", 4, -1, NATIVE, "ema"]
+    made = host.txt2img(seed=100, n_iter=2, batch_size=2, script_name="DDPM alone", script_args=values)
+    texts = texts_of(made)
+    grid = len(texts) - 4
+    assert grid in (0, 1) and len(ours(texts)) == len(texts)
+    assert json.loads(made["info"])["index_of_first_image"] == grid
+    for number in range(4):
+        assert picture(made, grid + number).size == (32, 32)
+        assert f"Seed: {100 + number}," in texts[grid + number] and "DDPM model: second" in texts[grid + number]
+    assert len([path for path in files(host) - before if "txt2img-images" in str(path)]) == 4
+    # as beside a generation of the same seed
+    other = host.txt2img(seed=100, **beside("second", 1, "DDIM", 4, -1, NATIVE))
+    assert picture(other, -1).tobytes() == picture(made, grid).tobytes()
+    failed = host.txt2img(script_name="DDPM alone", script_args=["nowhere"])
+    assert "no model" in json.loads(failed["info"])["extra_generation_params"]["DDPM error"]
+
+
+def plot(host: WebUI, x: tuple[str, str], y: tuple[str, str], **more: Any) -> dict[str, Any]:
+    scripts = host.get("sdapi/v1/script-info")
+    found = next(s for s in scripts if s["name"] == "x/y/z plot" and not s["is_img2img"])
+    labels = found["args"][0]["choices"]
+    axes: list[Any] = []
+    for label, values in (x, y, ("Nothing", "")):
+        axes += [labels.index(label), values, [v.strip() for v in values.split(",")] if values else []]
+    # legend, single pictures too, sub-grids, keep -1 for seeds, vary seeds x, y, z, margin, CSV
+    rest = [True, True, False, False, False, False, False, 4, False]
+    return host.txt2img(script_name="x/y/z plot", script_args=[*axes, *rest], **more)
+
+
+def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:
+    made = plot(host, ("[DDPM] Steps", "2, 4, 8"), ("[DDPM] Model", "first, second"), seed=110, width=128, height=128)
+    texts = json.loads(made["info"])["infotexts"]
+    cells = [(i, t) for i, t in enumerate(texts) if "DDPM model: " in t][-6:]
+    assert [(re.search(r"DDPM model: (\w+)", t)[1], re.search(r"DDPM steps: (\d+)", t)[1]) for _, t in cells] == [
+        (model, steps) for model in ("first", "second") for steps in ("2", "4", "8")
+    ]
+    grid = picture(made, 0)
+    assert grid.width > 3 * 128 and grid.height > 2 * 128
+    SHOTS.mkdir(exist_ok=True)
+    grid.save(SHOTS / f"gallery-{family()}-plot.png")
+    # six different pictures
+    assert len({picture(made, len(made["images"]) - 1 - k).tobytes() for k in range(6)}) == 6
+
+
+def test_other_scripts_get_none(host: WebUI) -> None:
+    """A script that puts pictures together itself would take ours for its own."""
+    made = host.txt2img(
+        seed=120,
+        prompt="a portrait of a cat|red",
+        script_name="prompt matrix",
+        script_args=[False, False, "positive", "comma", 0],
+        **beside("first"),
+    )
+    assert not ours(json.loads(made["info"])["infotexts"])
+
+
+# -- in the browser ---------------------------------------------------------------------------------------------------
+
+
+def open_txt2img(page: Page) -> None:
+    page.driver.get(page.url)
+    page.wait(lambda: page.js("return document.querySelector('#txt2img_generate') !== null"), "txt2img", 120)
+    page.wait(lambda: page.all("#txt2img_generate"), "its button")
+    time.sleep(2)
+
+
+def press(page: Page, css: str) -> None:
+    page.wait(lambda: page.js("return document.querySelector(arguments[0]) !== null", css), css)
+    page.js("document.querySelector(arguments[0]).click()", css)
+
+
+def number(page: Page, css: str, value: int) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    field = page.wait(lambda: page.all(f"{css} input[type=number]"), css)[0]
+    page.js("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.click()
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(str(value), Keys.TAB)
+    time.sleep(0.3)
+
+
+def accordion_is_open(page: Page) -> bool:
+    return bool(
+        page.js("return document.querySelector('#script_txt2img_ddpm_enable, #txt2img_enable') !== null")
+    ) and bool(page.all("[id$=ddpm_model] input, #txt2img_model input"))
+
+
+def shown_model(page: Page) -> str:
+    return str(page.js("const m = document.querySelector('#script_txt2img_ddpm_model input'); return m ? m.value : ''"))
+
+
+def thumbnails(page: Page, tab: str = "txt2img") -> list[Any]:
+    return page.all(f"#{tab}_gallery .thumbnail-item") or page.all(f"#{tab}_gallery button.thumbnail-lg img")
+
+
+def test_a_card_is_clicked(host: WebUI, page: Page) -> None:
+    open_txt2img(page)
+    page.js(
+        "[...document.querySelectorAll('#txt2img_extra_tabs button')].find(b => b.textContent.trim() === 'DDPM').click()"
+    )
+    page.wait(lambda: page.all("#txt2img_ddpm_cards .card"), "our cards", 60)
+    cards = page.all("#txt2img_ddpm_cards .card")
+    assert sorted(card.get_attribute("data-name") for card in cards) == ["first", "second"]
+    assert page.js(
+        "return [...document.querySelectorAll('#txt2img_ddpm_cards .card img')].every(i => i.complete && i.naturalWidth)"
+    ), "their previews"
+    page.shot("cards")
+    status, found, _ = host.ask("sd_extra_networks/metadata?page=ddpm&item=first")
+    metadata = json.loads(found["metadata"])
+    assert status == 200 and metadata["size"] == "32x32" and metadata["steps"] == 30
+    page.js("document.querySelector('#txt2img_ddpm_cards .card[data-name=first]').click()")
+    page.wait(lambda: shown_model(page) == "first", "the card's model in the accordion")
+    page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
+    page.js("document.querySelector('#txt2img_ddpm_cards .card[data-name=second]').click()")
+    page.wait(lambda: shown_model(page) == "second", "the other card's model")
+
+
+def test_from_the_page_to_the_gallery(host: WebUI, page: Page) -> None:
+    open_txt2img(page)
+    press(page, "#script_txt2img_ddpm_enable .label-wrap, #script_txt2img_ddpm_enable > button")  # click 1
+    page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
+    assert shown_model(page) in ("first", "second"), "a model is chosen already"
+    for css, value in (("#txt2img_width", 64), ("#txt2img_height", 64), ("#txt2img_steps", 2)):
+        number(page, css, value)  # only for the sake of a slow machine
+    page.click("#txt2img_generate")  # click 2
+    page.wait(lambda: len(thumbnails(page)) >= 2, "both models' pictures", 180)
+    page.wait(lambda: not page.all("#txt2img_interrupt"), "the end")
+    press_thumbnail = (
+        "const t = [...document.querySelectorAll('#txt2img_gallery .thumbnail-item')]; t[t.length - 1].click()"
+    )
+    page.js(press_thumbnail)
+    page.wait(
+        lambda: "DDPM model" in page.js("return document.querySelector('#html_info_txt2img').textContent"), "its text"
+    )
+    page.shot("txt2img")
+
+
+def test_pasting_restores_our_settings(host: WebUI, page: Page) -> None:
+    made = host.txt2img(seed=130, **beside("first", 1, "UniPC", 7, -1, "Nearest", "raw"))
+    text = texts_of(made)[-1]
+    open_txt2img(page)
+    field = page.wait(lambda: page.all("#txt2img_prompt textarea"), "the prompt")[0]
+    page.js(
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        field,
+        text,
+    )
+    time.sleep(0.5)
+    page.click("#paste")
+    page.wait(lambda: shown_model(page) == "first", "the model")
+    page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
+    value = "const f = document.querySelector(arguments[0]); return f ? f.value : null"
+    page.wait(lambda: page.js(value, "#script_txt2img_ddpm_steps input[type=number]") == "7", "the steps")
+    assert page.js(value, "#script_txt2img_ddpm_sampler input") == "UniPC"
+    assert page.js(value, "#script_txt2img_ddpm_upscaler input") == "Nearest"
+    assert page.js("return document.querySelector('#script_txt2img_ddpm_weights input:checked').value") == "raw"
+    assert page.js(value, "#txt2img_seed input") == "130"
+    assert page.js(value, "#txt2img_prompt textarea") == ""
+    assert page.js(value, "#txt2img_steps input[type=number]") == "20", "the host's own steps stay"
+    assert page.js(value, "#txt2img_width input[type=number]") == "64", "the size it was brought to"
+    # and that text in the host's PNG Info
+    found = host.post("sdapi/v1/png-info", {"image": "data:image/png;base64," + made["images"][-1]})
+    assert found["info"] == text and found["parameters"]["DDPM model"] == "first"
+
+
+def send(page: Page, target: str) -> None:
+    page.js("[...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'DDPM').click()")
+    page.tab("Generate")
+    page.wait(lambda: page.all(f"#ddpm_send_to_{target}"), target)
+    page.click(f"#ddpm_send_to_{target}")
+
+
+def sizes(page: Page, css: str) -> list[list[int]]:
+    return list(
+        page.js(
+            "return [...document.querySelectorAll(arguments[0])].map(i => [i.naturalWidth || i.width, i.naturalHeight || i.height])",
+            css,
+        )
+    )
+
+
+def test_the_panel_of_our_tab(host: WebUI, page: Page) -> None:
+    open_txt2img(page)
+    page.js("[...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'DDPM').click()")
+    page.tab("Generate")
+    page.wait(lambda: page.js("return document.querySelector('#ddpm_model input').value") != "", "a model")
+    page.write("#ddpm_seed", "7")
+    number(page, "#ddpm_count", 2)
+    number(page, "#ddpm_steps", 4)
+    before = files(host)
+    page.click("#ddpm_generate")
+    page.wait(lambda: len(thumbnails(page, "ddpm")) >= 2, "two pictures", 120)
+    assert len(files(host) - before) == 2
+    time.sleep(1)
+    page.shot("panel")
+    # the host takes over the size of what it is sent
+    send(page, "img2img")
+    page.wait(
+        lambda: page.js("return document.querySelector('#img2img_width input[type=number]').value") == "512", "512"
+    )
+    assert page.js("return document.querySelector('#img2img_height input[type=number]').value") == "512"
+    pictures = "#img2img_image img, #img2img_image canvas, #img2img_image image"
+    page.wait(lambda: [512, 512] in sizes(page, pictures), "the enlarged picture in img2img")
+    send(page, "inpaint")
+    pictures = "#img2maskimg img, #img2maskimg canvas, #img2maskimg image"
+    page.wait(lambda: [512, 512] in sizes(page, pictures), "the enlarged picture in inpaint")
+    send(page, "extras")
+    page.wait(lambda: [512, 512] in sizes(page, "#extras_image img"), "the enlarged picture in extras")
+    # the panel's Save
+    page.js("[...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'DDPM').click()")
+    page.tab("Generate")
+    page.click("#save_ddpm")
+    page.wait(lambda: "Saved" in page.js("return document.querySelector('#html_log_ddpm').textContent"), "saved", 60)
+
+
+def test_enlarged_in_our_tab(host: WebUI) -> None:
+    job = host.post("ddpm/v1/sample", {"model": "first", "count": 1, "steps": 3, "upscaler": "Lanczos", "factor": 4})
+    before = host.job_done(job["job"])
+    assert before["state"] == "done", before["error"]
+    newest = max(files(host), key=lambda path: path.stat().st_mtime_ns)
+    with Image.open(newest) as image:
+        assert (
+            image.size == (128, 128)
+            and "DDPM upscaler: Lanczos" in text_in(image)
+            and "Size: 128x128" in text_in(image)
+        )
+
+
+def test_nothing_of_ours_in_the_log(host: WebUI) -> None:
+    assert "Traceback" not in host.log(), host.log()[host.log().index("Traceback") - 500 :][:3000]
