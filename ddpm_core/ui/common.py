@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -46,9 +45,9 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
     return handler
 
 
-def in_browser(listener: Any, code: str) -> dict[str, str]:
+def in_browser(code: str) -> dict[str, str]:
     """The argument of an event listener that runs JavaScript first; its name changed with gradio 4."""
-    return {"js" if "js" in inspect.signature(listener).parameters else "_js": code}
+    return {"_js" if gr.__version__.startswith("3.") else "js": code}
 
 
 def not_in_defaults(*components: Any) -> None:

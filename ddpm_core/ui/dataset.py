@@ -198,9 +198,7 @@ def _asking(service: Service, name: Any) -> None:
 
     start.click(said(begin), inputs=[name, *taken, count, batch], outputs=[message])
     stop.click(said(_ending(service, "collect", "Nothing is being generated.")), inputs=[], outputs=[message])
-    take.click(
-        None, inputs=taken, outputs=taken, **in_browser(take.click, "(...values) => window.ddpmTakeOver(...values)")
-    )
+    take.click(None, inputs=taken, outputs=taken, **in_browser("(...values) => window.ddpmTakeOver(...values)"))
 
 
 def _ending(service: Service, kind: str, nothing: str) -> Callable[[], str]:

@@ -119,7 +119,8 @@ class WebUI:
         )
         end = time.monotonic() + wait
         while "Startup time:" not in self.log():  # a request before that kills the host
-            if self.process.poll() is not None or time.monotonic() > end:
+            dead = self.process.poll() is not None or "Exception in thread" in self.log()
+            if dead or time.monotonic() > end:
                 raise AssertionError(f"the host did not start:\n{self.log()[-4000:]}")
             time.sleep(0.2)
         self._wait_for_port(end)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import Page, make_driver, needs_browser
 from conftest import ROOT
-from running import NAME, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, reload_ui
+from running import NAME, OPTIONS, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, reload_ui
 
 pytestmark = [
     pytest.mark.skipif(
@@ -111,6 +111,9 @@ def test_without_api_there_is_none_and_folder_names_and_flags(fresh: WebUI, tmp_
     copy_extension(fresh.data / "extensions" / f"{NAME}-main")
     models = tmp_path / "models elsewhere"
     (fresh.data / "models").rename(models)
+    # who freezes settings has chosen a checkpoint before; Forge does not start otherwise
+    name = next((models / "Stable-diffusion").glob("*.safetensors")).name
+    (fresh.data / "config.json").write_text(json.dumps({**OPTIONS, "sd_model_checkpoint": name}), encoding="utf-8")
     flags = [
         "--models-dir",
         str(models),

@@ -33,9 +33,10 @@ class WebUIHost:
     name = "webui"
     generates = True
 
-    def __init__(self, listen: Callable[[], None]) -> None:
+    def __init__(self, listen: Callable[[], None], attend: Callable[[], None]) -> None:
         self.memory = ModelMemory(self.device)
         self._listen = listen
+        self._attend = attend
 
     def workspace_folder(self) -> Path:
         chosen = str(option("ddpm_workspace", "")).strip()
@@ -89,6 +90,7 @@ class WebUIHost:
         time.sleep(_PAUSE_SECONDS)
 
     def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[None]:
+        self._attend()
         return self.memory.room_for(megabytes)
 
     def save_image(self, image: Image.Image, text: str, seed: int, number: int) -> Path | None:
@@ -115,6 +117,7 @@ class WebUIHost:
     def generate(self, request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
         from .generation import generate
 
+        self._attend()
         return generate(request, seeds, stop, self.memory.before_generation)
 
     def generation_choices(self) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from modules import script_callbacks
+from modules import infotext_utils, script_callbacks
 
 from ...errors import UserError
 from .facts import flag
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ddpm_core")
 _guard = threading.Lock()
 _service: Service | None = None
-_listening = False
+_listening = _attending = False
 
 
 def service() -> Service:
@@ -36,22 +36,22 @@ def service() -> Service:
             from ...service import Service
             from .adapter import WebUIHost
 
-            _service = Service(WebUIHost(listen))
+            _service = Service(WebUIHost(listen, attend))
         return _service
 
 
 def register() -> None:
     """Tell the host what we offer. Called each time the host loads the extension."""
-    global _listening
-    _listening = False
+    global _listening, _attending
+    _listening = _attending = False
     # at once, not in the host's callback for it: that is never called without a page (--nowebui)
     add_settings(_collecting_changed)
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_ui_tabs(_tabs)
     script_callbacks.on_app_started(_app_started)
-    script_callbacks.on_model_loaded(_model_loaded)
-    script_callbacks.on_before_reload(_before_reload)
     script_callbacks.on_infotext_pasted(_infotext_pasted)
+    if _service is not None:  # a job may be running
+        attend()
 
 
 def _collecting_changed() -> None:
@@ -71,6 +71,15 @@ def _before_reload() -> None:
     """The scripts that a generation needs are about to be loaded anew; what is being generated goes on afterwards."""
     if _service is not None:
         _service.stop("collect")
+
+
+def attend() -> None:
+    """Be told of loaded models and of *Reload UI*; asked for when a job needs it: each callback slows the start."""
+    global _attending
+    if not _attending:
+        _attending = True
+        script_callbacks.on_model_loaded(_model_loaded)
+        script_callbacks.on_before_reload(_before_reload)
 
 
 def listen() -> None:
@@ -98,12 +107,15 @@ def _infotext_pasted(text: str, params: dict[str, Any]) -> None:
 
 
 def _tabs() -> list[tuple[Any, str, str]]:
+    bindings = infotext_utils.registered_param_bindings
+    known = len(bindings)
     try:
         from ...ui.tab import build_tab
 
         with gr.Blocks(analytics_enabled=False) as page:
             build_tab(service())
     except Exception as error:
+        del bindings[known:]  # the host would connect buttons that are on no page, and fail
         return failed_tab(error)
     return [(page, "DDPM", "ddpm")]
 

@@ -1,5 +1,6 @@
 """A test's own extension in a real host: how long others wait for the queue, and what our callbacks cost."""
 
+import sys
 import threading
 import time
 
@@ -31,17 +32,22 @@ def _timed_start(kind, function):
         try:
             return function(*args)
         finally:
-            starts[kind] = time.perf_counter() - began
+            starts[kind] = starts.get(kind, 0.0) + time.perf_counter() - began
 
     timed.__module__ = function.__module__
     return timed
 
 
 def _time_starts():
-    for kind in ("callbacks_ui_tabs", "callbacks_ui_settings", "callbacks_app_started"):
+    for kind in ("callbacks_before_ui", "callbacks_ui_tabs", "callbacks_ui_settings", "callbacks_app_started"):
         for callback in script_callbacks.callback_map[kind]:
             if "ddpm_core" in getattr(callback.callback, "__module__", ""):
                 callback.callback = _timed_start(kind, callback.callback)
+    pages = sys.modules.get("ddpm_core.host.webui.pages.script")
+    for script in (pages.DDPMScript, pages.DDPMAloneScript) if pages else ():
+        if not hasattr(script.ui, "timed"):
+            script.ui = _timed_start(f"ui of {script.__name__}", script.ui)
+            script.ui.timed = True
 
 
 script_callbacks.on_before_ui(_time_starts)  # when every extension has been loaded

@@ -44,8 +44,8 @@ class WebUIPanel:
             inputs=[gallery],
             outputs=[copy],
             show_progress=False,
-            **in_browser(visible.click, "extract_image_from_gallery"),
-        ).success(None, **in_browser(visible.click, f"() => document.getElementById('{press}').click()"))
+            **in_browser("extract_image_from_gallery"),
+        ).success(None, **in_browser(f"() => document.getElementById('{press}').click()"))
 
     def show(self) -> list[Any]:
         found = self._pictures()
