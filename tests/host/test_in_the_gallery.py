@@ -280,12 +280,14 @@ def plot(host: WebUI, x: tuple[str, str], y: tuple[str, str], **more: Any) -> di
     scripts = host.get("sdapi/v1/script-info")
     found = next(s for s in scripts if s["name"] == "x/y/z plot" and not s["is_img2img"])
     labels = found["args"][0]["choices"]
-    axes: list[Any] = []
-    for label, values in (x, y, ("Nothing", "")):
-        axes += [labels.index(label), values, [v.strip() for v in values.split(",")] if values else []]
-    # legend, single pictures too, sub-grids, keep -1 for seeds, vary seeds x, y, z, margin, CSV
-    rest = [True, True, False, False, False, False, False, 4, False]
-    return host.txt2img(script_name="x/y/z plot", script_args=[*axes, *rest], **more)
+    values: list[Any] = [argument.get("value") for argument in found["args"]]  # hosts differ in how many there are
+    for position, (label, wanted) in enumerate((x, y, ("Nothing", ""))):
+        listed = [value.strip() for value in wanted.split(",")] if wanted else []
+        values[3 * position : 3 * position + 3] = [labels.index(label), wanted, listed]
+    for position, argument in enumerate(found["args"]):
+        if argument["label"] == "Include Sub Images":
+            values[position] = True
+    return host.txt2img(script_name="x/y/z plot", script_args=values, **more)
 
 
 def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:
@@ -447,7 +449,10 @@ def test_the_panel_of_our_tab(host: WebUI, page: Page) -> None:
     page.click("#ddpm_generate")
     page.wait(lambda: len(thumbnails(page, "ddpm")) >= 2, "two pictures", 120)
     assert len(files(host) - before) == 2
-    time.sleep(1)
+    for index in (1, 0):  # the text is that of the picture
+        page.js("document.querySelectorAll('#ddpm_gallery .thumbnail-item')[arguments[0]].click()", index)
+        said = "return document.querySelector('#html_info_ddpm').textContent"
+        page.wait(lambda index=index, said=said: f"Seed: {7 + index}," in page.js(said), "its text")
     page.shot("panel")
     # the host takes over the size of what it is sent
     send(page, "img2img")

@@ -31,6 +31,7 @@ class WebUIPanel:
         for binding in bindings[known:]:
             self._send_enlarged(binding, panel.gallery)
         self.outputs = [panel.gallery, panel.generation_info, panel.infotext]
+        panel.gallery.select(self._selected, inputs=None, outputs=[panel.infotext], show_progress=False)
 
     def _send_enlarged(self, binding: Any, gallery: Any) -> None:
         """Let a button of the panel send an enlarged copy: it fills a hidden picture, and presses what sends that."""
@@ -74,8 +75,14 @@ class WebUIPanel:
             "clip_skip": 1,
             "denoising_strength": None,
         }
-        shown = ui_common.plaintext_to_html(texts[0]) if texts else ""
-        return [[image for image, _ in found], json.dumps(info), shown]
+        return [[image for image, _ in found], json.dumps(info), self._text(0)]
+
+    def _selected(self, event: gr.SelectData) -> str:
+        return self._text(event.index if isinstance(event.index, int) else 0)
+
+    def _text(self, index: int) -> str:
+        found = self._pictures()
+        return str(ui_common.plaintext_to_html(found[index][1])) if 0 <= index < len(found) else ""
 
 
 def _enlarged(chosen: Any) -> Any:
