@@ -91,7 +91,7 @@ class Service:
     def _context(self, job: Job) -> Context:
         host = self.host
 
-        def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+        def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
             with host.gpu_slice():
                 return host.enlarge(image, size, upscaler)
 
@@ -237,8 +237,10 @@ class Service:
             )
             results: list[Result] = []
             job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
-            _keep(workspace, found, self.host.save_image, results)
             job.artifacts["frames"] = frames
+            failure = _keep(workspace, found, self.host.save_image, results)
+            if failure is not None:
+                raise failure
             return {
                 "count": len(results),
                 "seconds": round(found.seconds, 2),
@@ -259,12 +261,16 @@ class Service:
         batch_size: int,
         stop: threading.Event,
         emerging: Callable[[int, int, Tensor], None],
+        report: Callable[[dict[str, Any]], None],
         save: Save,
-    ) -> list[Result]:
-        """Sample at once, inside a generation of the host, which has the device: no job, and no turn of our own."""
+    ) -> tuple[list[Result], UserError | None]:
+        """Sample at once, inside a generation of the host, which has the device: no job, and no turn of our own.
+
+        The pictures, and what went wrong in saving them.
+        """
         self._check_sampling(model, count, enlarging)
         workspace = self.workspace
-        context = operations.Context(self.host.device(), stop=stop, enlarge=self.host.enlarge)
+        context = operations.Context(self.host.device(), stop=stop, report=report, enlarge=self.host.enlarge)
         found = operations.sample(
             workspace,
             model,
@@ -277,8 +283,7 @@ class Service:
             emerging=emerging,
         )
         results: list[Result] = []
-        _keep(workspace, found, save, results)
-        return results
+        return results, _keep(workspace, found, save, results)
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
         if model not in self.workspace.model_names():
@@ -438,15 +443,25 @@ class Service:
         }
 
 
-def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: list[Result]) -> None:
-    """Save pictures, remember that they are ours, and add them to the results one by one."""
-    for number, (image, seed, text) in enumerate(zip(found.pictures, found.seeds, found.texts)):
-        workspace.own.remember(image)  # before the host tells everyone of a new picture
-        path = save(image, text, seed, number)
-        if path is not None:
+def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: list[Result]) -> UserError | None:
+    """Add pictures to the results, remember that they are ours, and save them; what went wrong first, if anything."""
+    failure: UserError | None = None
+    for image, seed, text in zip(found.pictures, found.seeds, found.texts):
+        result = Result(image, text, seed, None)
+        results.append(result)
+        if failure is not None:
+            continue
+        try:
+            workspace.own.remember(image)  # before the host tells everyone of a new picture
+            result.path = save(image, text, seed, len(results) - 1)
+        except UserError as error:
+            failure = error
+        except OSError as error:
+            failure = UserError(f"The pictures could not be kept ({error.strerror or 'disk error'}); make room.")
+        if result.path is not None:
             with contextlib.suppress(OSError):  # somebody may have moved it at once
-                workspace.own.remember(image, path.read_bytes())
-        results.append(Result(image, text, seed, path))
+                workspace.own.remember(image, result.path.read_bytes())
+    return failure
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

@@ -62,8 +62,8 @@ class Host(Protocol):
     def upscalers(self) -> list[str]:
         """Names of what can enlarge pictures here, the plainest first."""
 
-    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        """The picture at that size (width, height). Called by whoever has the right to compute."""
+    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
+        """The picture at that size (width, height), None if that was cut short. Called by whoever may compute."""
 
     def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> OutputPanel | None:
         """Build, in the page being built, the host's own panel for pictures and their texts; None where it has none."""

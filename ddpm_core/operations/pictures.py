@@ -15,8 +15,8 @@ MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
 FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
-# picture, (width, height), name of an upscaler -> the picture in that size
-Enlarge = Callable[[Image.Image, "tuple[int, int]", str], Image.Image]
+# picture, (width, height), name of an upscaler -> the picture in that size; None where a person cut it short
+Enlarge = Callable[[Image.Image, "tuple[int, int]", str], "Image.Image | None"]
 
 
 @dataclass(frozen=True)

@@ -104,14 +104,16 @@ def sample(
     )
     pixels = model_to_uint8(images)
     seeds = [settings.seed + i for i in range(len(images))]
-    texts = [sample_text(title, config, settings, seed, calls, weights, enlarging) for seed in seeds]
-    pictures = []
+    pictures, texts = [], []
     for number, one in enumerate(pixels):
-        picture = to_image(one)
+        picture, done = to_image(one), None
         if enlarging is not None:
             context.progress(number, len(pixels), "Enlarging")
-            picture = context.enlarge(picture, size, enlarging.upscaler)
+            # a stop leaves whole pictures, in their own size and saying so
+            larger = None if context.stop.is_set() else context.enlarge(picture, size, enlarging.upscaler)
+            picture, done = (picture, None) if larger is None else (larger, enlarging)
         pictures.append(picture)
+        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done))
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began)
 
 

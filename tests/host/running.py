@@ -88,6 +88,11 @@ class WebUI:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROBE, target)
 
+    def install_neighbour(self) -> None:
+        target = self.data / "extensions" / "a-neighbour" / "scripts" / "neighbour.py"  # loaded before ours
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROBE.parent / "neighbour.py", target)
+
     # -- the process ----------------------------------------------------------------------------------------------
 
     def start(self, *more: str, api: bool = True, wait: float = 240.0) -> None:

@@ -40,6 +40,7 @@ NATIVE = "None: its own size"
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
     webui = WebUI(tmp_path_factory.mktemp("gallery") / "data")
     webui.install()
+    webui.install_neighbour()
     webui.start()
     try:
         webui.txt2img(seed=1, batch_size=8)
@@ -151,6 +152,8 @@ def test_beside_img2img_with_masks(host: WebUI) -> None:
     assert ours(texts) == [len(texts) - 2, len(texts) - 1]
     grid = 1 if len(texts) == 15 else 0
     assert len(texts) == 14 + grid
+    for index in [grid + 3 * number for number in range(4)] if family() == "a1111" else []:
+        assert text_in(picture(made, index)) == texts[index]
     for number in range(4):  # picture, mask, composite: all of one seed
         assert {re.search(r"Seed: (\d+)", t)[1] for t in texts[grid + 3 * number :][:3]} == {str(41 + number)}
     saved = [path for path in files(host) - before if "DDPM model" in text_in(Image.open(path))]
@@ -237,7 +240,38 @@ def test_live_preview(host: WebUI) -> None:
     finally:
         host.post("sdapi/v1/options", {"live_previews_enable": False})
     assert len(set(seen)) >= 3, "the picture emerges"
-    assert progress == sorted(progress) and progress[0] >= 0.45, "the bar goes on from where the host's own ended"
+    assert progress == sorted(progress) and progress[-1] > 0.5
+
+
+def test_beside_what_other_extensions_do(host: WebUI) -> None:
+    """One calls everybody's postprocess early (ADetailer), one appends pictures without texts (ControlNet)."""
+    before = files(host)
+    made = host.txt2img(seed=140, prompt="early", n_iter=2, **beside("first", 2, "DDIM", 3))
+    assert len(ours(texts_of(made))) == 2
+    assert len([path for path in files(host) - before if "DDPM model" in text_in(Image.open(path))]) == 2
+    made = host.txt2img(seed=150, prompt="appended", batch_size=2, **beside("first", 1, "DDIM", 3))
+    texts = texts_of(made)
+    first = len(texts) - 5
+    assert ours(texts) == [len(texts) - 1]
+    for number in range(2):  # the host's own keep theirs
+        assert f"Seed: {150 + number}," in texts[first + number]
+        assert family() != "a1111" or text_in(picture(made, first + number)) == texts[first + number]
+    assert picture(made, first + 2).convert("RGB").getpixel((5, 5)) == (9, 9, 9)
+
+
+def test_without_numbers_nothing_is_overwritten(host: WebUI) -> None:
+    """Then a file's name is its seed, which is that of the host's picture."""
+    host.post("sdapi/v1/options", {"save_images_add_number": False})
+    try:
+        before = files(host)
+        made = host.txt2img(seed=160, **beside("first", 1, "DDIM", 3))
+        host.txt2img(seed=160, **beside("first", 1, "DDIM", 4))
+    finally:
+        host.post("sdapi/v1/options", {"save_images_add_number": True})
+    new = {path.name: path for path in files(host) - before if "txt2img-images" in str(path)}
+    assert sorted(new) == ["160-ddpm-1.png", "160-ddpm.png", "160.png"]
+    with Image.open(new["160.png"]) as image:
+        assert image.convert("RGB").tobytes() == pixels(made, 0)
 
 
 def test_bad_requests_get_a_sentence(host: WebUI) -> None:
@@ -305,6 +339,33 @@ def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:
     assert len({pixels(made, len(made["images"]) - 1 - k) for k in range(6)}) == 6
 
 
+def test_a_cell_that_fails_is_empty(host: WebUI) -> None:
+    """The host's own picture would stand under our label."""
+    values = [True, "second", 1, "DDIM", 4, -1, "Lanczos", "ema"]
+    makeshift = host.data / "ddpm" / "runs" / "second"
+    makeshift.rename(makeshift.with_name("elsewhere"))  # raw weights lie in the run
+    try:
+        made = plot(
+            host,
+            ("[DDPM] Weights", "ema, raw"),
+            ("Nothing", ""),
+            seed=111,
+            alwayson_scripts={"DDPM": {"args": values}},
+        )
+    finally:
+        makeshift.with_name("elsewhere").rename(makeshift)
+    last = len(made["images"]) - 1
+    good, empty = picture(made, last - 1).convert("RGB"), picture(made, last).convert("RGB")
+    assert len(set(good.getdata())) > 10 and len(set(empty.getdata())) == 1
+
+
+def test_a_plot_of_something_else_gets_none(host: WebUI) -> None:
+    before = files(host)
+    made = plot(host, ("Steps", "2, 3"), ("Nothing", ""), seed=112, **beside("first", 2))
+    assert not ours(json.loads(made["info"])["infotexts"])
+    assert not [path for path in files(host) - before if "DDPM model" in text_in(Image.open(path))]
+
+
 def test_other_scripts_get_none(host: WebUI) -> None:
     """A script that puts pictures together itself would take ours for its own."""
     made = host.txt2img(
@@ -315,6 +376,19 @@ def test_other_scripts_get_none(host: WebUI) -> None:
         **beside("first"),
     )
     assert not ours(json.loads(made["info"])["infotexts"])
+    base = picture(host.txt2img(seed=40)).convert("RGB")
+    body = {"init_images": [base64_of(base)], "prompt": "a cat", "steps": 2, "width": 64, "height": 64}
+    more = {"script_name": "sd upscale", "script_args": ["", 8, "Lanczos", 2.0]}
+    made = host.post(
+        "sdapi/v1/img2img", {**body, "sampler_name": "Euler", "save_images": True, **more, **beside("first")}
+    )
+    assert picture(made, 0).size == (128, 128) and not ours(json.loads(made["info"])["infotexts"])
+
+
+def test_the_cards_take_names_only(host: WebUI) -> None:
+    path = host.data / "models" / "DDPM" / "first.safetensors"
+    status, found, _ = host.ask(f"sd_extra_networks/get-single-card?page=ddpm&tabname=txt2img&name={path}")
+    assert status == 500 or str(path.parent) not in str(found)
 
 
 # -- in the browser ---------------------------------------------------------------------------------------------------
@@ -341,6 +415,21 @@ def number(page: Page, css: str, value: int) -> None:
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(str(value), Keys.TAB)
     time.sleep(0.3)
+
+
+def choose(page: Page, css: str, value: str) -> None:
+    """Choose from a dropdown, as a person does."""
+    from selenium.webdriver.common.keys import Keys
+
+    field = page.wait(lambda: page.all(f"{css} input"), css)[0]
+    page.js("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.click()
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(value)
+    time.sleep(0.3)
+    field.send_keys(Keys.ENTER)
+    page.js("document.activeElement.blur()")
+    page.wait(lambda: field.get_attribute("value") == value, f"{css} to be {value}")
 
 
 def shown_model(page: Page) -> str:
@@ -377,7 +466,7 @@ def test_from_the_page_to_the_gallery(host: WebUI, page: Page) -> None:
     open_txt2img(page)
     press(page, "#script_txt2img_ddpm_enable .label-wrap, #script_txt2img_ddpm_enable > button")  # click 1
     page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
-    assert shown_model(page) in ("first", "second"), "a model is chosen already"
+    assert shown_model(page) == "(newest)", "a model is chosen already"
     for css, value in (("#txt2img_width", 64), ("#txt2img_height", 64), ("#txt2img_steps", 2)):
         number(page, css, value)  # only for the sake of a slow machine
     page.click("#txt2img_generate")  # click 2
@@ -391,6 +480,24 @@ def test_from_the_page_to_the_gallery(host: WebUI, page: Page) -> None:
         lambda: "DDPM model" in page.js("return document.querySelector('#html_info_txt2img').textContent"), "its text"
     )
     page.shot("txt2img")
+
+
+def test_the_interrupt_button_ends_a_single_generation(host: WebUI, page: Page) -> None:
+    """With more than one job the host's Interrupt only ends after the current one: ours must not make one of it."""
+    open_txt2img(page)
+    press(page, "#script_txt2img_ddpm_enable .label-wrap, #script_txt2img_ddpm_enable > button")
+    page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
+    for css, value in (("#txt2img_width", 64), ("#txt2img_height", 64), ("#txt2img_steps", 2)):
+        number(page, css, value)
+    choose(page, "#script_txt2img_ddpm_sampler", "DDPM")
+    number(page, "#script_txt2img_ddpm_steps", 1000)
+    number(page, "#script_txt2img_ddpm_count", 4)
+    page.click("#txt2img_generate")
+    host.wait_for(lambda: at_ours(host.get("sdapi/v1/progress")), "our sampling", 120)
+    page.shot("interrupt")
+    page.click("#txt2img_interrupt")
+    host.wait_for(lambda: not host.get("sdapi/v1/progress")["state"]["job"], "its end", 15)
+    page.wait(lambda: len(thumbnails(page)) <= 1, "the host's picture alone", 30)
 
 
 def test_pasting_restores_our_settings(host: WebUI, page: Page) -> None:

@@ -104,7 +104,7 @@ class WebUIHost:
 
         return upscalers()
 
-    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
+    def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
         from .upscaling import enlarge
 
         return enlarge(image, size, upscaler)

@@ -38,8 +38,7 @@ def generation_ended(collector: Collector, p: Any, processed: Any) -> None:
         return
     first = processed.index_of_first_image
     texts = processed.infotexts[first:]
-    # A1111 puts the masks that it returns behind each picture, without a text
-    stride = 1 + _masks(p, processed)
+    stride = 1 + masks_per_picture(p, processed)
     for number, text in enumerate(texts):
         index = first + number * stride
         if index >= len(processed.images) or number >= len(processed.all_prompts):
@@ -48,7 +47,8 @@ def generation_ended(collector: Collector, p: Any, processed: Any) -> None:
             collector.offer_picture(processed.images[index], text)
 
 
-def _masks(p: Any, processed: Any) -> int:
+def masks_per_picture(p: Any, processed: Any) -> int:
+    """How many masks the host has put behind each picture that it returns; they have no texts."""
     if getattr(p, "mask_for_overlay", None) is None or len(processed.images) <= len(processed.infotexts):
         return 0
     return int(bool(option("return_mask", False))) + int(bool(option("return_mask_composite", False)))

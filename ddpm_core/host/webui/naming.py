@@ -16,14 +16,16 @@ from ...errors import UserError
 from .facts import option
 
 # of these the host asks its own model or a whole generation: it would load a checkpoint, or fail
-_ASKS_THE_MODEL = re.compile(r"\[(model_\w+|seed_first|seed_last|job_timestamp|batch_\w+|generation_number|vae_\w+)\b")
+_ASKS_THE_MODEL = re.compile(
+    r"\[(model_\w+|seed_first|seed_last|job_timestamp|batch_\w+|generation_number|vae_\w+|user|\w+_prompt_hash)\b"
+)
 
 
 def sample_folder() -> str:
     return str(option("outdir_samples", "") or option("outdir_txt2img_samples", "outputs/txt2img-images"))
 
 
-def save_image(image: Image.Image, text: str, seed: int, folder: str = "") -> Path | None:
+def save_image(image: Image.Image, text: str, seed: int, folder: str = "", user: str = "") -> Path | None:
     """Save with generation text (in the folder of text-to-image); None where the host's settings say not to."""
     if not option("samples_save", True):
         return None
@@ -33,14 +35,17 @@ def save_image(image: Image.Image, text: str, seed: int, folder: str = "") -> Pa
     in_folders = bool(option("save_to_dirs", True))
     name_pattern = option("samples_filename_pattern", "") or ("[seed]" if in_folders else "[seed]-[prompt_spaces]")
     try:
-        if not _ASKS_THE_MODEL.search(name_pattern + folder_pattern):
+        numbered = bool(option("save_images_add_number", True))
+        if numbered and not _ASKS_THE_MODEL.search(name_pattern + folder_pattern):
             path, _ = images.save_image(image, folder, "", seed, "", kind, info=text, p=None)
             return saved_path(Path(path).absolute(), time.time())
-        namer = _namer(image, text, seed)
+        namer = _namer(image, text, seed, user)
         if in_folders:
             folder = str(Path(folder) / namer.apply(folder_pattern).lstrip(" ").rstrip("\\ /"))
         name = namer.apply(name_pattern)
-        if option("save_images_add_number", True) or not name:
+        if not numbered and name:
+            name = _unused(Path(folder), f"{name}-ddpm", kind)
+        else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             number = f"{images.get_next_sequence_number(folder, ''):05}"
             name = f"{number}-{name}" if name else number
@@ -54,7 +59,15 @@ def save_image(image: Image.Image, text: str, seed: int, folder: str = "") -> Pa
     return saved_path(Path(path).absolute(), time.time())
 
 
-def _namer(image: Image.Image, text: str, seed: int) -> images.FilenameGenerator:
+def _unused(folder: Path, name: str, kind: str) -> str:
+    """Without numbers a name is that of the host's own picture of the seed, which saving would replace."""
+    taken, number = name, 1
+    while (folder / f"{name}.{kind}").exists():
+        name, number = f"{taken}-{number}", number + 1
+    return name
+
+
+def _namer(image: Image.Image, text: str, seed: int, user: str) -> images.FilenameGenerator:
     """The host's generator of names, with our model where it would name its own."""
     settings = infotext.parse(text).settings
     title = settings.get(infotext.OWN_KEY, "DDPM")
@@ -70,6 +83,9 @@ def _namer(image: Image.Image, text: str, seed: int) -> images.FilenameGenerator
         scheduler=None,
         styles=[],
         sd_model_hash="",
+        user=user or None,
+        prompt="",
+        negative_prompt="",
     )
     generator = images.FilenameGenerator(p, seed, "", image)
     generator.replacements = {  # of this one object

@@ -91,12 +91,10 @@ def listen() -> None:
 
 
 def _before_ui() -> None:
-    """What the host's page is built from: a page of model cards, and axes of the X/Y/Z plot."""
-    from .pages.axes import add_axes
+    """What the host's page is built from: here, a page of model cards."""
     from .pages.cards import add_page
 
     add_page(service)
-    add_axes(service)
 
 
 def _infotext_pasted(text: str, params: dict[str, Any]) -> None:
@@ -192,7 +190,10 @@ def generation_ended(p: Any, processed: Any, controls: tuple[Any, ...]) -> None:
 
 
 def _beside(p: Any, controls: tuple[Any, ...]) -> bool:
-    return bool(controls and controls[0]) or hasattr(p, "ddpm_axes")
+    if not (controls and controls[0]) and not hasattr(p, "ddpm_axes"):
+        return False
+    # generations that no person looks at: those we ask for, and ADetailer's of each face
+    return not getattr(p, "ddpm_collects", False) and not getattr(p, "_ad_inner", False)
 
 
 def _memory(ours: Service) -> ModelMemory:

@@ -15,7 +15,17 @@ def upscalers() -> list[str]:
     return [*(n for n in _PLAINEST if n in names), *(n for n in names if n not in _PLAINEST)]
 
 
-def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-    """Called with the queue's lock held: an upscaler may be a network."""
-    found: Image.Image = images.resize_image(_CROP_AND_RESIZE, image, *size, upscaler_name=upscaler)
-    return found
+def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
+    """Called with the queue's lock held: an upscaler may be a network. None where Interrupt or Skip cut it short.
+
+    The host's upscalers heed its flags, which may be left from something that ended long ago: then they would do
+    nothing, and say nothing.
+    """
+    state = shared.state
+    before = state.interrupted, state.skipped
+    state.interrupted = state.skipped = False
+    try:
+        found: Image.Image = images.resize_image(_CROP_AND_RESIZE, image, *size, upscaler_name=upscaler)
+        return None if state.interrupted or state.skipped else found
+    finally:
+        state.interrupted, state.skipped = before[0] or state.interrupted, before[1] or state.skipped

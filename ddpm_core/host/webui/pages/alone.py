@@ -9,7 +9,7 @@ from typing import Any
 from modules import images, processing, shared
 
 from ....errors import UserError
-from ....service import Service
+from ....service import Result, Service
 from ..facts import option
 from .sampling import Choice, random_seed, sample
 
@@ -18,23 +18,25 @@ _log = logging.getLogger("ddpm_core")
 
 def generate(service: Service, p: Any, values: Any) -> Any:
     """What the host shows for it: batch count times batch size pictures, with their grid if the host makes grids."""
-    given = [*values, *[None] * 7]
-    said, made = "", []
-    seed = int(p.seed) if p.seed is not None and int(p.seed) >= 0 else random_seed()
+    failure: UserError | None = None
+    made: list[Result] = []
+    seed, first = random_seed(), 0
     try:
-        choice = replace(Choice.read(*given[:7]), count=p.n_iter * p.batch_size)
+        seed = int(processing.get_fixed_seed(p.seed))
+        choice = replace(Choice.read(*[*values, *[None] * 7][:7]), count=p.n_iter * p.batch_size)
         shared.state.job_count = 1
-        save = not p.do_not_save_samples
-        made = sample(
-            service, choice, seed, (p.width, p.height), str(p.outpath_samples or ""), save, batch_size=p.batch_size
-        )
+        made, failure = sample(service, choice, p, seed, (p.width, p.height), p.batch_size)
     except UserError as error:
-        said = str(error)
+        failure = error
     except Exception as error:
         _log.exception("our model alone could not generate")
-        said = f"that failed ({type(error).__name__}: {error}); the console has more."
+        failure = UserError(f"that failed ({type(error).__name__}); the console has more.")
     pictures, texts, seeds = ([getattr(r, name) for r in made] for name in ("image", "text", "seed"))
-    first = _add_grid(p, pictures, texts, seeds)
+    p.all_seeds, p.all_prompts = seeds or [seed], [""] * max(1, len(seeds))  # what patterns of names ask
+    try:
+        first = _add_grid(p, pictures, texts, seeds)
+    except OSError as error:
+        failure = UserError(f"The grid could not be saved ({error.strerror or 'disk error'}); make room.")
     processed = processing.Processed(
         p,
         pictures,
@@ -47,9 +49,9 @@ def generate(service: Service, p: Any, values: Any) -> Any:
         index_of_first_image=first,
         infotexts=texts or [""],
     )
-    if said:
-        processed.comments += f"DDPM: {said}\n"
-        processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": said}
+    if failure is not None:
+        processed.comments += f"DDPM: {failure}\n"
+        processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": str(failure)}
     return processed
 
 
@@ -64,7 +66,10 @@ def _add_grid(p: Any, pictures: list[Any], texts: list[str], seeds: list[int]) -
         grid.info["parameters"] = texts[0]
     if saved:
         kind = option("grid_format", "png")
-        images.save_image(grid, p.outpath_grids, "grid", seeds[0], "", kind, info=texts[0], p=None, grid=True)
+        short = not option("grid_extended_filename", False)
+        images.save_image(
+            grid, p.outpath_grids, "grid", seeds[0], "", kind, info=texts[0], p=p, grid=True, short_filename=short
+        )
     if not shown:
         return 0
     pictures.insert(0, grid)

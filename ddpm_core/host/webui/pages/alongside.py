@@ -11,17 +11,18 @@ from modules import shared
 
 from ....errors import UserError
 from ....service import Result, Service
+from ..collecting import masks_per_picture
 from .sampling import Choice, random_seed, sample
 
 _log = logging.getLogger("ddpm_core")
 AXES = "ddpm_axes"  # an attribute of generations: what an axis of an X/Y/Z plot sets
-# scripts that generate once for each of their pictures and keep texts beside them; others put parts together
-_SCRIPTS = ("x/y/z plot", "prompts from file or textbox")
+_PLOT = "x/y/z plot"  # keeps the first picture of each cell
+_ONE_BY_ONE = "prompts from file or textbox"  # keeps all pictures, and their texts beside them
 
 
 def count_in(p: Any) -> None:
-    """The host's bar is to know from the first batch on that there is one job more."""
-    if shared.state.job_count > 0 and _left_out(p) is None:
+    """The host's bar is to know from the first batch on that there is one job more, where there are several."""
+    if shared.state.job_count > 1 and _script(p) is None and not getattr(p, "txt2img_upscale", False):
         shared.state.job_count += 1
 
 
@@ -30,71 +31,77 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
     state = shared.state
     if state.interrupted or state.stopping_generation or getattr(p, "txt2img_upscale", False):
         return
+    if not processed.images:  # another extension's doing: the generation has not ended
+        return
+    axes: dict[str, Any] = getattr(p, AXES, {})
+    failure: UserError | None = None
+    made: list[Result] = []
     try:
-        reason = _left_out(p)
-        if reason is not None:
-            raise UserError(reason)
-        given = [*values[1:], *[None] * 7]
-        axes = getattr(p, AXES, {})
-        choice = replace(Choice.read(*given[:7]), **axes)
+        script = _script(p)
+        if script == _PLOT and not axes:
+            return  # a plot of something else, which would keep none of ours
+        if script not in (None, _PLOT, _ONE_BY_ONE):
+            raise UserError(f"left out, because the script {script} puts pictures together itself.")
+        choice = Choice.read(*[*values[1:], *[None] * 7][:7])
+        if axes:
+            choice = replace(choice, **{"count": 1, **axes})
         seed = int(p.all_seeds[0]) if p.all_seeds else random_seed()
-        there = processed.images[processed.index_of_first_image :]
-        size = there[0].size if there else (p.width, p.height)  # with Hires. fix it is larger than what was asked for
-        save = not p.do_not_save_samples
-        made = sample(service, choice, seed, size, str(p.outpath_samples or ""), save, choice.count)
+        size = processed.images[processed.index_of_first_image :][0].size  # larger than asked for with Hires. fix
+        made, failure = sample(service, choice, p, seed, size, choice.count)
     except UserError as error:
-        _tell(processed, str(error))
+        failure = error
     except Exception as error:
         _log.exception("no pictures beside a generation")
-        _tell(processed, f"that failed ({type(error).__name__}: {error}); the console has more.")
-    else:
-        _append(p, processed, made, first=bool(axes))
+        failure = UserError(f"that failed ({type(error).__name__}); the console has more.")
+    if failure is not None:
+        _tell(p, processed, str(failure))
+    if axes and not made:
+        processed.images = []  # an empty cell: the host's own picture would stand under our label
+    _append(p, processed, made, first=bool(axes))
 
 
-def _left_out(p: Any) -> str | None:
-    """Why a generation gets none of ours: its script would take them for its own."""
+def _script(p: Any) -> str | None:
+    """Title of the script that runs this generation, in small letters."""
     index = p.script_args[0] if p.script_args else 0
     if not index or p.scripts is None:
         return None
-    title = p.scripts.selectable_scripts[index - 1].title()
-    if title.lower() in _SCRIPTS:
-        return None
-    return f"left out, because the script {title} puts pictures together itself."
+    return str(p.scripts.selectable_scripts[index - 1].title()).lower()
 
 
 def _append(p: Any, processed: Any, made: list[Result], first: bool) -> None:
     if not made:
         return
-    _align(processed)
-    images, texts = [result.image for result in made], [result.text for result in made]
-    count = len(made)
-    seeds = [result.seed for result in made]
-    if first:  # the plot keeps the first picture of each cell
-        processed.images[:0], processed.infotexts[:0] = images, texts
+    _align(p, processed)
+    images, texts, seeds = ([getattr(result, name) for result in made] for name in ("image", "text", "seed"))
+    ours = {
+        "images": images,
+        "infotexts": texts,
+        "all_prompts": [""] * len(made),
+        "all_negative_prompts": [""] * len(made),
+        "all_seeds": seeds,
+        "all_subseeds": [0] * len(made),
+    }
+    for name, values in ours.items():  # new lists: those that are there belong to the generation as well
+        there = getattr(processed, name)
+        setattr(processed, name, [*values, *there] if first else [*there, *values])
+    if first:
         processed.info, processed.seed, processed.prompt = texts[0], seeds[0], ""
-        return
-    processed.images += images
-    processed.infotexts += texts
-    # new lists: those that are there belong to the generation as well
-    processed.all_prompts = [*processed.all_prompts, *[""] * count]
-    processed.all_negative_prompts = [*processed.all_negative_prompts, *[""] * count]
-    processed.all_seeds = [*processed.all_seeds, *seeds]
-    processed.all_subseeds = [*processed.all_subseeds, *[0] * count]
 
 
-def _align(processed: Any) -> None:
-    """A text for each picture: the host puts the masks that it returns behind their pictures, without one."""
+def _align(p: Any, processed: Any) -> None:
+    """A text for each picture: masks get that of their picture, what other extensions have appended that of the whole."""
     first = processed.index_of_first_image
-    images, texts = processed.images[first:], processed.infotexts[first:]
-    if texts and len(images) > len(texts) and len(images) % len(texts) == 0:
-        each = len(images) // len(texts)
+    count = len(processed.images) - first
+    each = 1 + masks_per_picture(p, processed)
+    texts = processed.infotexts[first:]
+    if each * len(texts) <= count:
         texts = [text for text in texts for _ in range(each)]
-    elif len(images) > len(texts):
-        texts = [*texts, *[texts[-1] if texts else processed.info] * (len(images) - len(texts))]
-    processed.infotexts = [*processed.infotexts[:first], *texts[: len(images)]]
+    texts = [*texts, *[processed.info] * (count - len(texts))][:count]
+    processed.infotexts = [*processed.infotexts[:first], *texts]
 
 
-def _tell(processed: Any, said: str) -> None:
-    """Below the gallery; and for the API, whose answer has no comments, among the parameters."""
+def _tell(p: Any, processed: Any, said: str) -> None:
+    """Below the gallery, whichever list of comments a script shows; and for the API, whose answer has none."""
+    p.comment(f"DDPM: {said}")
     processed.comments += f"DDPM: {said}\n"
     processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": said}

@@ -12,7 +12,9 @@ from ....sampling import SAMPLERS
 from ....service import Service
 from .alongside import AXES
 
-_LABELS = {sampler.label: sampler.name for sampler in SAMPLERS.values()}
+# those that take any number of steps
+_LABELS = {sampler.label: sampler.name for sampler in SAMPLERS.values() if not sampler.full_only}
+_MOST_STEPS = 1000
 
 
 def add_axes(service: Callable[[], Service]) -> None:
@@ -46,7 +48,7 @@ def add_axes(service: Callable[[], Service]) -> None:
                 confirm=known("sampler", lambda: [*_LABELS, *_LABELS.values()]),
                 choices=lambda: list(_LABELS),
             ),
-            axis("[DDPM] Steps", int, _set("steps")),
+            axis("[DDPM] Steps", int, _set("steps"), confirm=_confirm_steps),
             axis(
                 "[DDPM] Weights",
                 str,
@@ -55,6 +57,12 @@ def add_axes(service: Callable[[], Service]) -> None:
                 choices=lambda: ["ema", "raw"],
             ),
         ]
+
+
+def _confirm_steps(p: Any, values: list[int]) -> None:
+    for value in values:
+        if not 1 <= value <= _MOST_STEPS:
+            raise RuntimeError(f"DDPM steps must be between 1 and {_MOST_STEPS}: {value}")
 
 
 def _set(name: str) -> Callable[[Any, Any, Any], None]:

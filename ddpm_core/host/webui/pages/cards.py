@@ -28,7 +28,10 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
         try:
-            path = self._service().workspace.model_path(name)
+            workspace = self._service().workspace
+            if name not in workspace.model_names():  # asked for by a page: names only, it may not point at files
+                return None
+            path = workspace.model_path(name)
             config, info = model_file.read_config(path)
         except UserError:
             return None

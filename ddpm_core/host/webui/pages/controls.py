@@ -12,7 +12,7 @@ from ....errors import UserError
 from ....sampling import DEFAULT_SAMPLER, SAMPLERS
 from ....service import Service
 from ..upscaling import upscalers
-from .sampling import NATIVE
+from .sampling import NATIVE, NEWEST
 
 _REFRESH = "\U0001f504"
 _NONE_YET = "None yet: train one in the DDPM tab, then press refresh"
@@ -27,8 +27,8 @@ class Controls:
         with FormRow():
             self.model = gr.Dropdown(
                 label="DDPM model",
-                choices=names,
-                value=self._newest() or None,
+                choices=[NEWEST, *names],
+                value=NEWEST,
                 elem_id=elem_id("model"),
                 info="" if names else _NONE_YET,
             )
@@ -84,22 +84,19 @@ class Controls:
         except UserError:  # the tab says it
             return []
 
-    def _newest(self) -> str | None:
-        try:
-            return self._service().newest_model()
-        except UserError:
-            return None
-
     def refreshed(self, current: Any) -> Any:
         """The dropdown with the models that there are now; what was chosen stays, if it is still there."""
         names = self._names()
-        chosen = current if current in names else self._newest()
-        return gr.update(choices=names, value=chosen, info="" if names else _NONE_YET)
+        chosen = current if current in names else NEWEST
+        return gr.update(choices=[NEWEST, *names], value=chosen, info="" if names else _NONE_YET)
 
     def picked(self, name: Any) -> Any:
         """The dropdown on the model of a card."""
         names = self._names()
-        return gr.update(choices=names, value=name, info="") if name in names else gr.update(choices=names)
+        if name not in names:
+            gr.Warning(f"There is no model {name!r} here; another one is chosen.")
+            return gr.update(choices=[NEWEST, *names])
+        return gr.update(choices=[NEWEST, *names], value=name, info="")
 
     def paste_fields(self) -> list[tuple[Any, Callable[[dict[str, Any]], Any]]]:
         """Component and what it takes from a pasted generation text; None leaves it as it is."""

@@ -10,7 +10,6 @@ import gradio as gr
 from modules import infotext_utils, ui_common
 from PIL import Image
 
-from ....errors import UserError
 from ....operations import enlarge_plainly
 from ....ui.common import in_browser
 from ..naming import sample_folder
@@ -31,7 +30,7 @@ class WebUIPanel:
         for binding in bindings[known:]:
             self._send_enlarged(binding, panel.gallery)
         self.outputs = [panel.gallery, panel.generation_info, panel.infotext]
-        panel.gallery.select(self._selected, inputs=None, outputs=[panel.infotext], show_progress=False)
+        panel.gallery.select(_selected, inputs=[panel.generation_info], outputs=[panel.infotext], show_progress=False)
 
     def _send_enlarged(self, binding: Any, gallery: Any) -> None:
         """Let a button of the panel send an enlarged copy: it fills a hidden picture, and presses what sends that."""
@@ -75,20 +74,22 @@ class WebUIPanel:
             "clip_skip": 1,
             "denoising_strength": None,
         }
-        return [[image for image, _ in found], json.dumps(info), self._text(0)]
+        shown = ui_common.plaintext_to_html(texts[0]) if texts else ""
+        return [[image for image, _ in found], json.dumps(info), shown]
 
-    def _selected(self, event: gr.SelectData) -> str:
-        return self._text(event.index if isinstance(event.index, int) else 0)
 
-    def _text(self, index: int) -> str:
-        found = self._pictures()
-        return str(ui_common.plaintext_to_html(found[index][1])) if 0 <= index < len(found) else ""
+def _selected(info: Any, event: gr.SelectData) -> Any:
+    """The text of a picture of those that this page shows; another page, or a job, may have made newer ones."""
+    try:
+        return ui_common.plaintext_to_html(json.loads(info)["infotexts"][event.index])
+    except (TypeError, ValueError, KeyError, IndexError):
+        return gr.update()
 
 
 def _enlarged(chosen: Any) -> Any:
     image = infotext_utils.image_from_url_text(chosen)
-    if image is None:
-        raise UserError("There is no picture to send yet: generate one first.")
+    if image is None:  # none is shown: the host sends nothing then
+        return None
     image = image.convert("RGB")
     short = min(image.size)
     if short >= _LEAST_SIDE:

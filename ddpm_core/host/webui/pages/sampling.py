@@ -22,7 +22,7 @@ from ..facts import option
 from ..naming import save_image
 
 NATIVE = "None: its own size"
-NEWEST = ""  # of the models
+NEWEST = "(newest)"  # of the models; none can have this name
 _PREVIEW_SECONDS = 0.25
 _PREVIEW_SIDE = 384
 _PREVIEW_MOST = 16
@@ -48,7 +48,7 @@ class Choice:
         named = {s.label: s.name for s in SAMPLERS.values()}
         try:
             return cls(
-                str(model or NEWEST),
+                str(NEWEST if model is None else model),
                 int(cls.count if count is None else count),
                 named.get(str(sampler), str(sampler or cls.sampler)),
                 int(cls.steps if steps is None else steps),
@@ -61,14 +61,14 @@ class Choice:
 
 
 def sample(
-    service: Service, choice: Choice, seed: int, size: tuple[int, int], folder: str, save: bool, batch_size: int
-) -> list[Result]:
-    """Sample as chosen, with the queue's lock held by the generation that this is a part of.
+    service: Service, choice: Choice, p: Any, seed: int, size: tuple[int, int], batch_size: int
+) -> tuple[list[Result], UserError | None]:
+    """Sample as chosen, as a part of the generation ``p``, which holds the queue's lock, and save as it saves.
 
     ``seed`` is the host's, taken where the choice names none; ``size`` (width, height) is the host's, which an upscaler
-    brings the pictures to; ``folder`` is where they are saved, if ``save``. Interrupted, only whole pictures come back.
+    brings the pictures to. The pictures, and what went wrong in saving them; interrupted, only whole pictures.
     """
-    model = choice.model or service.newest_model()
+    model = service.newest_model() if choice.model == NEWEST else choice.model
     if model is None:
         raise UserError("There is no model yet: train one in the DDPM tab.")
     settings = SampleSettings(choice.sampler, choice.steps, seed=seed if choice.seed < 0 else choice.seed)
@@ -82,14 +82,17 @@ def sample(
             batch_size=max(1, min(batch_size, _MOST_AT_ONCE)),
             stop=progress.stop,
             emerging=progress.after_call,
-            save=lambda image, text, number, _: _save(image, text, number, folder, save),
+            report=progress.heed,
+            save=lambda image, text, number, _: _save(p, image, text, number),
         )
 
 
-def _save(image: Image.Image, text: str, seed: int, folder: str, wanted: bool) -> Path | None:
+def _save(p: Any, image: Image.Image, text: str, seed: int) -> Path | None:
     if option("enable_pnginfo", True):
         image.info["parameters"] = text  # as the host does for its own, so that its answers carry it
-    return save_image(image, text, seed, folder) if wanted else None
+    if p.do_not_save_samples:
+        return None
+    return save_image(image, text, seed, str(p.outpath_samples or ""), str(getattr(p, "user", None) or ""))
 
 
 def random_seed() -> int:
@@ -97,7 +100,10 @@ def random_seed() -> int:
 
 
 class _Progress:
-    """One job more for the host's progress bar, with the picture as it emerges."""
+    """The host's progress bar and live preview while we sample: the last of its jobs.
+
+    It is not one job more where there is but one: with several, the host's Interrupt only ends after the current one.
+    """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -108,6 +114,8 @@ class _Progress:
         state.skipped = False  # a Skip until now was for the host's own
         state.current_latent = None  # else the host would decode its own last latent over our preview
         state.sampling_step = 0
+        if state.job_no >= state.job_count > 0:
+            state.job_no = state.job_count - 1
         state.textinfo = "DDPM"
         return self
 
@@ -115,11 +123,15 @@ class _Progress:
         shared.state.textinfo = None
         shared.state.nextjob()
 
+    def heed(self, _: object = None) -> None:
+        """Stop when a person says so; *stop after the current one* lets ours, which are the current one, be finished."""
+        if shared.state.interrupted or shared.state.skipped:
+            self.stop.set()
+
     def after_call(self, done: int, total: int, x0: Tensor) -> None:
         state = shared.state
         state.sampling_steps, state.sampling_step = total, done
-        if state.interrupted or state.skipped or state.stopping_generation:
-            self.stop.set()
+        self.heed()
         if option("live_previews_enable", False) and time.monotonic() - self._shown > _PREVIEW_SECONDS:
             from ....model.diffusion import model_to_uint8
             from ....operations import make_grid

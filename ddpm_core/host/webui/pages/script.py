@@ -17,8 +17,10 @@ class DDPMScript(scripts.Script):  # type: ignore[misc]
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        from .axes import add_axes
         from .controls import Accordion
 
+        add_axes(register.service)  # before the plot's own ui(), with a page or without
         accordion = Accordion(register.service, self.elem_id, "img2img" if is_img2img else "txt2img")
         self.infotext_fields = accordion.paste_fields()
         return accordion.values
