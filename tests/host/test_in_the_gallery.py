@@ -288,7 +288,6 @@ def test_bad_requests_get_a_sentence(host: WebUI) -> None:
         info = json.loads(made["info"])
         assert said in info["extra_generation_params"]["DDPM error"], info["extra_generation_params"]
         assert len(made["images"]) == 1 and "DDPM" not in info["infotexts"][0]
-    assert "Traceback" not in host.log() and "Error running" not in host.log()
 
 
 def test_the_script_alone(host: WebUI) -> None:
@@ -492,12 +491,14 @@ def test_the_interrupt_button_ends_a_single_generation(host: WebUI, page: Page) 
     choose(page, "#script_txt2img_ddpm_sampler", "DDPM")
     number(page, "#script_txt2img_ddpm_steps", 1000)
     number(page, "#script_txt2img_ddpm_count", 4)
+    before = files(host)
     page.click("#txt2img_generate")
     host.wait_for(lambda: at_ours(host.get("sdapi/v1/progress")), "our sampling", 120)
     page.shot("interrupt")
     page.click("#txt2img_interrupt")
     host.wait_for(lambda: not host.get("sdapi/v1/progress")["state"]["job"], "its end", 15)
-    page.wait(lambda: len(thumbnails(page)) <= 1, "the host's picture alone", 30)
+    page.wait(lambda: not page.all("#txt2img_interrupt"), "the page to know", 30)
+    assert [("DDPM model" in text_in(Image.open(path))) for path in files(host) - before] == [False]
 
 
 def test_pasting_restores_our_settings(host: WebUI, page: Page) -> None:
@@ -595,4 +596,7 @@ def test_enlarged_in_our_tab(host: WebUI) -> None:
 
 
 def test_nothing_of_ours_in_the_log(host: WebUI) -> None:
-    assert "Traceback" not in host.log(), host.log()[host.log().index("Traceback") - 500 :][:3000]
+    """No traceback goes through our code; the host has some of its own, of connections that closed."""
+    frames = [line for line in host.log().splitlines() if line.strip().startswith("File ") and "ddpm_core" in line]
+    assert not frames, frames
+    assert "Error running" not in host.log()
