@@ -179,6 +179,7 @@ class Service:
         return there
 
     def start_training(self, request: TrainRequest) -> Job:
+        check_name(request.model, "model")
         operations.check_limits(request)
         if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
             raise UserError(f"There is no model {request.init_from!r} to start from.")
@@ -194,7 +195,7 @@ class Service:
         if not 1 <= count <= 1024:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
         if model not in self.workspace.model_names():  # names only: a page may not point at files
-            raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+            raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
         if enlarging is not None and enlarging.upscaler not in self.host.upscalers():
             raise UserError(f"There is no upscaler {enlarging.upscaler!r}; choose one of those in the list.")
 

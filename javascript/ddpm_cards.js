@@ -2,7 +2,21 @@
 (function () {
     "use strict";
 
-    const { root, byId } = window.ddpm;
+    const { root, byId, ticks } = window.ddpm;
+    const asked = {}; // tab -> the models for which its cards were last made anew
+
+    // the host makes its cards once, at the first page: a model trained since would be missing
+    ticks.push((status) => {
+        const wanted = [...status.models].sort().join("\n");
+        for (const tab of ["txt2img", "img2img"]) {
+            const cards = byId(tab + "_ddpm_cards");
+            if (!cards || cards.offsetParent === null || asked[tab] === wanted) continue;
+            const shown = [...cards.querySelectorAll(".card")].map((card) => card.dataset.name).sort().join("\n");
+            const refresh = byId(tab + "_ddpm_extra_refresh_internal");
+            asked[tab] = wanted;
+            if (shown !== wanted && refresh) refresh.click();
+        }
+    });
 
     window.ddpm.takeCard = function (card, name) {
         const tab = card.closest("#tab_img2img") ? "img2img" : "txt2img";

@@ -28,7 +28,8 @@
             const box = progress(job);
             const r = job.result;
             if (r) {
-                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("newly added")), counted(r.kept, T("kept")));
+                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("newly added")), r.added ? counted(r.kept, T("kept")) : null);
+                if (!r.found) line.className = "ddpm-failure";
                 if (Object.keys(r.rejected).length) line.append(el("span", "", el("span", "", T("rejected:")), " ", ...reasons(r.rejected)));
                 const skipped = Object.entries(r.skipped);
                 if (skipped.length) {
@@ -106,6 +107,11 @@
             this.node = node;
             node.tabIndex = 0;
             node.addEventListener("keydown", (event) => this.key(event));
+            // before anything has the focus, or after a button was pressed: the letters are meant for what is framed
+            document.addEventListener("keydown", (event) => {
+                const free = event.target === document.body || event.target.tagName === "BUTTON";
+                if (free && node.offsetParent !== null && "xXzZ".includes(event.key) && !node.contains(event.target)) this.key(event);
+            });
             this.draw();
         },
 
@@ -196,7 +202,8 @@
                     cell.append(el("div", "ddpm-nothing", REASONS[item.reason] || item.reason));
                 }
                 if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
-                cell.addEventListener("click", () => { if (this.selected === index) this.toggle(); else this.select(index); this.node.focus(); });
+                cell.addEventListener("click", () => { this.select(index); this.node.focus(); });
+                cell.addEventListener("dblclick", () => { this.select(index); this.toggle(); });
                 this.grid.append(cell);
             });
             if (!this.items.length) this.grid.append(el("div", "ddpm-empty", T("Nothing in this view.")));
@@ -260,10 +267,25 @@
             }
         },
 
-        undo() { return this.change(async () => { await this.queue; return post("undo", { dataset: this.dataset }); }, () => this.load(this.selected)); },
-
-        async change(request, then) {
-            try { then(await request()); } catch (error) { this.detail.prepend(el("div", "ddpm-failure", error.message)); }
+        /** Take the last step back and stand on what it was about, or the next key would hit another picture. */
+        async undo() {
+            try {
+                await this.queue;
+                const answer = await post("undo", { dataset: this.dataset });
+                this.counts = answer.counts;
+                const index = this.items.findIndex((item) => answer.ids.includes(item.id));
+                if (index < 0 || this.items[index].status === "kept") {
+                    await this.load(this.selected); // of another page, or rejected again for a reason that only the server knows
+                    const found = this.items.findIndex((item) => answer.ids.includes(item.id));
+                    if (found >= 0) this.select(found);
+                    return;
+                }
+                for (const item of this.items) {
+                    if (answer.ids.includes(item.id)) Object.assign(item, { status: "kept", reason: "", message: "" });
+                }
+                this.selected = index;
+                this.draw();
+            } catch (error) { this.detail.prepend(el("div", "ddpm-failure", error.message)); }
         },
 
         turn(by) {

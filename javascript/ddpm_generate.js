@@ -48,6 +48,9 @@
                 const copied = Math.round(1000 * r.memorised) / 10;
                 box.append(el("div", "ddpm-line", figure(T("KID"), number(r.kid)), figure(T("95 % interval"), number(r.kid_low) + " – " + number(r.kid_high)),
                     figure(T("real against real"), number(r.floor)), figure(T("copied"), copied + " %")));
+                box.append(el("div", "ddpm-line", el("strong", "", r.memorised > 0.05 ? T("It copies some of its pictures.") : T("It does not copy.")),
+                    el("strong", "", r.kid < 0.15 ? T("Its pictures come close to the real ones.") : r.kid < 1 ? T("Its pictures are recognisable, and still apart from the real ones.")
+                        : T("Its pictures are far from the real ones: train on.")), el("span", "", r.count, " ", el("span", "", T("pictures compared")))));
                 box.append(el("div", "ddpm-note", T("KID is the distance from the real pictures, on features of random convolutions; the nearer to real against real, the better. Copied are pictures at least three times nearer to one training picture than to any other. Below: generated pictures above their nearest training pictures, the most copied first.")));
                 const image = el("img", "ddpm-neighbours");
                 image.alt = "neighbours"; image.src = url("neighbours", { job: job.id });

@@ -28,7 +28,8 @@
                 const p = job.progress;
                 if (p && p.loss !== undefined) {
                     box.append(el("div", "ddpm-line", figure(T("images/s"), p.images_per_second), figure(T("training loss"), number(p.loss)),
-                        p.heldout_loss !== null ? figure(T("held-out loss"), number(p.heldout_loss)) : null));
+                        p.heldout_loss !== null ? figure(T("held-out loss"), number(p.heldout_loss)) : null,
+                        p.heldout_step ? el("span", "", T("at step"), " ", p.heldout_step) : null));
                 }
                 parts.push(box);
             }
@@ -72,7 +73,7 @@
         for (const [name, points] of [["train", curves.train], ["seen", curves.seen], ["heldout", curves.heldout]]) {
             if (points.length) add("polyline", { points: points.map((p) => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" "), class: "ddpm-curve ddpm-" + name });
         }
-        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("training loss")), el("span", "ddpm-key-seen", T("on seen pictures, averaged weights")),
+        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("training loss")), curves.seen.length ? el("span", "ddpm-key-seen", T("on seen pictures, averaged weights")) : null,
             curves.heldout.length ? el("span", "ddpm-key-heldout", T("on held-out pictures")) : null);
         return el("div", "ddpm-chartbox", svg, legend);
     }

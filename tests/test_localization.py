@@ -115,7 +115,7 @@ def texts_in_the_hosts_pages() -> set[str]:
                 found.add(ast.literal_eval(node.args[0]))
             if isinstance(node, ast.FunctionDef) and node.name == "title":
                 found |= {ast.literal_eval(n.value) for n in ast.walk(node) if isinstance(n, ast.Return) and n.value}
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("NATIVE", "_NONE_YET"):
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NATIVE":
                 found.add(ast.literal_eval(node.value))
     return found
 

@@ -65,7 +65,9 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Page]:
         except subprocess.TimeoutExpired:
             process.kill()
         log = (tmp_path / "served" / "server.log").read_text()
-        assert "Traceback" not in log, log
+        # gradio 3 writes one when the page goes away in the middle of an answer
+        ours = [part for part in log.split("Traceback")[1:] if "websockets_sansio_impl" not in part]
+        assert not ours, log
 
 
 def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:

@@ -119,7 +119,9 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
     checkpoints = CheckpointFolder(folder / "checkpoints", context.keep_checkpoints)
     exists = model_path.exists() or (folder / "run.json").exists()
     if exists and not request.resume:
-        raise UserError(f"There is already a model {name!r}; continue it with --resume, or choose another name.")
+        raise UserError(
+            f"There is already a model {name!r}; go on with it (--resume on the command line), or choose another name."
+        )
     if request.resume and not (folder / "run.json").exists():
         raise UserError(
             f"There is no run {name!r} to resume"

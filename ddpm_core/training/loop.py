@@ -27,6 +27,8 @@ PREVIEW_STEPS = 12
 _MOST_ROLLBACKS = 6
 # held-out loss and previews take at most this share of the time, however slow the device
 _WATCH_SHARE = 0.03
+_EARLY_SECONDS, _EARLY_SHARE = 180.0, 0.1  # who has just begun wants to see that it learns
+_PROMPT_SECONDS = 10.0  # a stop waits for a last look if it takes no longer
 
 
 @dataclass
@@ -111,6 +113,7 @@ class TrainingLoop:
         self.out = outlets
         self.spent = spent_seconds  # in earlier sessions of this run
         self.heldout_loss: float | None = None
+        self.heldout_step: int | None = None
         self.loss: float | None = None
         self.images_per_second = 0.0
         self._rollbacks = 0
@@ -123,7 +126,7 @@ class TrainingLoop:
             self._save()  # step 0: there is always something good to go back to
         saved = line_at = time.monotonic()
         next_watch = time.monotonic() + 5.0
-        pending_loss, pending_steps, pending_seconds = 0.0, 0, 0.0
+        pending_loss, pending_steps, pending_seconds, cost = 0.0, 0, 0.0, 0.0
         while trainer.step < self.limits.steps and not self._over() and not self.out.stop.is_set():
             with self.out.gpu_slice():
                 result = trainer.run_slice(self._until_next_stop(), SLICE_SECONDS)
@@ -140,14 +143,15 @@ class TrainingLoop:
                 pending_loss, pending_steps, pending_seconds, line_at = 0.0, 0, 0.0, now
             if now >= next_watch:
                 cost = self._watch()
-                next_watch = time.monotonic() + max(self.out.preview_seconds(), cost / _WATCH_SHARE)
+                share = _EARLY_SHARE if now - began < _EARLY_SECONDS else _WATCH_SHARE
+                next_watch = time.monotonic() + max(self.out.preview_seconds(), cost / share)
             every = self.limits.checkpoint_every
             if (every and trainer.step % every == 0) or now - saved >= self.limits.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
         if pending_steps:
             self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
-        if not self.out.stop.is_set():
+        if not self.out.stop.is_set() or (trainer.step > first_step and cost <= _PROMPT_SECONDS):
             self._watch()
         self._save()
         return {
@@ -196,6 +200,7 @@ class TrainingLoop:
                 "steps": self.limits.steps,
                 "seconds_left": max(0.0, round(left, 1)),
                 "heldout_loss": self.heldout_loss,
+                "heldout_step": self.heldout_step,
                 "done": trainer.step,
                 "total": self.limits.steps,
             }
@@ -215,6 +220,7 @@ class TrainingLoop:
         if len(self.held):
             held = loss_by_band(trainer.ema, trainer.diffusion, self.held, **options)  # type: ignore[arg-type]
             self.heldout_loss = round(_mean(held), 6)
+            self.heldout_step = trainer.step
             values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
         self.metrics.write("heldout", **values)
         self.out.preview(trainer.step, self.sample_preview())

@@ -20,7 +20,8 @@ _INTRO = (
 )
 _CANNOT_SEE = (
     "The checks find broken, blank, noisy and repeated pictures, and put unusual ones first. They cannot see a deformed hand or "
-    "a third arm: that takes your eyes. Arrow keys move, X rejects or keeps, Enter turns the page, Z takes the last step back."
+    "a third arm: that takes your eyes. Arrow keys or a click move, X or a double click rejects or keeps, Enter turns the page, Z takes "
+    "the last step back."
 )
 _COLLECTING = (
     "While this is on, every picture that txt2img and img2img save goes into the dataset too, without grids, masks and "

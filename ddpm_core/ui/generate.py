@@ -88,7 +88,13 @@ def build(service: Service) -> dict[str, Any]:
                     elem_id=ids.UPSCALER,
                 )
                 factor = gr.Slider(
-                    label="Enlarge by", minimum=1, maximum=MOST_FACTOR, step=0.5, value=4, elem_id=ids.FACTOR
+                    label="Enlarge by",
+                    minimum=1,
+                    maximum=MOST_FACTOR,
+                    step=0.5,
+                    value=4,
+                    visible=False,
+                    elem_id=ids.FACTOR,
                 )
             with gr.Accordion("Did it learn or copy?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
@@ -154,6 +160,7 @@ def build(service: Service) -> dict[str, Any]:
     skip.click(said(end), inputs=[], outputs=[message])
     evaluate.click(said(compare), inputs=[model, against], outputs=[message])
     show.click(panel.show, inputs=[], outputs=panel.outputs)
+    upscaler.change(lambda name: gr.update(visible=name not in (None, _NATIVE)), inputs=[upscaler], outputs=[factor])
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
     return {"model": model, "dataset": against}
 

@@ -26,12 +26,14 @@ def build_tab(service: Service) -> None:
     def lists(*current: Any) -> Any:
         datasets, models = service.workspace.dataset_names(), service.workspace.model_names()
 
-        data, data_train, init, model, against = current
+        data, data_train, init, trained, model, against = current
+        job = service.jobs.latest("train")
         first = datasets[0] if datasets else None
         return (
             choices(datasets, data, first),
             choices(datasets, data_train, first),
             choices(["", *models], init, None),
+            choices(models, trained, job.subject if job else None),
             choices(models, model, service.newest_model()),
             choices(datasets, against, first),
         )
@@ -40,6 +42,7 @@ def build_tab(service: Service) -> None:
         in_dataset["dataset"],
         in_train["dataset"],
         in_train["init_from"],
+        in_train["model"],
         in_generate["model"],
         in_generate["dataset"],
     ]

@@ -25,8 +25,13 @@ def build(service: Service) -> dict[str, Any]:
                 dataset = gr.Dropdown(
                     label="Train on", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET
                 )
-                model = gr.Textbox(
-                    label="Name of the model", placeholder="for example my-portraits", elem_id=ids.TRAIN_MODEL
+                model = gr.Dropdown(
+                    label="Name of the model",
+                    choices=[],
+                    value=None,
+                    allow_custom_value=True,
+                    elem_id=ids.TRAIN_MODEL,
+                    info="A new name; or one of your models, to go on with it",
                 )
             with gr.Row():
                 preset = gr.Dropdown(
@@ -41,8 +46,9 @@ def build(service: Service) -> dict[str, Any]:
                     value=PRESETS[preset_name].steps,
                     precision=0,
                     elem_id=ids.TRAIN_STEPS,
-                    info="More can be added later: a finished model goes on learning",
+                    info="In all, also when going on: more can be added later",
                 )
+                minutes = gr.Number(label="Minutes at most (0: no limit)", value=0, elem_id=ids.TRAIN_MINUTES)
             with gr.Accordion("More settings", open=False):
                 with gr.Row():
                     size = gr.Number(label="Size in pixels (0: the preset's)", value=0, precision=0)
@@ -70,12 +76,15 @@ def build(service: Service) -> dict[str, Any]:
     # which preset is right depends on the device, and its steps on the preset
     not_in_defaults(dataset, model, preset, steps, init_from)
 
-    fields = [dataset, model, preset, steps, size, crop, batch, rate, precision, seed, init_from, other]
+    fields = [dataset, model, preset, steps, minutes, size, crop, batch, rate, precision, seed, init_from, other]
 
     def request(values: tuple[Any, ...], resuming: bool) -> operations.TrainRequest:
-        data, name, chosen, total, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
+        data, name, chosen, total, most, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
+        limit = float(most or 0) or None
         if resuming:
-            return operations.TrainRequest(model=str(name or ""), steps=_whole(total, "Steps") or None, resume=True)
+            _check_dataset(service, str(name or ""), data)
+            steps_ = _whole(total, "Steps") or None
+            return operations.TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
         return operations.TrainRequest(
@@ -83,6 +92,7 @@ def build(service: Service) -> dict[str, Any]:
             dataset=str(data),
             preset=str(chosen),
             steps=_whole(total, "Steps") or None,
+            minutes=limit,
             size=_whole(px, "Size") or None,
             crop=str(crop_),
             batch_size=_whole(batch_, "Batch size") or None,
@@ -102,7 +112,7 @@ def build(service: Service) -> dict[str, Any]:
         return ""
 
     def end() -> str:
-        return "Stopping; the work is being saved." if service.stop("train") else "Nothing is being trained."
+        return "" if service.stop("train") else "Nothing is being trained."
 
     def guess(*values: Any) -> str:
         found = service.estimate(request(values, False))
@@ -123,7 +133,19 @@ def build(service: Service) -> dict[str, Any]:
     resume.click(said(go_on), inputs=fields, outputs=[message])
     stop.click(said(end), inputs=[], outputs=[message])
     estimate.click(said(guess), inputs=fields, outputs=[message])
-    return {"dataset": dataset, "init_from": init_from}
+    return {"dataset": dataset, "init_from": init_from, "model": model}
+
+
+def _check_dataset(service: Service, name: str, chosen: Any) -> None:
+    """A run goes on with its own dataset; who has chosen another one would believe that it learns from that."""
+    if name not in service.workspace.run_names():
+        return
+    own = service.workspace.run_info(name).get("dataset")
+    if chosen and own and str(chosen) != own:
+        raise UserError(
+            f"{name} learns from {own}: choose that under Train on to go on with it. To learn from {chosen}, give a new name "
+            f"and start from the weights of {name} (More settings)."
+        )
 
 
 def _whole(value: Any, name: str) -> int:

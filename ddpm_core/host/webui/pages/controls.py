@@ -15,7 +15,6 @@ from ..upscaling import upscalers
 from .sampling import NATIVE, NEWEST
 
 _REFRESH = "\U0001f504"
-_NONE_YET = "None yet: train one in the DDPM tab, then press refresh"
 
 
 class Controls:
@@ -30,7 +29,6 @@ class Controls:
                 choices=[NEWEST, *names],
                 value=NEWEST,
                 elem_id=elem_id("model"),
-                info="" if names else _NONE_YET,
             )
             refresh = ToolButton(_REFRESH, elem_id=elem_id("refresh"), tooltip="Look for models again")
             self.count = gr.Slider(
@@ -88,7 +86,7 @@ class Controls:
         """The dropdown with the models that there are now; what was chosen stays, if it is still there."""
         names = self._names()
         chosen = current if current in names else NEWEST
-        return gr.update(choices=[NEWEST, *names], value=chosen, info="" if names else _NONE_YET)
+        return gr.update(choices=[NEWEST, *names], value=chosen)
 
     def picked(self, name: Any) -> Any:
         """The dropdown on the model of a card."""
@@ -96,7 +94,7 @@ class Controls:
         if name not in names:
             gr.Warning(f"There is no model {name!r} here; another one is chosen.")
             return gr.update(choices=[NEWEST, *names])
-        return gr.update(choices=[NEWEST, *names], value=name, info="")
+        return gr.update(choices=[NEWEST, *names], value=name)
 
     def paste_fields(self) -> list[tuple[Any, Callable[[dict[str, Any]], Any]]]:
         """Component and what it takes from a pasted generation text; None leaves it as it is."""
