@@ -114,6 +114,7 @@ class TrainingLoop:
         self.spent = spent_seconds  # in earlier sessions of this run
         self.heldout_loss: float | None = None
         self.heldout_step: int | None = None
+        self._told: dict[str, Any] = {}  # the last line of progress
         self.loss: float | None = None
         self.images_per_second = 0.0
         self._rollbacks = 0
@@ -153,6 +154,9 @@ class TrainingLoop:
             self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
         if not self.out.stop.is_set() or (trainer.step > first_step and cost <= _PROMPT_SECONDS):
             self._watch()
+            if self._told:
+                now_known = {"heldout_loss": self.heldout_loss, "heldout_step": self.heldout_step}
+                self.out.progress({**self._told, **now_known})
         self._save()
         return {
             "steps": trainer.step,
@@ -194,17 +198,16 @@ class TrainingLoop:
             "learning_rate": trainer.settings.learning_rate_at(trainer.step) * trainer.lr_scale,
         }
         self.metrics.write("train", **values)
-        self.out.progress(
-            {
-                **values,
-                "steps": self.limits.steps,
-                "seconds_left": max(0.0, round(left, 1)),
-                "heldout_loss": self.heldout_loss,
-                "heldout_step": self.heldout_step,
-                "done": trainer.step,
-                "total": self.limits.steps,
-            }
-        )
+        self._told = {
+            **values,
+            "steps": self.limits.steps,
+            "seconds_left": max(0.0, round(left, 1)),
+            "heldout_loss": self.heldout_loss,
+            "heldout_step": self.heldout_step,
+            "done": trainer.step,
+            "total": self.limits.steps,
+        }
+        self.out.progress(self._told)
 
     def _watch(self) -> float:
         """Held-out loss and preview; how long they took."""

@@ -555,10 +555,10 @@ def test_the_panel_of_our_tab(host: WebUI, page: Page) -> None:
     number(page, "#ddpm_steps", 4)
     before = files(host)
     page.click("#ddpm_generate")
-    page.wait(lambda: len(thumbnails(page, "ddpm")) >= 2, "two pictures", 120)
+    page.wait(lambda: len(thumbnails(page, "ddpm")) >= 3, "two pictures and their grid", 120)
     assert len(files(host) - before) == 2
-    for index in (1, 0):  # the text is that of the picture
-        page.js("document.querySelectorAll('#ddpm_gallery .thumbnail-item')[arguments[0]].click()", index)
+    for index in (1, 0):  # the text is that of the picture; the grid stands before them
+        page.js("document.querySelectorAll('#ddpm_gallery .thumbnail-item')[arguments[0]].click()", index + 1)
         said = "return document.querySelector('#html_info_ddpm').textContent"
         page.wait(lambda index=index, said=said: f"Seed: {7 + index}," in page.js(said), "its text")
     page.shot("panel")

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from modules import infotext_utils, ui_common
+from modules import images, infotext_utils, ui_common
 from PIL import Image
 
 from ....operations import enlarge_plainly
 from ....ui.common import in_browser
+from ..facts import option
 from ..naming import sample_folder
 
 _LEAST_SIDE = 512  # of what is sent on: the host takes over the size of what it is sent, and its sliders begin at 64
@@ -49,6 +50,10 @@ class WebUIPanel:
 
     def show(self) -> list[Any]:
         found = self._pictures()
+        first_image = 0
+        if len(found) > 1 and option("return_grid", True):  # first, as the host does: it opens the first one large
+            found = [(images.image_grid([image for image, _ in found], rows=None), found[0][1]), *found]
+            first_image = 1
         texts = [text for _, text in found]
         seeds = [infotext_utils.parse_generation_parameters(text, []).get("Seed", -1) for text in texts]
         first = found[0][0] if found else None
@@ -59,7 +64,7 @@ class WebUIPanel:
             "all_negative_prompts": [""] * len(found),
             "seed": seeds[0] if seeds else -1,
             "all_seeds": seeds,
-            "index_of_first_image": 0,
+            "index_of_first_image": first_image,
             "infotexts": texts,
             "width": first.width if first else 0,
             "height": first.height if first else 0,
