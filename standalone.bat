@@ -11,6 +11,11 @@ if not exist .venv\.ready (
     .venv\Scripts\python -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2 || exit /b 1
     type nul > .venv\.ready
 )
+if "%~1"=="--with-benchmarks" (
+    .venv\Scripts\python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2 || exit /b 1
+    echo The benchmarks can run now: .venv\Scripts\python -m benchmarks.training and others. 1>&2
+    exit /b 0
+)
 if "%~1"=="" (
     .venv\Scripts\python -m ddpm_core demo
 ) else (

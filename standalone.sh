@@ -22,5 +22,10 @@ if [ ! -e "$root/.venv/.ready" ] || [ "$root/pyproject.toml" -nt "$root/.venv/.r
     "$python" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
     touch "$root/.venv/.ready"
 fi
+if [ "${1:-}" = --with-benchmarks ]; then
+    "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2
+    echo "The benchmarks can run now: .venv/bin/python -m benchmarks.training and others." >&2
+    exit 0
+fi
 [ $# -gt 0 ] || set -- demo
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m ddpm_core "$@"

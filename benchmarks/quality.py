@@ -51,12 +51,12 @@ class Diffusers(TrainSettings):
         return float(self.learning_rate * max(0.0, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)))))
 
     def ema_decay_at(self, step: int) -> float:
-        return min(0.9999, 1 - (1 + step) ** -0.75)  # EMAModel: inv_gamma 1, power 3/4
+        return float(min(0.9999, 1 - (1 + step) ** -0.75))  # EMAModel: inv_gamma 1, power 3/4
 
 
 @dataclass(frozen=True)
 class Lucidrains(TrainSettings):
-    """Trainer: Adam 8e-5, an average updated every 10th step with 0.995, copied until step 100."""
+    """Trainer: Adam 8e-5; ema_pytorch's average: every 10th step, copied until step 100, then warmed up to 0.995."""
 
     def learning_rate_at(self, step: int) -> float:
         return self.learning_rate
@@ -64,7 +64,7 @@ class Lucidrains(TrainSettings):
     def ema_decay_at(self, step: int) -> float:
         if step % 10:
             return 1.0
-        return 0.0 if step <= 100 else 0.995
+        return 0.0 if step <= 100 else min(0.995, 1 - (1 + step - 100) ** (-2 / 3))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""The benchmarks' peers are what they say they are: their recipes step for step, their networks of one size with ours."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import common, quality, training
+from ddpm_core.model.unet import UNet
+from ddpm_core.training.settings import PRESETS
+
+
+def test_diffusers_recipe_is_its_own() -> None:
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    settings = quality.recipes(32, 1200)["diffusers"].train
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=1e-4)
+    rate = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=1200)
+    average = EMAModel([weight], decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    for step in range(1200):
+        assert settings.learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-10)
+        assert settings.ema_decay_at(step) == pytest.approx(average.get_decay(step + 1), abs=1e-7)
+        optimizer.step()
+        rate.step()
+
+
+def test_the_peers_network_has_our_size() -> None:
+    for name in ("tiny-32", "article-64"):
+        config = PRESETS[name].model.unet
+        size = config.image_size[0]
+        sample = (torch.zeros(1, 3, size, size), torch.zeros(1))
+        ours, theirs = UNet(config, "cpu"), training.diffusers_model(config)
+        assert training.multiply_adds(ours, *sample) == pytest.approx(training.multiply_adds(theirs, *sample), rel=0.03)
+
+
+def row(recipe: str, images: int, seconds: float, kid: float, seed: int = 0) -> dict[str, object]:
+    found = {"recipe": recipe, "seed": seed, "images": images, "seconds": seconds}
+    return {**found, "kid": kid, "low": kid - 0.05, "high": kid + 0.05}
+
+
+def test_the_verdict_on_quality() -> None:
+    good = [row("ours", 100, 10.0, 0.4), row("ours", 200, 20.0, 0.2)]
+    peer = [row("story", 100, 11.0, 2.0), row("story", 200, 21.0, 1.0)]
+    assert quality.verdict([*good, *peer])["passed"]
+    near = [row("story", 100, 11.0, 2.0), row("story", 200, 21.0, 0.25)]
+    assert not quality.verdict([*good, *near])["passed"], "intervals that overlap decide nothing"
+    prototype = [row("prototype", 400, 60.0, 0.4)]
+    found = quality.verdict([*good, *peer, *prototype])
+    assert found["passed"] and found["prototype_reached_at"] == [
+        {"seed": 0, "images_share": 0.25, "seconds_share": round(10 / 60, 3)}
+    ]
+    assert not quality.verdict([*good, *peer, row("prototype", 150, 60.0, 0.4)])["passed"], "more than half the images"
+
+
+def test_alternating_goes_back_and_forth() -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    found = common.alternate({"a": lambda: measure("a"), "b": lambda: measure("b")}, 2, lambda text: None)
+    assert order == ["a", "b", "b", "a"] and found == {"a": [1.0, 4.0], "b": [2.0, 3.0]}
+    assert common.paired_ratio([2.0, 6.0], [1.0, 2.0]) == 2.5
+
+
+def test_results_name_only_commands_that_are_there() -> None:
+    import re
+
+    text = (Path(ROOT) / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"benchmarks\.(\w+)", text))
+    assert named and all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in named)
