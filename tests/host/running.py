@@ -289,7 +289,7 @@ def open_tab(page: Page, theme: str = "light") -> None:
 
 
 def reload_ui(host: WebUI, page: Page) -> None:
-    starts = host.log().count("Startup time:")
+    starts, restarts = host.log().count("Startup time:"), host.log().count("Restarting UI")
     page.driver.get(host.url)
     press = (
         "const a = [...document.querySelectorAll('footer a, a, button')].find(x => x.textContent.trim() === 'Reload UI'"
@@ -298,4 +298,6 @@ def reload_ui(host: WebUI, page: Page) -> None:
     page.wait(lambda: page.js("return document.querySelectorAll('#tabs button').length > 4"), "the host's page", 120)
     time.sleep(3)  # the host hangs in closing while a page is still loading, with us or without
     page.wait(lambda: page.js(press), "Reload UI", 120)
+    host.wait_for(lambda: host.log().count("Restarting UI") > restarts, "the host to take note", 60)
+    page.driver.get("about:blank")  # the host's page asks whether it is back, and an early question kills the host
     host.wait_for(lambda: host.log().count("Startup time:") > starts, "the reload", 180)
