@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -46,6 +47,13 @@ def register() -> None:
     _listening = _attending = False
     # at once, not in the host's callback for it: that is never called without a page (--nowebui)
     add_settings(_collecting_changed)
+    # for each callback the host looks through the whole call stack, and for its frames through all modules: on a
+    # thread of its own the stack is short, and the host's start five times less delayed
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_register_callbacks).result()
+
+
+def _register_callbacks() -> None:
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_ui_tabs(_tabs)
     script_callbacks.on_app_started(_app_started)
