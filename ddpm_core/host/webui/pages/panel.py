@@ -18,6 +18,8 @@ from ..naming import sample_folder
 _LEAST_SIDE = 512  # of what is sent on: the host takes over the size of what it is sent, and its sliders begin at 64
 _MULTIPLE = 8
 _TABNAME = "ddpm"
+# a moment later, when the page has marked the picture as selected
+_INDEX = "async (info, _) => { await new Promise(r => setTimeout(r, 100)); return [info, selected_gallery_index()]; }"
 
 
 class WebUIPanel:
@@ -31,7 +33,11 @@ class WebUIPanel:
         for binding in bindings[known:]:
             self._send_enlarged(binding, panel.gallery)
         self.outputs = [panel.gallery, panel.generation_info, panel.infotext]
-        panel.gallery.select(_selected, inputs=[panel.generation_info], outputs=[panel.infotext], show_progress=False)
+        info, text = panel.generation_info, panel.infotext
+        if gr.__version__.startswith("3."):
+            panel.gallery.select(_selected, inputs=[info], outputs=[text], show_progress=False)
+        else:  # whose event refuses pictures that lie in the host's folders; the host's own function knows the index
+            panel.gallery.select(_show, inputs=[info, info], outputs=[text], show_progress=False, js=_INDEX)
 
     def _send_enlarged(self, binding: Any, gallery: Any) -> None:
         """Let a button of the panel send an enlarged copy: it fills a hidden picture, and presses what sends that."""
@@ -84,9 +90,14 @@ class WebUIPanel:
 
 
 def _selected(info: Any, event: gr.SelectData) -> Any:
+    return _show(info, event.index)
+
+
+def _show(info: Any, index: Any) -> Any:
     """The text of a picture of those that this page shows; another page, or a job, may have made newer ones."""
     try:
-        return ui_common.plaintext_to_html(json.loads(info)["infotexts"][event.index])
+        position = int(index)
+        return ui_common.plaintext_to_html(json.loads(info)["infotexts"][position]) if position >= 0 else gr.update()
     except (TypeError, ValueError, KeyError, IndexError):
         return gr.update()
 
