@@ -13,6 +13,7 @@ from ..evaluation.neighbours import to_image
 
 MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
+NATIVE = "None: its own size"  # what a list of upscalers offers first
 FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
 # picture, (width, height), name of an upscaler -> the picture in that size; None where a person cut it short

@@ -11,13 +11,12 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import UserError
-from ..operations.pictures import MOST_FACTOR, Enlarging
+from ..operations.pictures import MOST_FACTOR, NATIVE, Enlarging
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
 from .common import live, not_in_defaults, said
 
-_NATIVE = "None: its own size"
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 
@@ -83,8 +82,8 @@ def build(service: Service) -> dict[str, Any]:
             with gr.Row():
                 upscaler = gr.Dropdown(
                     label="Enlarge with",
-                    choices=[_NATIVE, *service.host.upscalers()],
-                    value=_NATIVE,
+                    choices=[NATIVE, *service.host.upscalers()],
+                    value=NATIVE,
                     elem_id=ids.UPSCALER,
                 )
                 factor = gr.Slider(
@@ -137,7 +136,7 @@ def build(service: Service) -> dict[str, Any]:
         settings = SampleSettings(
             _LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped)
         )
-        enlarging = None if enlarge in (None, _NATIVE) else Enlarging(str(enlarge), float(times or 1))
+        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), float(times or 1))
         service.start_sampling(str(name), many, settings, str(which), enlarging)
         return ""
 
@@ -160,7 +159,7 @@ def build(service: Service) -> dict[str, Any]:
     skip.click(said(end), inputs=[], outputs=[message])
     evaluate.click(said(compare), inputs=[model, against], outputs=[message])
     show.click(panel.show, inputs=[], outputs=panel.outputs)
-    upscaler.change(lambda name: gr.update(visible=name not in (None, _NATIVE)), inputs=[upscaler], outputs=[factor])
+    upscaler.change(lambda name: gr.update(visible=name not in (None, NATIVE)), inputs=[upscaler], outputs=[factor])
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
     return {"model": model, "dataset": against}
 

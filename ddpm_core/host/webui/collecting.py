@@ -9,8 +9,7 @@ from modules import processing, shared
 
 from ...collector import Collector
 from ...dataset.infotext import OWN_KEY, parse
-from .facts import option
-from .generation import OURS
+from .facts import OURS, option
 
 
 def image_saved(collector: Collector, params: Any) -> None:

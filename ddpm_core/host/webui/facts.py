@@ -9,6 +9,8 @@ from typing import Any
 
 from modules import paths_internal, shared
 
+# attributes that we give to generations of the host: those we ask for ourselves, and what an axis of a plot sets
+OURS, AXES = "ddpm_collects", "ddpm_axes"
 AUTOMATIC, ALWAYS, NEVER = "automatic", "always", "never"  # when the host's model is put aside for a training
 
 

@@ -17,10 +17,8 @@ from ...collector import saved_path
 from ...errors import UserError
 from ...operations import Generated, GenerationRequest
 from .choices import generation_choices
-from .facts import option
+from .facts import OURS, option
 from .naming import sample_folder
-
-OURS = "ddpm_collects"  # an attribute of generations that we ask for: collected by who asked, not twice
 
 
 def generate(
@@ -65,7 +63,7 @@ def generate(
             watcher = threading.Thread(target=_interrupt_on, args=(stop, ended), name="ddpm-stop", daemon=True)
             watcher.start()
             with closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **fields)) as p:
-                setattr(p, OURS, True)
+                setattr(p, OURS, True)  # collected by who asked, not twice
                 p.is_api = True  # else the scripts of the page's own controls would set sampler, steps and seed anew
                 p.scripts = runner
                 p.script_args = tuple(arguments)

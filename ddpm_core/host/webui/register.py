@@ -16,7 +16,7 @@ import gradio as gr
 from modules import infotext_utils, script_callbacks
 
 from ...errors import UserError
-from .facts import flag
+from .facts import AXES, OURS, flag
 from .settings import add_settings
 
 if TYPE_CHECKING:
@@ -198,10 +198,10 @@ def generation_ended(p: Any, processed: Any, controls: tuple[Any, ...]) -> None:
 
 
 def _beside(p: Any, controls: tuple[Any, ...]) -> bool:
-    if not (controls and controls[0]) and not hasattr(p, "ddpm_axes"):
+    if not (controls and controls[0]) and not hasattr(p, AXES):
         return False
     # generations that no person looks at: those we ask for, and ADetailer's of each face
-    return not getattr(p, "ddpm_collects", False) and not getattr(p, "_ad_inner", False)
+    return not getattr(p, OURS, False) and not getattr(p, "_ad_inner", False)
 
 
 def _memory(ours: Service) -> ModelMemory:

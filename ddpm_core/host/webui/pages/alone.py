@@ -11,7 +11,7 @@ from modules import images, processing, shared
 from ....errors import UserError
 from ....service import Result, Service
 from ..facts import option
-from .sampling import Choice, random_seed, sample
+from .sampling import Choice, random_seed, sample, tell
 
 _log = logging.getLogger("ddpm_core")
 
@@ -23,7 +23,7 @@ def generate(service: Service, p: Any, values: Any) -> Any:
     seed, first = random_seed(), 0
     try:
         seed = int(processing.get_fixed_seed(p.seed))
-        choice = replace(Choice.read(*[*values, *[None] * 7][:7]), count=p.n_iter * p.batch_size)
+        choice = replace(Choice.read(values), count=p.n_iter * p.batch_size)
         shared.state.job_count = 1
         made, failure = sample(service, choice, p, seed, (p.width, p.height), p.batch_size)
     except UserError as error:
@@ -50,8 +50,7 @@ def generate(service: Service, p: Any, values: Any) -> Any:
         infotexts=texts or [""],
     )
     if failure is not None:
-        processed.comments += f"DDPM: {failure}\n"
-        processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": str(failure)}
+        tell(processed, str(failure))
     return processed
 
 

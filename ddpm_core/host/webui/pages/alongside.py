@@ -12,10 +12,10 @@ from modules import shared
 from ....errors import UserError
 from ....service import Result, Service
 from ..collecting import masks_per_picture
-from .sampling import Choice, random_seed, sample
+from ..facts import AXES
+from .sampling import Choice, random_seed, sample, tell
 
 _log = logging.getLogger("ddpm_core")
-AXES = "ddpm_axes"  # an attribute of generations: what an axis of an X/Y/Z plot sets
 _PLOT = "x/y/z plot"  # keeps the first picture of each cell
 _ONE_BY_ONE = "prompts from file or textbox"  # keeps all pictures, and their texts beside them
 
@@ -42,7 +42,7 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
             return  # a plot of something else, which would keep none of ours
         if script not in (None, _PLOT, _ONE_BY_ONE):
             raise UserError(f"left out, because the script {script} puts pictures together itself.")
-        choice = Choice.read(*[*values[1:], *[None] * 7][:7])
+        choice = Choice.read(values[1:])
         if axes:
             choice = replace(choice, **{"count": 1, **axes})
         seed = int(p.all_seeds[0]) if p.all_seeds else random_seed()
@@ -54,7 +54,8 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
         _log.exception("no pictures beside a generation")
         failure = UserError(f"that failed ({type(error).__name__}); the console has more.")
     if failure is not None:
-        _tell(p, processed, str(failure))
+        p.comment(f"DDPM: {failure}")  # a script may show those of the generation
+        tell(processed, str(failure))
     if axes and not made:
         processed.images = []  # an empty cell: the host's own picture would stand under our label
     _append(p, processed, made, first=bool(axes))
@@ -98,10 +99,3 @@ def _align(p: Any, processed: Any) -> None:
         texts = [text for text in texts for _ in range(each)]
     texts = [*texts, *[processed.info] * (count - len(texts))][:count]
     processed.infotexts = [*processed.infotexts[:first], *texts]
-
-
-def _tell(p: Any, processed: Any, said: str) -> None:
-    """Below the gallery, whichever list of comments a script shows; and for the API, whose answer has none."""
-    p.comment(f"DDPM: {said}")
-    processed.comments += f"DDPM: {said}\n"
-    processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": said}

@@ -10,7 +10,7 @@ from modules import scripts
 from ....errors import UserError
 from ....sampling import SAMPLERS
 from ....service import Service
-from .alongside import AXES
+from ..facts import AXES
 
 # those that take any number of steps
 _LABELS = {sampler.label: sampler.name for sampler in SAMPLERS.values() if not sampler.full_only}

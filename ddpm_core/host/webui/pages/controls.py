@@ -9,10 +9,11 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ....errors import UserError
+from ....operations.pictures import NATIVE
 from ....sampling import DEFAULT_SAMPLER, SAMPLERS
 from ....service import Service
 from ..upscaling import upscalers
-from .sampling import NATIVE, NEWEST
+from .sampling import NEWEST
 
 _REFRESH = "\U0001f504"
 

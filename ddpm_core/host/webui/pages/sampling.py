@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from ....errors import UserError
-from ....operations import Enlarging
+from ....operations.pictures import NATIVE, Enlarging
 from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
 from ....service import Result, Service
 from ..facts import option
 from ..naming import save_image
 
-NATIVE = "None: its own size"
 NEWEST = "(newest)"  # of the models; none can have this name
 _PREVIEW_SECONDS = 0.25
 _PREVIEW_SIDE = 384
@@ -43,8 +43,10 @@ class Choice:
     weights: str = "ema"
 
     @classmethod
-    def read(cls, model: Any, count: Any, sampler: Any, steps: Any, seed: Any, upscaler: Any, weights: Any) -> Choice:
-        """From values of controls, or of an API request: a sampler by its name or its label, None for a default."""
+    def read(cls, values: Sequence[Any]) -> Choice:
+        """From values of controls, or of an API request, in the order of the fields: a sampler by its name or its label;
+        None, or left out at the end, for a default."""
+        model, count, sampler, steps, seed, upscaler, weights = [*values, *[None] * 7][:7]
         named = {s.label: s.name for s in SAMPLERS.values()}
         try:
             return cls(
@@ -93,6 +95,12 @@ def _save(p: Any, image: Image.Image, text: str, seed: int) -> Path | None:
     if p.do_not_save_samples:
         return None
     return save_image(image, text, seed, str(p.outpath_samples or ""), str(getattr(p, "user", None) or ""))
+
+
+def tell(processed: Any, said: str) -> None:
+    """What went wrong, below the gallery; and among the parameters for the API, whose answer has no comments."""
+    processed.comments += f"DDPM: {said}\n"
+    processed.extra_generation_params = {**processed.extra_generation_params, "DDPM error": said}
 
 
 def random_seed() -> int:
