@@ -100,6 +100,26 @@ def recipes(size: int, steps: int) -> dict[str, RunConfig]:
     }
 
 
+# what of our defaults differs from the story's, each put back to the story's
+STORYS: dict[str, dict[str, str]] = {
+    "prediction": {"prediction": "epsilon"},
+    "schedule": {"schedule": "linear"},
+    "weighting": {"weighting": "uniform"},
+    "learning rate": {"learning_rate": "2e-5"},
+    "warm-up": {"warmup_steps": "0"},
+    "beta2": {"beta2": "0.999"},
+    "average": {},
+}
+
+
+def one_back(ours: RunConfig) -> dict[str, RunConfig]:
+    """Our defaults with one of them put back, by name."""
+    found = {f"ours, story's {name}": ours.with_settings(changed) for name, changed in STORYS.items()}
+    fields = {f.name: getattr(ours.train, f.name) for f in dataclasses.fields(ours.train)}
+    found["ours, story's average"] = RunConfig(ours.model, Story(**fields))
+    return found
+
+
 class Course:
     """One training, scored at given counts of images."""
 
@@ -148,7 +168,9 @@ def run(argv: list[str] | None = None) -> int:
     options.add_argument("--size", type=int, help="default: 32 on a CPU, 64 on a GPU")
     options.add_argument("--recipes", nargs="+", default=["ours", "story", "diffusers", "lucidrains", "prototype"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    options.add_argument("--images", type=int, nargs="+", default=[9600, 19_200, 38_400], help="scored at these counts")
+    options.add_argument("--images", type=int, nargs="+", default=[6000, 12_000], help="scored at these counts")
+    options.add_argument("--prototype-images", type=int, default=38_400, help="the prototype is scored there")
+    options.add_argument("--one-back", action="store_true", help="instead: our defaults, each put back to the story's")
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings of 'ours'")
     a = options.parse_args(argv)
     device = common.device_of(a)
@@ -158,11 +180,15 @@ def run(argv: list[str] | None = None) -> int:
     batch = PRESETS["tiny-32" if size == 32 else "portrait-64"].train.batch_size
     known = recipes(size, max(a.images) // batch)
     known["ours"] = known["ours"].with_settings(dict(pair.split("=", 1) for pair in a.set))
+    names = a.recipes
+    if a.one_back:
+        known.update(one_back(known["ours"]))
+        names = ["ours", *one_back(known["ours"])]
     rows: list[dict[str, Any]] = []
     for seed in a.seeds:
-        for name in a.recipes:
+        for name in names:
             course = Course(known[name], packed, device, seed)
-            for images in sorted(a.images):
+            for images in [a.prototype_images] if name == "prototype" else sorted(a.images):
                 course.until(images)
                 samples = course.samples()
                 row = {
@@ -174,11 +200,12 @@ def run(argv: list[str] | None = None) -> int:
                 }
                 rows.append(row)
                 common.say(str(row))
-            make_grid(samples[:64]).save(common.WORK / f"quality-{size}-{name}-{seed}.png")
+            picture = f"quality-{size}-{name.replace(' ', '-')}-{seed}.png"
+            make_grid(samples[:64]).save(common.WORK / picture)
             course.trainer.free()
     result = {
         "what": f"KID over images and seconds at {size}x{size}",
-        **verdict(rows),
+        **({} if a.one_back else verdict(rows)),
         "rows": rows,
         **common.machine(device),
     }

@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _listen_for_signals(stop)
         result = _dispatch(arguments, stop, screen)
         screen.close()
-        if as_json:
+        if as_json and result:  # of several processes at one training only the first has something to say
             print(json.dumps(result, ensure_ascii=True), flush=True)
         else:
             _print_for_people(result)

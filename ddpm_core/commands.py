@@ -17,6 +17,7 @@ from .model import file as model_file
 from .operations import Context, TrainRequest
 from .sampling.generate import SampleSettings
 from .screen import Screen
+from .training.distributed import Team
 from .workspace import Workspace
 
 
@@ -113,7 +114,11 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
         init_from=a.init_from,
         settings=settings,
     )
-    return operations.train(open_workspace(a), request, make_context(a, stop, screen))
+    context = make_context(a, stop, screen)
+    team = Team() if Team.wanted() else None
+    if team is not None:
+        context.device = team.device(context.device)
+    return operations.train(open_workspace(a), request, context, team)
 
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

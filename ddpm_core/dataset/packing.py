@@ -63,12 +63,21 @@ class Packed:
     fingerprint: str
 
     @property
+    def train_rows(self) -> Tensor:
+        """Indices into ``images`` of those to train on, (M,) int64."""
+        return torch.tensor([row for row, held in enumerate(self.held_out) if not held], dtype=torch.int64)
+
+    @property
+    def held_rows(self) -> Tensor:
+        return torch.tensor([row for row, held in enumerate(self.held_out) if held], dtype=torch.int64)
+
+    @property
     def train(self) -> Tensor:
-        return self.images[torch.tensor([not h for h in self.held_out], dtype=torch.bool)]
+        return self.images[self.train_rows]
 
     @property
     def held(self) -> Tensor:
-        return self.images[torch.tensor(self.held_out, dtype=torch.bool)]
+        return self.images[self.held_rows]
 
     @property
     def train_ids(self) -> list[int]:

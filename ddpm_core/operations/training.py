@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +23,11 @@ from ..model.config import ModelConfig
 from ..names import check_name
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
+from ..training.distributed import Team, follow
 from ..training.estimate import estimate
+from ..training.heldout import MOST_IMAGES
 from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
+from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..training.trainer import Trainer
 from ..workspace import Workspace
@@ -110,8 +115,55 @@ def expectations(count: int) -> list[str]:
     return found
 
 
-def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict[str, Any]:
-    """Train a new model or go on with one; returns the summary that ``train --json`` prints."""
+def train(workspace: Workspace, request: TrainRequest, context: Context, team: Team | None = None) -> dict[str, Any]:
+    """Train a new model or go on with one; returns the summary that ``train --json`` prints.
+
+    With a ``team`` the leader does all of it and the others do their part of each step; their summary is empty.
+    """
+    if team is None:
+        return _train(workspace, request, context, None)
+    try:
+        return _train(workspace, request, context, team) if team.leads else _help(workspace, context, team)
+    finally:
+        team.leave()
+
+
+def _help(workspace: Workspace, context: Context, team: Team) -> dict[str, Any]:
+    """A follower's part: the same pictures, from its own workspace, and then what the leader says."""
+    told = team.tell("")
+    if not told:
+        return {}  # the leader has said why
+    info = json.loads(told)
+    config = RunConfig.from_json(info["config"])
+    packed = None
+    try:
+        packed = _pictures_of(workspace, info, config, Context(context.device))
+    except UserError as error:
+        context.say(f"Process {team.rank}: {error}")
+    _agree(team, info, packed)
+    assert packed is not None
+    trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team)
+    try:
+        return follow(team, trainer)
+    finally:
+        trainer.free()
+
+
+def _agree(team: Team, info: dict[str, Any], packed: Packed | None) -> None:
+    # the pictures themselves, not their names: another Pillow may resize otherwise
+    digest = hashlib.sha256()
+    if packed is not None:
+        digest.update(bytes(packed.held_out))
+        for part in torch.split(packed.images, 4096):
+            digest.update(part.numpy().tobytes())
+    team.agree(
+        digest.hexdigest(),
+        f"Process {{rank}} has other pictures than process 0 in its dataset {info['dataset']!r}; copy the dataset's folder "
+        "of process 0 to its workspace, or let both use one workspace.",
+    )
+
+
+def _train(workspace: Workspace, request: TrainRequest, context: Context, team: Team | None) -> dict[str, Any]:
     name = check_name(request.model, "model")
     check_limits(request)
     folder = workspace.run_folder(name)
@@ -138,7 +190,11 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
         config, info, packed = (_reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
             with context.room_for(lambda: _megabytes(config, packed, context)):
-                return _run(workspace, name, config, info, packed, checkpoints, request, context)
+                if team is not None:
+                    team.part(config.train.batch_size)
+                    team.tell(json.dumps(info))
+                    _agree(team, info, packed)
+                return _run(workspace, name, config, info, packed, checkpoints, request, context, team)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
                 (folder / "run.json").unlink(missing_ok=True)
@@ -149,7 +205,9 @@ def train(workspace: Workspace, request: TrainRequest, context: Context) -> dict
 
 def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
     with context.gpu_slice():
-        return estimate(config, context.device, most_seconds=0.0).megabytes + packed.train.numel() / 2**20
+        size = size_of(packed.images, len(packed.train_ids))
+        held = size / 2**20 if config.train.pictures == "device" or fits(size, context.device) else 0.0
+        return estimate(config, context.device, most_seconds=0.0).megabytes + held
 
 
 def _begin(
@@ -216,20 +274,7 @@ def _reopen(
             f"The run {request.model!r} was trained on {info['dataset']!r}; to train on {request.dataset!r} start a new one "
             f"with --init-from {request.model}."
         )
-    store = workspace.store(info["dataset"])
-    size, crop = config.model.unet.image_size, config.train.crop
-    path = packed_path(store, info["fingerprint"], size, crop)
-    if path.exists():
-        packed = load(path)
-        if store.fingerprint() != info["fingerprint"]:
-            context.say("The dataset has changed since this run began; it goes on with the pictures it began with.")
-    elif store.fingerprint() == info["fingerprint"]:
-        packed = pack(store, size, crop, context.progress)
-    else:
-        raise UserError(
-            f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
-            f"start a new run with --init-from {request.model}."
-        )
+    packed = _pictures_of(workspace, info, config, context)
     minutes = info.get("minutes")
     if request.steps is not None or request.minutes is not None:
         minutes = request.minutes
@@ -245,6 +290,25 @@ def _reopen(
     return config, info, packed
 
 
+def _pictures_of(workspace: Workspace, info: dict[str, Any], config: RunConfig, context: Context) -> Packed:
+    """The pictures that a run began with."""
+    store = workspace.store(info["dataset"])
+    size, crop = config.model.unet.image_size, config.train.crop
+    path = packed_path(store, info["fingerprint"], size, crop)
+    if path.exists():
+        packed = load(path)
+        if store.fingerprint() != info["fingerprint"]:
+            context.say("The dataset has changed since this run began; it goes on with the pictures it began with.")
+    elif store.fingerprint() == info["fingerprint"]:
+        packed = pack(store, size, crop, context.progress)
+    else:
+        raise UserError(
+            f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
+            "start a new run from its model (--init-from)."
+        )
+    return packed
+
+
 def _run(
     workspace: Workspace,
     name: str,
@@ -254,12 +318,13 @@ def _run(
     checkpoints: CheckpointFolder,
     request: TrainRequest,
     context: Context,
+    team: Team | None,
 ) -> dict[str, Any]:
     folder = workspace.run_folder(name)
     for text in expectations(len(packed.ids)):
         context.say(text)
     with context.gpu_slice():
-        trainer = Trainer(config, packed.train, context.device, context.say)
+        trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team)
     spent = 0.0
     newest = checkpoints.load_newest()
     if newest is not None:
@@ -297,7 +362,13 @@ def _run(
     )
     limits = Limits(info["steps"], minutes, request.checkpoint_every)
     loop = TrainingLoop(
-        trainer, checkpoints, Metrics(folder / "metrics.jsonl", trainer.step), packed.held, limits, outlets, spent
+        trainer,
+        checkpoints,
+        Metrics(folder / "metrics.jsonl", trainer.step),
+        packed.images[packed.held_rows[:MOST_IMAGES]],
+        limits,
+        outlets,
+        spent,
     )
     state = "failed"
     try:
@@ -313,7 +384,7 @@ def _run(
         "name": name,
         "precision": trainer.precision,
         "images": len(packed.train_ids),
-        "held_out": len(packed.held),
+        "held_out": len(packed.held_rows),
     }
 
 

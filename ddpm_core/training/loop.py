@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..model.diffusion import model_to_uint8
 from ..sampling.generate import SampleSettings, generate
 from .checkpoints import CheckpointFolder
-from .heldout import loss_by_band
+from .heldout import MOST_IMAGES, loss_by_band
 from .trainer import Trainer
 
 SLICE_SECONDS = 0.25
@@ -214,7 +214,8 @@ class TrainingLoop:
         began = time.monotonic()
         trainer = self.trainer
         options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
-        seen = loss_by_band(trainer.ema, trainer.diffusion, trainer.images[: max(len(self.held), 32)], **options)  # type: ignore[arg-type]
+        some = trainer.some_pictures(min(max(len(self.held), 32), MOST_IMAGES))
+        seen = loss_by_band(trainer.ema, trainer.diffusion, some, **options)  # type: ignore[arg-type]
         values: dict[str, Any] = {
             "step": trainer.step,
             "seen_bands": _rounded(seen),

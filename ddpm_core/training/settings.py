@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, dataclass_from_json
 from ..model.loss import LOSSES, WEIGHTINGS
+from .pictures import HOLDING
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CROPS = ("center", "top", "pad")
@@ -21,6 +22,7 @@ class TrainSettings:
     ``ema_power``: the average of weights gives step s the weight (s/t)^power at step t (Karras et al. 2024, eq. 5),
     so that its length grows with the run. ``flip_probability``: mirrored pictures are marked to the network, which
     is asked for unmirrored ones when sampling (non-leaking augmentation, Karras et al. 2022, appendix F.2).
+    ``pictures``: held on the device, streamed to it from the packed file, or (auto) whichever its memory allows.
     """
 
     batch_size: int = 32
@@ -39,6 +41,7 @@ class TrainSettings:
     precision: str = "auto"
     seed: int = 0
     crop: str = "center"
+    pictures: str = "auto"
 
     def __post_init__(self) -> None:
         def between(name: str, low: float, high: float, whole: bool = False) -> None:
@@ -69,6 +72,7 @@ class TrainSettings:
         one_of("weighting", WEIGHTINGS)
         one_of("precision", PRECISIONS)
         one_of("crop", CROPS)
+        one_of("pictures", HOLDING)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant, then (from ``decay_start`` if set) falling with the inverse square root."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image, timestep_weights
 from ..model.unet import UNet
 from . import precision
+from .pictures import open_pictures, to_device
 from .random import DataOrder, generator, mix
 from .settings import RunConfig
+
+if TYPE_CHECKING:
+    from .distributed import Team
 
 # streams of random numbers, so that a new one does not shift the others
 _WEIGHTS, _NOISE, _DROPOUT, _TIMES = 11, 12, 13, 14
@@ -36,33 +42,59 @@ class SliceResult:
     finite: bool
 
 
+class _Marked(nn.Module):
+    """The network, and what tells it that a picture is mirrored: absent, and so zero, when sampling."""
+
+    def __init__(self, net: UNet, device: torch.device) -> None:
+        super().__init__()
+        self.net = net
+        self.flip_mark = nn.Parameter(torch.zeros(4 * net.config.block_out_channels[0], device=device))
+
+    def forward(self, x: Tensor, times: Tensor, flips: Tensor, generator: torch.Generator) -> Tensor:
+        mark = flips[:, None].to(x.dtype) * self.flip_mark.to(x.dtype)
+        return self.net(x, times, generator, mark)  # type: ignore[no-any-return]
+
+
 class Trainer:
-    """Trains a U-Net on uint8 images (N, C, H, W) held whole on the device.
+    """Trains a U-Net on uint8 images (N, C, H, W), held on the device or streamed to it.
 
     ``step`` counts finished steps. All randomness is a function of (seed, step), so the state is weights, average,
-    optimizer moments, step and learning-rate scale, nothing else.
+    optimizer moments, step and learning-rate scale, nothing else. With a ``team`` this process does its part of each
+    batch; the leader's :meth:`run_slice` and :meth:`load_state` take the followers along.
     """
 
     def __init__(
-        self, config: RunConfig, images: Tensor, device: torch.device | str, say: Say = lambda text: None
+        self,
+        config: RunConfig,
+        images: Tensor,
+        device: torch.device | str,
+        say: Say = lambda text: None,
+        rows: Tensor | None = None,
+        team: Team | None = None,
     ) -> None:
+        """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default."""
         self.config = config
         self.device = torch.device(device)
         self.say = say
         self.settings = settings = config.train
         self.precision = precision.choose(settings.precision, self.device)
         self.dtype = precision.DTYPES[self.precision]
-        self.images = images.to(self.device)
+        self.team = team
+        self.part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
         seed = settings.seed
         self.net = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
         self.ema = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
         for parameter in self.ema.parameters():
             parameter.requires_grad_(False)
-        # what tells the network that a picture is mirrored; absent, and so zero, when sampling
-        self.flip_mark = nn.Parameter(torch.zeros(4 * config.model.unet.block_out_channels[0], device=self.device))
+        marked = _Marked(self.net, self.device)
+        self.flip_mark = marked.flip_mark
+        self._network = marked if team is None else team.join(marked)
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         self.weights = timestep_weights(settings.weighting, self.diffusion, settings.snr_gamma)
-        self.order = DataOrder(len(images), settings.batch_size, seed)
+        rows = torch.arange(len(images)) if rows is None else rows
+        self.order = DataOrder(len(rows), settings.batch_size, seed)
+        self.pictures = open_pictures(settings.pictures, images, rows, self._indices, self.device)
+        self._images, self._rows = images, rows
         self.parameters = [*self.net.parameters(), self.flip_mark]
         self.optimizer = _make_optimizer(self.parameters, config)
         self.step = 0
@@ -77,8 +109,11 @@ class Trainer:
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
+    def _indices(self, step: int) -> Tensor:
+        return self.order.batch(step)[self.part]
+
     def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The batch of a step: images in [-1, 1], flags of mirroring, timesteps, noise."""
+        """This process's part of the batch of a step: images in [-1, 1], flags of mirroring, timesteps, noise."""
         batch = self.settings.batch_size
         cpu = generator("cpu", self.settings.seed, _TIMES, step)
         flips = torch.rand(batch, generator=cpu, device="cpu") < self.settings.flip_probability
@@ -86,36 +121,34 @@ class Trainer:
         strata = torch.randperm(batch, generator=cpu, device="cpu") + torch.rand(batch, generator=cpu, device="cpu")
         total = self.config.model.diffusion.timesteps
         times = (strata / batch * total).long().clamp_(max=total - 1)
-        indices, flips, times = (self._to_device(v) for v in (self.order.batch(step), flips, times))
-        x0 = uint8_to_model(self.images.index_select(0, indices))
+        flips, times = (to_device(values[self.part], self.device) for values in (flips, times))
+        x0 = uint8_to_model(self.pictures.batch(step))
         x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
         self._noise.manual_seed(mix(self.settings.seed, _NOISE, step))
-        noise = torch.randn(x0.shape, generator=self._noise, device=self.device)
+        noise = torch.randn((batch, *x0.shape[1:]), generator=self._noise, device=self.device)[self.part]
         return x0, flips, times, noise
 
-    def _to_device(self, values: Tensor) -> Tensor:
-        if self.device.type != "cuda":
-            return values.to(self.device)
-        return values.pin_memory().to(self.device, non_blocking=True)
-
     def _train_step(self) -> None:
-        settings = self.settings
+        settings, team = self.settings, self.team
         x0, flips, times, noise = self._draw(self.step)
-        self._dropout.manual_seed(mix(settings.seed, _DROPOUT, self.step))
-        batch = settings.batch_size
+        self._dropout.manual_seed(mix(settings.seed, _DROPOUT, self.step, *([] if team is None else [team.rank])))
+        # gradients are averaged over the processes, each of which has the sum of its part
+        share = settings.batch_size / (1 if team is None else team.size)
         loss_sum = torch.zeros((), device=self.device)
-        size = -(-batch // self.pieces)
-        for start in range(0, batch, size):
+        mine = len(x0)
+        size = -(-mine // self.pieces)
+        for start in range(0, mine, size):
             part = slice(start, start + size)
             noisy = self.diffusion.add_noise(x0[part], noise[part], times[part])
             target = self.diffusion.target(x0[part], noise[part], times[part])
-            mark = flips[part, None].to(self.dtype) * self.flip_mark.to(self.dtype)
-            output = self.net(noisy.to(self.dtype), times[part], self._dropout, mark)
-            losses = loss_per_image(settings.loss, output, target)
-            weighted = (losses * self.weights[times[part]]).sum() / batch
-            torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
+            # of several pieces only the last one's backward takes the gradients around
+            with nullcontext() if team is None or start + size >= mine else self._network.no_sync():  # type: ignore[operator]
+                output = self._network(noisy.to(self.dtype), times[part], flips[part], self._dropout)
+                losses = loss_per_image(settings.loss, output, target)
+                weighted = (losses * self.weights[times[part]]).sum() / share
+                torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
             loss_sum += losses.detach().sum()
-        self._update(loss_sum / batch)
+        self._update(loss_sum / settings.batch_size)
 
     def _update(self, loss: Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -144,12 +177,22 @@ class Trainer:
         """
         guess = int(seconds / self.seconds_per_step) if self.seconds_per_step else 1
         steps = max(1, min(max_steps, guess))
+        if self.team is not None:
+            self.team.announce_steps(steps)
+        return self.run_steps(steps)
+
+    def run_steps(self, steps: int) -> SliceResult:
+        """Exactly so many steps, ending in a synchronisation."""
         self._loss_sum.zero_()
         self._bad.zero_()
         began = time.perf_counter()
-        for _ in range(steps):
-            self._step_splitting()
-        loss, bad = torch.stack([self._loss_sum, self._bad]).tolist()  # the slice's one device-to-host copy
+        with nullcontext() if self.team is None else self.team.reaching():
+            for _ in range(steps):
+                self._step_splitting()
+            sums = torch.stack([self._loss_sum, self._bad])
+            if self.team is not None:
+                self.team.sum(sums)
+            loss, bad = sums.tolist()  # the slice's one device-to-host copy
         elapsed = time.perf_counter() - began
         self.seconds_per_step = elapsed / steps
         return SliceResult(steps, loss / steps, elapsed, bad == 0)
@@ -161,6 +204,10 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.pieces >= self.settings.batch_size:
                     raise
+                if self.team is not None:  # the others are in the middle of this step
+                    raise UserError(
+                        "A process ran out of memory; use a smaller --batch-size or more processes. What was saved is intact."
+                    ) from None
             self.optimizer.zero_grad(set_to_none=True)
             self.pieces = min(self.pieces * 2, self.settings.batch_size)
             if self.device.type == "cuda":
@@ -168,6 +215,10 @@ class Trainer:
             self.say(
                 f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces."
             )
+
+    def some_pictures(self, count: int) -> Tensor:
+        """The first of those trained on, uint8 (at most ``count``, C, H, W), on the CPU."""
+        return self._images[self._rows[:count]]
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -190,9 +241,26 @@ class Trainer:
         scale = {} if self._scaler is None else {"loss_scale": self._scaler.get_scale()}
         return {"step": self.step, "lr_scale": self.lr_scale, "pieces": self.pieces, **scale}
 
-    @torch.no_grad()
+    def empty_state(self, with_moments: bool) -> dict[str, Tensor]:
+        """Tensors of the shapes of :meth:`state_tensors`, to be filled."""
+        names = [(name, parameter.shape) for name, parameter in self._named()]
+        found = {prefix + name: torch.zeros(shape) for name, shape in names[:-1] for prefix in ("net.", "ema.")}
+        found["flip_mark"] = torch.zeros(names[-1][1])
+        for name, shape in names if with_moments else []:
+            found[f"optimizer.step.{name}"] = torch.zeros(())
+            found[f"optimizer.exp_avg.{name}"] = torch.zeros(shape)
+            found[f"optimizer.exp_avg_sq.{name}"] = torch.zeros(shape)
+        return found
+
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
         """The inverse of :meth:`state_tensors` and :meth:`state_numbers`; KeyError or ValueError where they do not fit."""
+        self.take_state(tensors, numbers)
+        if self.team is not None:
+            self.team.share_state(self)
+
+    @torch.no_grad()
+    def take_state(self, tensors: dict[str, Tensor], numbers: dict[str, float | int]) -> None:
+        """:meth:`load_state` for this process alone."""
         for prefix, net in (("net.", self.net), ("ema.", self.ema)):
             net.load_tensors({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         self.flip_mark.copy_(tensors["flip_mark"])
@@ -213,11 +281,12 @@ class Trainer:
         if self._scaler is not None and "loss_scale" in numbers:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": float(numbers["loss_scale"])})
 
-    @torch.no_grad()
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin a new run from the weights of a model."""
         self.net.load_tensors(weights)
         self.ema.load_tensors(weights)
+        if self.team is not None:
+            self.team.share_state(self)
 
     def free(self) -> None:
         """Give the device's memory back."""
@@ -226,7 +295,8 @@ class Trainer:
                 parameter.data = torch.empty(0)
                 parameter.grad = None
         self.optimizer.state.clear()
-        self.images = torch.empty(0)
+        self.pictures.close()
+        self._images = torch.empty(0)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
