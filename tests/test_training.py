@@ -17,10 +17,12 @@ import torch
 from conftest import CommandLine, random_pictures, tiny_training_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ddpm_core.errors import UserError
 from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig
+from ddpm_core.training import pictures
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.loop import Limits, Metrics, Outlets, TrainingLoop, read_metrics
 from ddpm_core.training.random import DataOrder
@@ -127,6 +129,40 @@ def test_a_batch_in_pieces_is_the_same_batch() -> None:
     run_steps(pieces, 3)
     a, b = weights(whole), weights(pieces)
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a if k.startswith("net."))
+
+
+def test_streamed_pictures_are_those_held_on_the_device(tmp_path: Path) -> None:
+    """From a memory-mapped file, some rows of it left out; also after the step was set anew."""
+    save_file({"images": tiny_training_images(40)}, tmp_path / "packed.safetensors")
+    with safe_open(tmp_path / "packed.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("images")
+    rows = torch.tensor([i for i in range(40) if i % 7])
+    ends = []
+    for how in ("device", "stream"):
+        t = Trainer(config(pictures=how), mapped, "cpu", rows=rows)
+        assert type(t.pictures).__name__ == {"device": "OnDevice", "stream": "Streamed"}[how]
+        run_steps(t, 5)
+        tensors, numbers = t.state_tensors(), t.state_numbers()
+        run_steps(t, 7)
+        t.load_state(tensors, numbers)  # back, as after a loss that is not finite
+        run_steps(t, 3)
+        ends.append(weights(t))
+        t.free()
+    assert same(*ends)
+
+
+def test_pictures_beyond_the_memory_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tiny_training_images()
+    monkeypatch.setattr(pictures, "_MOST_ON_CPU", images.numel())
+    assert isinstance(Trainer(config(), images, "cpu").pictures, pictures.OnDevice)
+    monkeypatch.setattr(pictures, "_MOST_ON_CPU", images.numel() - 1)
+    streaming = Trainer(config(), images, "cpu")
+    assert isinstance(streaming.pictures, pictures.Streamed)
+    run_steps(streaming, 2)
+    threads = {t.name for t in threading.enumerate()}
+    assert any(name.startswith("ddpm-pictures") for name in threads)
+    streaming.free()
+    assert not any(t.name.startswith("ddpm-pictures") for t in threading.enumerate())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
