@@ -144,6 +144,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command(name, text, actions).add_argument("name")
 
+    actions = group("trash", "Look at what was deleted, or delete it for good.")
+    command("list", "List what lies in the trash, newest first.", actions)
+    command("empty", "Delete it all for good.", actions)
+
     p = command("serve", "Serve the tab as a local web page.")
     p.add_argument("--host", default="127.0.0.1")
     p.add_argument("--port", type=int, default=7870)

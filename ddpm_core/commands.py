@@ -184,6 +184,13 @@ def run_models(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
     return {"changed": 1, "restored": workspace.restore_model(a.name)}
 
 
+def run_trash(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    workspace = open_workspace(a)
+    if a.action == "empty":
+        return {"deleted": workspace.empty_trash()}
+    return {"trash": [{key: record[key] for key in ("kind", "name", "when", "place")} for record in workspace.trash()]}
+
+
 def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     from .host.server import serve
 

@@ -298,6 +298,28 @@ class Service:
 
         return self.jobs.start("evaluate", f"Evaluating {model}", work, subject=model)
 
+    def delete(self, kind: str, name: str) -> None:
+        """Move a dataset or a model to the trash, unless it is in use."""
+        workspace = self.workspace
+        at_work = [job for job in self.jobs.all() if not job.finished.is_set()]
+        if kind == "dataset":
+            trained_on = {
+                workspace.run_info(job.subject).get("dataset") if job.kind == "train" else None
+                for job in at_work
+                if job.subject in workspace.run_names()
+            }
+            if name in trained_on or any(job.kind in ("harvest", "collect") and job.subject == name for job in at_work):
+                raise UserError(f"The dataset {name!r} is being used; stop that first.")
+            if self.collector.rule.enabled and self.collector.rule.dataset == name:
+                raise UserError(f"What you generate is collected into {name!r}; stop collecting first.")
+            workspace.delete_dataset(name)
+        elif kind == "model":
+            if any(job.kind in ("train", "sample", "evaluate") and job.subject == name for job in at_work):
+                raise UserError(f"The model {name!r} is being used; stop that first.")
+            workspace.delete_model(name)
+        else:
+            raise UserError("A dataset or a model is deleted.")
+
     def stop(self, kind: str) -> bool:
         """Ask the running job of a kind to stop with its work saved."""
         unfinished = [job for job in self.jobs.all() if job.kind == kind and not job.finished.is_set()]
@@ -326,6 +348,7 @@ class Service:
                 if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
             ],
             "collecting": self.collector.status(),
+            "trash": [{key: record[key] for key in ("kind", "name", "when", "place")} for record in workspace.trash()],
             "device": str(self.host.device()),
         }
 

@@ -84,9 +84,13 @@ class Workspace:
         from .dataset.store import Store
 
         with self._guard:
-            if name not in self._stores:
-                self._stores[name] = Store(folder)
-            return self._stores[name]
+            known_store = self._stores.get(name)
+            if known_store is not None and not known_store.is_current():
+                known_store.close()
+                known_store = None
+            if known_store is None:
+                known_store = self._stores[name] = Store(folder)
+            return known_store
 
     def harvest(
         self,
@@ -304,20 +308,51 @@ class Workspace:
             raise
 
     def trash(self) -> list[dict[str, Any]]:
-        """What lies in the trash, newest first."""
+        """What lies in the trash, newest first; what says nothing sensible of itself is left out."""
         found = []
         for place in _below(self.root / "trash"):
             try:
-                found.append({**json.loads((place / "trash.json").read_text(encoding="utf-8")), "place": place.name})
-            except (OSError, ValueError):
+                record = json.loads((place / "trash.json").read_text(encoding="utf-8"))
+                kind, name, when = record["kind"], record["name"], float(record["when"])
+                names = [Path(str(path)).name for path in record["paths"]]
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
+            if kind in ("dataset", "model") and isinstance(name, str) and is_name(name):
+                found.append({"kind": kind, "name": name, "when": when, "names": names, "place": place.name})
         return sorted(found, key=lambda record: -record["when"])
 
-    def _from_trash(self, kind: str, name: str) -> str:
+    def empty_trash(self) -> int:
+        """Delete for good what lies in the trash; how many things that were."""
+        places = [place for place in _below(self.root / "trash") if place.is_dir() and not place.is_symlink()]
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
+        left = [place for place in places if place.exists()]
+        if left:
+            raise UserError(
+                f"{len(left)} of {len(places)} things in the trash could not be deleted; close what uses them, or "
+                "check the permissions, and try again."
+            )
+        return len(places)
+
+    def restore(self, place: str) -> str:
+        """Bring back one thing of :meth:`trash`, by its place."""
         for record in self.trash():
-            if (record["kind"], record["name"]) != (kind, name):
+            if record["place"] == place:
+                return self._from_trash(record["kind"], record["name"], place)
+        raise UserError("That is not in the trash any more.")
+
+    def _from_trash(self, kind: str, name: str, place_name: str | None = None) -> str:
+        for record in self.trash():
+            if (record["kind"], record["name"]) != (kind, name) or place_name not in (None, record["place"]):
                 continue
-            targets = [Path(path) for path in record["paths"]]
+            # where such things belong now, not where the record says: the workspace may have been moved, or tampered with
+            belongs = [self.dataset_folder(name)]
+            if kind == "model":
+                belongs = [*self.model_parts(name), self.run_folder(name)]
+            by_name = {path.name: path for path in belongs}
+            if not set(record["names"]) <= set(by_name):
+                raise UserError(f"The record of {name} in the trash is damaged; its parts lie in {record['place']}.")
+            targets = [by_name[part] for part in record["names"]]
             taken = next((path for path in targets if path.exists()), None)
             if taken is not None:
                 raise UserError(

@@ -139,6 +139,19 @@ def post_resume(service: Service, values: dict[str, Any]) -> Any:
     return {"job": service.start_training(operations.TrainRequest(model=_text(values, "model"), resume=True)).id}
 
 
+def post_delete(service: Service, values: dict[str, Any]) -> Any:
+    service.delete(_text(values, "kind"), _text(values, "name"))
+    return {}
+
+
+def post_restore(service: Service, values: dict[str, Any]) -> Any:
+    return {"restored": service.workspace.restore(_text(values, "place"))}
+
+
+def post_empty_trash(service: Service, values: dict[str, Any]) -> Any:
+    return {"deleted": service.workspace.empty_trash()}
+
+
 GETS: dict[str, Handler] = {
     "status": get_status,
     "items": get_items,
@@ -156,6 +169,9 @@ POSTS: dict[str, Handler] = {
     "collect": post_collect,
     "give_up": post_give_up,
     "resume": post_resume,
+    "delete": post_delete,
+    "restore": post_restore,
+    "empty_trash": post_empty_trash,
 }
 
 

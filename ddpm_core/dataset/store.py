@@ -90,6 +90,9 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._local = threading.local()
+        self._guard = threading.Lock()
+        self._open: list[sqlite3.Connection] = []  # of every thread
+        self._closed = False
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
             with self.transaction() as db:
@@ -111,13 +114,30 @@ class Store:
             raise UserError(f"The dataset folder {folder} cannot be written ({error.strerror}).") from None
         if version > SCHEMA_VERSION:
             raise UserError(f"The dataset in {folder} was made by a newer version; update this extension to open it.")
+        self._identity = self._on_disk()
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        try:
+            found = (self.folder / "dataset.sqlite").stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def is_current(self) -> bool:
+        """Whether the file that this opened is still the one in its place: another process may have put it in the trash."""
+        return self._on_disk() == self._identity
 
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connection(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if self._closed:
+            raise UserError(f"The dataset {self.folder.name!r} was moved away meanwhile; restore it from the trash.")
         if db is None:
-            db = sqlite3.connect(self.folder / "dataset.sqlite", timeout=30, isolation_level=None)
+            path = self.folder / "dataset.sqlite"
+            db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            with self._guard:
+                self._open.append(db)
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -143,10 +163,13 @@ class Store:
             raise
 
     def close(self) -> None:
-        db = getattr(self._local, "db", None)
-        if db is not None:
-            db.close()
-            self._local.db = None
+        """Let go of the file, for every thread; whoever uses it afterwards is told."""
+        with self._guard:
+            self._closed = True
+            for db in self._open:
+                with contextlib.suppress(sqlite3.Error):
+                    db.close()
+            self._open.clear()
 
     # -- adding -------------------------------------------------------------------------------------------------------
 

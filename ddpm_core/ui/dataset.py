@@ -58,6 +58,8 @@ def build(service: Service) -> dict[str, Any]:
         _folders(service, name)
     live("review")
     gr.HTML(note(_CANNOT_SEE))
+    with gr.Accordion("Delete or restore a dataset", open=False, elem_id=ids.TRASH_DATASET):
+        live("trash_dataset")
     return {"dataset": name}
 
 

@@ -99,6 +99,8 @@ def build(service: Service) -> dict[str, Any]:
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
                 evaluate = gr.Button("Evaluate this model", elem_id="ddpm_evaluate")
                 live("evaluate")
+            with gr.Accordion("Delete or restore a model", open=False, elem_id=ids.TRASH_MODEL):
+                live("trash_model")
         with gr.Column(scale=1, min_width=320, elem_id=ids.RESULTS):
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id=ids.GENERATE)
