@@ -124,8 +124,8 @@
                 this.dataset = dataset;
                 this.page = 0;
                 this.load();
-            } else if (!wasThere && this.datasets.includes(dataset)) {
-                this.load(); // the dataset has come into being
+            } else if (wasThere !== this.datasets.includes(dataset)) {
+                this.load(); // the dataset has come into being, or gone to the trash
             }
         },
 

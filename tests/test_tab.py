@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from browser import Page, make_driver, needs_browser
-from conftest import DATA, ROOT
+from conftest import DATA, ROOT, random_pictures
 
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 PYTHONS = {
@@ -191,3 +191,44 @@ def test_markup_in_a_prompt_is_shown_as_text(page: Page, tmp_path: Path) -> None
     page.wait(lambda: "<script>alert(2)</script>" in page.text(), "the prompt as text")
     assert page.js("return document.querySelectorAll('.ddpm-live script, .ddpm-live img[src=\"x\"]').length") == 0
     assert page.js("return window.broken === undefined")
+
+
+def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_request(page: Page, tmp_path: Path) -> None:
+    source = random_pictures(tmp_path / "in", 12)
+    before = {path: path.read_bytes() for path in source.iterdir()}
+    page.open()
+    page.write("#ddpm_dataset_name", "passing")
+    page.write("#ddpm_dataset_folders", str(source))
+    page.click("#ddpm_harvest")
+    kept = lambda: page.js("return (document.querySelector('.ddpm-kept-count') || {}).textContent")  # noqa: E731
+    page.wait(lambda: kept() == "12", "twelve kept")
+    harvest = page.driver.find_element("css selector", "[data-ddpm=harvest]")
+    page.wait(lambda: "finished" in harvest.text, "the end of the harvest")  # while it is written to it is not deleted
+    page.click("#ddpm_trash_dataset .label-wrap")
+    press = lambda text: page.wait(  # noqa: E731
+        lambda: page.js(
+            "const b = [...document.querySelectorAll('[data-ddpm=trash_dataset] button')].find(b => b.textContent == arguments[0]);"
+            "if (b) b.click(); return Boolean(b)",
+            text,
+        ),
+        f"the button {text}",
+    )
+    workspace = tmp_path / "served" / "ws"
+    press("Move this dataset to the trash")
+    page.wait(lambda: not (workspace / "datasets" / "passing").exists(), "the dataset in the trash")
+    page.wait(lambda: "Choose a dataset above to delete it." in page.text(), "that it is gone")
+    page.wait(lambda: kept() is None, "the review without its pictures")
+    page.shot("trash")
+    press("Restore")
+    page.wait(lambda: (workspace / "datasets" / "passing" / "dataset.sqlite").exists(), "the dataset again")
+    page.wait(lambda: kept() == "12", "its pictures again")
+    press("Move this dataset to the trash")
+    page.js("window.confirm = () => false")
+    press("Empty the trash")
+    time.sleep(1)
+    assert len(list((workspace / "trash").iterdir())) == 1  # who said no has lost nothing
+    page.js("window.confirm = () => true")
+    press("Empty the trash")
+    page.wait(lambda: not list((workspace / "trash").iterdir()), "the empty trash")
+    assert page.own_errors() == []
+    assert {path: path.read_bytes() for path in source.iterdir()} == before
