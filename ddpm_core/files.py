@@ -5,17 +5,61 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
 
+# of this process, which in a container may have the number of the one before
+_OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
+_TEMPORARY = re.compile(r"^\..+\.((\d+)-[0-9a-f]{8})-\d+\.tmp$")
+_SURELY_OLD_SECONDS = 24 * 3600.0
+
+
+def temporary_beside(target: Path) -> Path:
+    """The name under which this thread writes ``target`` before it is renamed."""
+    return target.with_name(f".{target.name}.{_OURSELVES}-{threading.get_ident()}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were cut off were writing here; what a living one is writing stays."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        match = _TEMPORARY.match(entry.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            if match[1] == _OURSELVES:
+                continue
+            if not is_alive(int(match[2])) or time.time() - entry.stat().st_mtime > _SURELY_OLD_SECONDS:
+                Path(entry.path).unlink()
+
+
+def is_alive(process: int) -> bool:
+    """Whether another process of that number runs on this machine; on Windows, where asking is not simple, yes."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
 
 def replace_with(target: Path, write: Any) -> None:
     """Call ``write(temporary_path)``, flush it to the disk, then rename it to ``target``. UserError when that fails."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

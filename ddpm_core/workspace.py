@@ -19,7 +19,7 @@ from PIL import Image
 
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, read_json, write_json
+from .files import FolderLock, is_alive, read_json, sweep, write_json
 from .names import check_name, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .model.config import ModelConfig
 
 Progress = Callable[[int, int, str], None]
+_RUN_PARTS = ("checkpoints", "previews")
 
 
 class Workspace:
@@ -47,6 +48,7 @@ class Workspace:
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
                 "DDPM_WORKSPACE."
             ) from None
+        self._sweep()
         self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
@@ -60,6 +62,16 @@ class Workspace:
             if self._own is None:
                 self._own = OwnPictures(self.root / "own-pictures.txt")
             return self._own
+
+    def _sweep(self) -> None:
+        """Clear away what was being written when a process was cut off; datasets do so when they are opened."""
+        runs = _below(self.root / "runs")
+        for folder in (self.root, self.models_folder, *runs, *(run / part for run in runs for part in _RUN_PARTS)):
+            sweep(folder)
+        for place in _below(self.root / "trash"):
+            # begun and never filled, or restored and never removed
+            if not _parts(place) and not _in_use(place):
+                shutil.rmtree(place, ignore_errors=True)
 
     # -- datasets -----------------------------------------------------------------------------------------------------
 
@@ -317,7 +329,7 @@ class Workspace:
                 names = [Path(str(path)).name for path in record["paths"]]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if kind in ("dataset", "model") and isinstance(name, str) and is_name(name):
+            if kind in ("dataset", "model") and isinstance(name, str) and is_name(name) and _parts(place):
                 found.append({"kind": kind, "name": name, "when": when, "names": names, "place": place.name})
         return sorted(found, key=lambda record: -record["when"])
 
@@ -352,15 +364,19 @@ class Workspace:
             by_name = {path.name: path for path in belongs}
             if not set(record["names"]) <= set(by_name):
                 raise UserError(f"The record of {name} in the trash is damaged; its parts lie in {record['place']}.")
-            targets = [by_name[part] for part in record["names"]]
-            taken = next((path for path in targets if path.exists()), None)
+            place = self.root / "trash" / record["place"]
+            # those that are there: moving them may have been cut off, here or there
+            parts = [
+                (place / f"{number}", by_name[part])
+                for number, part in enumerate(record["names"])
+                if (place / f"{number}").exists()
+            ]
+            taken = next((path for _, path in parts if path.exists()), None)
             if taken is not None:
                 raise UserError(
                     f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first."
                 )
-            place = self.root / "trash" / record["place"]
-            parts = [(place / f"{number}", target) for number, target in enumerate(targets)]
-            _move_all(name, [(part, target) for part, target in parts if part.exists()])
+            _move_all(name, parts)
             shutil.rmtree(place, ignore_errors=True)
             return name
         there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
@@ -373,6 +389,22 @@ def _below(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def _parts(place: Path) -> list[Path]:
+    """What lies at a place in the trash, besides the word of what it is."""
+    return [path for path in _below(place) if path.name.isdigit()]
+
+
+def _in_use(place: Path) -> bool:
+    """Whether someone may just be filling or emptying it."""
+    number = place.name.split("-")[-2:-1]
+    try:
+        if time.time() - place.stat().st_mtime > 60.0:
+            return False
+    except OSError:
+        return True
+    return not (number and number[0].isdigit()) or int(number[0]) == os.getpid() or is_alive(int(number[0]))
 
 
 def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
+from ..files import temporary_beside
 from . import KEEP_SIZE, infotext
 from .checks import check_content
 from .own import OwnPictures
@@ -311,7 +312,7 @@ def write_copy(target: Path, picture: Picture) -> None:
     if target.exists():
         return
     target.parent.mkdir(exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{threading.get_ident()}.tmp")
+    temporary = temporary_beside(target.parents[1] / target.name)  # all in one folder, where a sweep finds them
     try:
         picture.image.save(temporary, format="PNG", compress_level=1)
         os.replace(temporary, target)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import sweep
 from . import KEPT, REJECTED
 from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
 
@@ -95,6 +96,8 @@ class Store:
         self._closed = False
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
+            for place in (folder, folder / "images", folder / "packed"):
+                sweep(place)
             with self.transaction() as db:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                     for statement in _SCHEMA.split(";\n"):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import replace_with
+from ..files import replace_with, sweep
 
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -61,8 +61,7 @@ class CheckpointFolder:
         for path in paths[: -max(1, self.keep())]:
             if path != best:
                 _remove(path)
-        for stray in self.folder.glob(".*.tmp"):
-            _remove(stray)
+        sweep(self.folder)
 
     def best(self) -> Path | None:
         """The checkpoint with the lowest held-out loss, if any has one."""

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import replace_with
 from ..model.diffusion import model_to_uint8
 from ..sampling.generate import SampleSettings, generate
 from .checkpoints import CheckpointFolder
@@ -62,9 +63,8 @@ class Metrics:
         lines = read_metrics(path)
         if any(line.get("step", 0) > from_step for line in lines):
             kept = [json.dumps(line) for line in lines if line.get("step", 0) <= from_step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+            text = "".join(line + "\n" for line in kept)
+            replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, kind: str, **values: Any) -> None:
         try:
