@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ddpm_core import cli, commands, demo  # noqa: F401 - loaded once, before the first fork
+from ddpm_core import cli, commands, demo, files  # noqa: F401 - loaded once, before the first fork
 from ddpm_core.dataset import harvest, packing
 from ddpm_core.dataset.store import Store
 from ddpm_core.training.loop import TrainingLoop
@@ -85,6 +85,7 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
             sink = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
+            files._OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"  # made once in a process, and this one is new
             if "point" in order:
                 arm(order["point"], order["passage"], order["after"])
             status = cli.main(order["arguments"])
