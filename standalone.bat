@@ -13,6 +13,7 @@ if not exist .venv\.ready (
 )
 if "%~1"=="--with-benchmarks" (
     .venv\Scripts\python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2 || exit /b 1
+    .venv\Scripts\python -c "import torchvision" 2>nul || .venv\Scripts\python -m pip uninstall --quiet --yes torchvision 1>&2
     echo The benchmarks can run now: .venv\Scripts\python -m benchmarks.training and others. 1>&2
     exit /b 0
 )

@@ -24,6 +24,11 @@ if [ ! -e "$root/.venv/.ready" ] || [ "$root/pyproject.toml" -nt "$root/.venv/.r
 fi
 if [ "${1:-}" = --with-benchmarks ]; then
     "$python" -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2
+    # PyPI's torchvision does not load beside a CPU build of torch, and then other packages cannot be imported either
+    if ! "$python" -c 'import torchvision' 2>/dev/null; then
+        echo "torchvision does not work here; the comparison with denoising-diffusion-pytorch is left out." >&2
+        "$python" -m pip uninstall --quiet --yes torchvision 1>&2
+    fi
     echo "The benchmarks can run now: .venv/bin/python -m benchmarks.training and others." >&2
     exit 0
 fi

@@ -8,3 +8,18 @@ class UserError(Exception):
 
     The command line prints it and exits 2, the tab and the API show it; no traceback is shown.
     """
+
+
+# how allocators and libraries say it
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+NO_MEMORY = (
+    "There is not enough memory left. What was saved is intact: close what else uses memory, or choose a smaller batch, size "
+    "or network, and go on."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or a driver means that memory has run out."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _MEMORY_SIGNS)

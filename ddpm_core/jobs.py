@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from .errors import UserError
+from .errors import NO_MEMORY, UserError, is_out_of_memory
 
 TRAINING, GENERATING, SHORT = "training", "generating", "short"
 _REMEMBERED = 50
@@ -89,7 +89,8 @@ class Job:
         except Exception as error:
             # the sentence for the person, the traceback for the log
             _log.exception("%s failed", self.title)
-            self.error, outcome = f"{self.title} failed: {type(error).__name__}: {error}", "failed"
+            said = f"{self.title} failed: {type(error).__name__}: {error}"
+            self.error, outcome = NO_MEMORY if is_out_of_memory(error) else said, "failed"
         self.ended = time.monotonic()
         self.state = outcome
         self.finished.set()

@@ -335,3 +335,32 @@ def test_too_many_steps_and_partial_large_variance_are_refused() -> None:
         SampleSettings(steps=1001).times(1000)
     with pytest.raises(UserError, match="all 1000 steps"):
         SampleSettings("ddpm_large", 50).times(1000)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
+    diffusion = Diffusion(DiffusionConfig(timesteps=50), "cpu")
+    seen: list[int] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        seen.append(len(x))
+        return x * 0.5
+
+    told: list[tuple[int, int]] = []
+    settings = SampleSettings("ddim", 4, seed=5)
+    shape = (3, 4, 4)
+    starved, _ = generate(
+        network,
+        diffusion,
+        shape,
+        7,
+        settings,
+        batch_size=7,
+        progress=lambda done, total, x0: told.append((done, total)),
+    )
+    plain, _ = generate(lambda x, t: x * 0.5, diffusion, shape, 7, settings, batch_size=1)
+    assert max(seen) == 3 and torch.equal(starved, plain)
+    assert told == [(i + 1, 12) for i in range(12)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(lambda x, t: network(torch.zeros(4, 1), t), diffusion, shape, 2, settings)

@@ -297,6 +297,50 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(value: float, tmp_
     assert any(line["kind"] == "note" for line in read_metrics(tmp_path / "metrics.jsonl"))
 
 
+@pytest.mark.parametrize("part", ["pictures", "gradient", "weights", "average", "moments"])
+def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(part: str, tmp_path: Path) -> None:
+    t = trainer()
+    plain, done = t._train_step, []
+
+    @torch.no_grad()
+    def step() -> None:
+        if t.step == 7 and not done:
+            done.append(1)
+            some = t.net.conv_in.weight
+            if part == "pictures":
+                draw = t._draw
+                t._draw = lambda number: (torch.full_like(draw(number)[0], torch.nan), *draw(number)[1:])  # type: ignore[method-assign]
+                with torch.enable_grad():
+                    plain()
+                t._draw = draw  # type: ignore[method-assign]
+                return
+            if part == "gradient":
+                handle = some.register_hook(lambda gradient: gradient * torch.inf)
+                with torch.enable_grad():
+                    plain()
+                handle.remove()
+                return
+            if part == "weights":
+                some[0] = torch.nan
+            elif part == "average":
+                t.ema.conv_in.weight[0] = torch.inf
+            else:
+                t.optimizer.state[some]["exp_avg_sq"][0] = torch.nan
+        with torch.enable_grad():
+            plain()
+
+    t._train_step = step  # type: ignore[method-assign]
+    loop, said = make_loop(t, tmp_path, 15, every=2)
+    saved: list[bool] = []
+    loop.out.checkpoint_saved = lambda: saved.append(all(torch.isfinite(v).all() for v in t.ema.parameters()))
+    assert loop.run()["steps"] == 15
+    assert any("finite" in text and "learning rate" in text for text in said)
+    assert saved and all(saved)  # what the model file is written from
+    for path in CheckpointFolder(tmp_path / "checkpoints").paths():
+        assert all(torch.isfinite(v).all() for v in load_file(path).values())
+    assert all(torch.isfinite(v).all() for v in weights(t).values())
+
+
 def test_a_run_that_keeps_diverging_stops_and_says_so(tmp_path: Path) -> None:
     t = trainer()
     t.diffusion.target = lambda *values: torch.full((8, 3, 16, 16), float("nan"))  # type: ignore[method-assign]

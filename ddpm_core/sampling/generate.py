@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..model.diffusion import Diffusion
 from . import DEFAULT_SAMPLER, SAMPLERS, Sampler
 from .denoiser import Denoiser, Network
@@ -90,7 +90,8 @@ def generate(
 ) -> tuple[Tensor, int]:
     """``count`` images (n, C, H, W) float32 on the CPU in [-1, 1], and the network calls each took.
 
-    Stopped early, only whole images are returned (n may be 0).
+    Stopped early, only whole images are returned (n may be 0). Where the memory does not suffice for a batch, it is
+    halved: an image depends on its own seed only.
     """
     if count < 1:
         raise UserError(f"The number of images must be at least 1; got {count}.")
@@ -102,22 +103,34 @@ def generate(
         options["eta"] = settings.eta
     total = len(times) * -(-count // batch_size)
     finished: list[Tensor] = []
-    done = calls = 0
-    for start in range(0, count, batch_size):
+    done = calls = start = 0
+
+    def after_step(step: int, x: Tensor, x0: Tensor) -> bool:
+        nonlocal done
+        done += 1
+        progress(done, total, x0)
+        return stop is not None and stop.is_set()
+
+    while start < count:
         seeds = [settings.seed + i for i in range(start, min(start + batch_size, count))]
         noise = ImageNoise(seeds, shape, device)
         denoiser = Denoiser(
             network, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype
         )
 
-        def after_step(step: int, x: Tensor, x0: Tensor) -> bool:
-            nonlocal done
-            done += 1
-            progress(done, total, x0)
-            return stop is not None and stop.is_set()
-
-        with torch.no_grad():
-            images = definition.function(denoiser, noise(), times, noise=noise, callback=after_step, **options)
+        before = done
+        try:
+            with torch.no_grad():
+                images = definition.function(denoiser, noise(), times, noise=noise, callback=after_step, **options)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(seeds) == 1:
+                raise
+            batch_size, done = len(seeds) // 2, before
+            total = done + len(times) * -(-(count - start) // batch_size)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        start += len(seeds)
         if stop is not None and stop.is_set() and denoiser.calls < len(times):
             break
         calls = denoiser.calls

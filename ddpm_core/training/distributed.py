@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import UserError
-from .trainer import Trainer, is_out_of_memory
+from ..errors import UserError, is_out_of_memory
+from .trainer import Trainer
 
 _END, _STEPS, _STATE = 0, 1, 2
 # how torch's backends say that the others cannot be reached

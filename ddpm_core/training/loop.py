@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..files import replace_with
 from ..model.diffusion import model_to_uint8
 from ..sampling.generate import SampleSettings, generate
@@ -118,6 +118,7 @@ class TrainingLoop:
         self.loss: float | None = None
         self.images_per_second = 0.0
         self._rollbacks = 0
+        self._blind = False
 
     def run(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -143,7 +144,7 @@ class TrainingLoop:
                 self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
                 pending_loss, pending_steps, pending_seconds, line_at = 0.0, 0, 0.0, now
             if now >= next_watch:
-                cost = self._watch()
+                cost = self._look()
                 share = _EARLY_SHARE if now - began < _EARLY_SECONDS else _WATCH_SHARE
                 next_watch = time.monotonic() + max(self.out.preview_seconds(), cost / share)
             every = self.limits.checkpoint_every
@@ -153,7 +154,7 @@ class TrainingLoop:
         if pending_steps:
             self._line(pending_loss / pending_steps, pending_steps, pending_seconds)
         if not self.out.stop.is_set() or (trainer.step > first_step and cost <= _PROMPT_SECONDS):
-            self._watch()
+            self._look()
             if self._told:
                 now_known = {"heldout_loss": self.heldout_loss, "heldout_step": self.heldout_step}
                 self.out.progress({**self._told, **now_known})
@@ -208,6 +209,19 @@ class TrainingLoop:
             "total": self.limits.steps,
         }
         self.out.progress(self._told)
+
+    def _look(self) -> float:
+        """:meth:`_watch`, unless the memory does not suffice for it: a training goes on without seeing."""
+        began = time.monotonic()
+        try:
+            return self._watch()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if not self._blind:
+            self.out.say("There is not enough memory for a preview now; the training goes on without it.")
+        self._blind = True
+        return time.monotonic() - began
 
     def _watch(self) -> float:
         """Held-out loss and preview; how long they took."""

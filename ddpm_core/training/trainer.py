@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image, timestep_weights
 from ..model.unet import UNet
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 # streams of random numbers, so that a new one does not shift the others
 _WEIGHTS, _NOISE, _DROPOUT, _TIMES = 11, 12, 13, 14
-
-# how allocators and libraries say it
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 Say = Callable[[str], None]
 
@@ -299,11 +296,6 @@ class Trainer:
         self._images = torch.empty(0)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(sign in text for sign in _MEMORY_SIGNS)
 
 
 def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:

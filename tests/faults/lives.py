@@ -1,4 +1,5 @@
-"""Runs commands of ours in forked children and kills them: at a moment, or at the n-th passage of a point in our source.
+"""Runs commands of ours in forked children in trouble: killed at a moment or at the n-th passage of a point in our source,
+on a disk that takes no more than so many bytes of a file, or short of memory at a point.
 
 A program of its own, so that what forks has run nothing: a line of JSON in, a line of JSON out.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
-import time
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,8 +44,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point: str, passage: int, after: bool) -> None:
-    """Die at that passage of the point."""
+def starve() -> None:
+    raise MemoryError("out of memory, as injected")
+
+
+def arm(point: str, passage: int, after: bool, trouble: Callable[[], None], times: int) -> None:
+    """Be in trouble at that passage of the point, and at so many from there."""
     left = passage
 
     def passed(now: bool) -> None:
@@ -50,8 +57,8 @@ def arm(point: str, passage: int, after: bool) -> None:
         if now != after:
             return
         left -= 1
-        if left < 0:
-            die()
+        if -times <= left < 0:
+            trouble()
 
     if point == INSIDE:
         plain = Store.transaction
@@ -78,36 +85,40 @@ def arm(point: str, passage: int, after: bool) -> None:
 
 
 def live(order: dict[str, Any]) -> dict[str, Any]:
+    source, sink = os.pipe()
     child = os.fork()
     if not child:
         status = 1
         try:
-            sink = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
+            sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
+            if "file_limit" in order:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], order["file_limit"]))
             files._OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"  # made once in a process, and this one is new
             if "point" in order:
-                arm(order["point"], order["passage"], order["after"])
+                memory = order.get("memory", 0)
+                arm(order["point"], order["passage"], order["after"], starve if memory else die, memory or 1)
             status = cli.main(order["arguments"])
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    os.close(sink)
     if "seconds" in order:
-        deadline = time.monotonic() + order["seconds"]
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return ended(status)
-            time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
-    return ended(os.waitpid(child, 0)[1])
-
-
-def ended(status: int) -> dict[str, Any]:
+        timer = threading.Timer(order["seconds"], os.kill, (child, signal.SIGKILL))
+        timer.start()
+    with open(source, encoding="utf-8", errors="replace") as output:
+        said = output.read()
+    if "seconds" in order:
+        timer.cancel()
+        timer.join()
+    status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
-        return {"killed": True, "signal": os.WTERMSIG(status)}
-    return {"killed": False, "code": os.WEXITSTATUS(status)}
+        return {"killed": True, "said": said}
+    return {"killed": False, "code": os.WEXITSTATUS(status), "said": said}
 
 
 if __name__ == "__main__":

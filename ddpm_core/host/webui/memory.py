@@ -11,6 +11,7 @@ import torch
 from modules import devices, sd_models
 from modules.call_queue import queue_lock
 
+from ...errors import is_out_of_memory
 from .facts import ALWAYS, AUTOMATIC, option
 
 _SPARE_MEGABYTES = 400.0
@@ -45,8 +46,6 @@ class ModelMemory:
         try:
             need = megabytes()
         except (RuntimeError, MemoryError) as error:
-            from ...training.trainer import is_out_of_memory
-
             if not is_out_of_memory(error):
                 raise
             return True

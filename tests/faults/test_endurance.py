@@ -1,4 +1,4 @@
-"""Kill anywhere: SIGKILL at random moments and at chosen points; what was finished stays, and the work goes on exactly."""
+"""Killed anywhere, on a disk that is full at any byte, short of memory: what was finished stays, the work goes on exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Lives:
     """The program that forks and kills."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = folder / "lives.log"
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("lives.py"))],
             stdin=subprocess.PIPE,
@@ -49,7 +48,7 @@ class Lives:
 
     def run(self, workspace: Path, arguments: list[str], **how: Any) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        order = {"arguments": ["--workspace", str(workspace), *arguments], "log": str(self.log), **how}
+        order = {"arguments": ["--workspace", str(workspace), *arguments], **how}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
@@ -138,32 +137,38 @@ def undone(workspace: Workspace, command: list[str]) -> bool:
     return not (command[:2] == ["dataset", "reject"] and workspace.store("d").counts()["rejected"])
 
 
-def kill_many(lives: Lives, folder: Path, kills: int, seed: int) -> Counter[str]:
+def endure(
+    lives: Lives, folder: Path, many: int, seed: int, choose: Callable[[random.Random], dict[str, Any]]
+) -> Counter[str]:
+    """Live whole lives, in trouble again and again, until so many troubles are survived; each must end as a calm one."""
     chance = random.Random(seed)
     source = random_pictures(folder / "in", PICTURES)
     calm = folder / "calm"
     for command in commands(source):
-        assert lives.run(calm, command) == {"killed": False, "code": 0}, lives.log.read_text()[-2000:]
+        ended = lives.run(calm, command)
+        assert ended["code"] == 0, ended["said"]
     wanted = result(calm)
     survived: Counter[str] = Counter()
     life = 0
-    while survived.total() < kills:
+    while survived.total() < many:
         life += 1
         known = Known(folder / f"life{life}")
         for command in commands(source):
             while True:
-                how = choose(chance) if survived.total() < kills and chance.random() < 0.9 else {}
+                how = choose(chance) if survived.total() < many and chance.random() < 0.9 else {}
                 given = command
                 if command is TRAIN and (known.root / "runs" / "m" / "run.json").exists():
                     given = RESUME
                 if command[1] == "restore":
                     lives.run(known.root, [command[0], "delete", command[2]])
                 ended = lives.run(known.root, given, **how)
-                place = f"seed {seed}, life {life}, {given[:2]}, {how}"
-                if not ended["killed"]:
-                    assert ended["code"] == 0, f"{place}: {lives.log.read_text()[-2000:]}"
+                place = f"seed {seed}, life {life}, {given[:2]}, {how}: {ended['said'][-2000:]}"
+                assert "Traceback" not in ended["said"], place
+                if not ended["killed"] and ended["code"] == 0:
                     break
-                survived[how.get("point", "moment")] += 1
+                if not ended["killed"]:
+                    assert how and ended["code"] == 2 and ended["said"].count("ddpm: ") == 1, place
+                survived[how.get("point") or next(iter(how))] += 1
                 try:
                     if not undone(known.look(), command):
                         break
@@ -177,21 +182,46 @@ def kill_many(lives: Lives, folder: Path, kills: int, seed: int) -> Counter[str]
     return survived
 
 
-def choose(chance: random.Random) -> dict[str, Any]:
-    """A moment in one case of three, else a point."""
+def killed(chance: random.Random) -> dict[str, Any]:
+    """At a moment in one case of three, else at a point."""
     if chance.random() < 0.34:
         return {"seconds": chance.uniform(0.0, 1.5)}
     point = chance.choice([*POINTS, INSIDE])
     return {"point": point, "passage": int(chance.expovariate(0.25)), "after": chance.random() < 0.5}
 
 
+def full(chance: random.Random) -> dict[str, Any]:
+    """Files end at some byte between the first and the largest that is written, small ones as likely as large ones."""
+    return {"file_limit": int(2 ** chance.uniform(0.0, 20.0))}
+
+
+def starved(chance: random.Random) -> dict[str, Any]:
+    """An allocation that fails, once or from then on."""
+    point = chance.choice(["state", "preview", "checkpoint", "pack", "copy"])
+    return {
+        "point": point,
+        "passage": int(chance.expovariate(0.25)),
+        "after": False,
+        "memory": chance.choice([1, 1000]),
+    }
+
+
 def test_killed_anywhere_nothing_finished_is_lost(lives: Lives, tmp_path: Path) -> None:
-    kill_many(lives, tmp_path, 15, seed=1)
+    endure(lives, tmp_path, 10, 1, killed)
+
+
+def test_on_a_full_disk_one_sentence_and_nothing_lost(lives: Lives, tmp_path: Path) -> None:
+    endure(lives, tmp_path, 10, 2, full)
+
+
+def test_short_of_memory_one_sentence_and_nothing_lost(lives: Lives, tmp_path: Path) -> None:
+    endure(lives, tmp_path, 6, 3, starved)
 
 
 @pytest.mark.long
-def test_two_hundred_kills(lives: Lives, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trouble", [killed, full, starved], ids=lambda trouble: trouble.__name__)
+def test_two_hundred_times(lives: Lives, tmp_path: Path, trouble: Callable[[random.Random], dict[str, Any]]) -> None:
     seed = int(os.environ.get("DDPM_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
-    print(f"seed {seed} (DDPM_SEED)")
-    survived = kill_many(lives, tmp_path, 200, seed)
-    print(f"{survived.total()} kills survived: {dict(survived)}")
+    print(f"{trouble.__name__}: seed {seed} (DDPM_SEED)")
+    survived = endure(lives, tmp_path, 200, seed, trouble)
+    print(f"{trouble.__name__}: {survived.total()} survived: {dict(survived)}")
