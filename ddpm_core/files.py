@@ -96,10 +96,18 @@ def write_json(target: Path, values: Any) -> None:
     replace_with(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that someone may have forged; ValueError for whatever is wrong with it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file of ours; UserError naming ``what`` when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"The {what} {path} is missing or damaged ({error}).") from None
 

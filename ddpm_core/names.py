@@ -21,7 +21,8 @@ def is_name(name: str) -> bool:
 
 def check_name(name: str, what: str) -> str:
     """The name, normalised (NFC), or UserError. Letters of any script, digits, spaces, ``. _ -``; no path."""
-    name = unicodedata.normalize("NFC", name).strip()
+    # a lone surrogate, which no file system takes, becomes what is refused below
+    name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8")).strip()
     if not name:
         raise UserError(f"The {what} needs a name.")
     if len(name.encode("utf-8")) > _MOST:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -406,8 +407,8 @@ class Service:
         from .training.loop import read_metrics
 
         folder = self.workspace.run_folder(model)
-        lines = read_metrics(folder / "metrics.jsonl")
-        train = [line for line in lines if line.get("kind") == "train"]
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if _is_number(line.get("step"))]
+        train = [line for line in lines if line.get("kind") == "train" and _is_number(line.get("loss"))]
         stride = max(1, len(train) // _CURVE_POINTS)
         watched = [line for line in lines if line.get("kind") == "heldout"]
         previews = sorted((folder / "previews").glob("step-*.png")) if (folder / "previews").is_dir() else []
@@ -415,8 +416,10 @@ class Service:
         return {
             "model": model,
             "train": [[line["step"], line["loss"]] for line in train[stride - 1 :: stride]],
-            "heldout": [[line["step"], line["heldout_loss"]] for line in watched if "heldout_loss" in line],
-            "seen": [[line["step"], line["seen_loss"]] for line in watched if "seen_loss" in line],
+            "heldout": [
+                [line["step"], line["heldout_loss"]] for line in watched if _is_number(line.get("heldout_loss"))
+            ],
+            "seen": [[line["step"], line["seen_loss"]] for line in watched if _is_number(line.get("seen_loss"))],
             "bands": watched[-1] if watched else None,
             "notes": [line.get("text", "") for line in lines if line.get("kind") == "note"][-5:],
             "previews": steps,
@@ -486,6 +489,11 @@ def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: 
             with contextlib.suppress(OSError):  # somebody may have moved it at once
                 workspace.own.remember(image, result.path.read_bytes())
     return failure
+
+
+def _is_number(value: Any) -> bool:
+    """A number that JSON has, too; a file that someone has changed may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

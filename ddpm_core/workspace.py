@@ -6,7 +6,6 @@ datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import threading
@@ -19,7 +18,7 @@ from PIL import Image
 
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, is_alive, read_json, sweep, write_json
+from .files import FolderLock, is_alive, parse_json, read_json, sweep, write_json
 from .names import check_name, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
@@ -205,8 +204,10 @@ class Workspace:
 
         folder = self.run_folder(name)
         info = read_json(folder / "run.json", "run description")
-        if not isinstance(info, dict):
-            raise UserError(f"The run description {folder / 'run.json'} is damaged.")
+        if not _is_run(info):
+            raise UserError(
+                f"The run description {folder / 'run.json'} is damaged; delete the model, or restore that file."
+            )
         paths = CheckpointFolder(folder / "checkpoints").paths()
         return {**info, "step": int(paths[-1].stem.split("-")[1]) if paths else 0}
 
@@ -324,7 +325,7 @@ class Workspace:
         found = []
         for place in _below(self.root / "trash"):
             try:
-                record = json.loads((place / "trash.json").read_text(encoding="utf-8"))
+                record = parse_json((place / "trash.json").read_text(encoding="utf-8"))
                 kind, name, when = record["kind"], record["name"], float(record["when"])
                 names = [Path(str(path)).name for path in record["paths"]]
             except (OSError, ValueError, KeyError, TypeError):
@@ -389,6 +390,19 @@ def _below(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def _is_run(info: Any) -> bool:
+    """Whether a parsed run.json has what every run has, of the right kinds."""
+    texts, numbers = ("dataset", "fingerprint", "state"), ("format", "images", "steps")
+    if not isinstance(info, dict) or not isinstance(info.get("config"), dict):
+        return False
+    if not all(isinstance(info.get(key), str) for key in texts) or not is_name(info["dataset"]):
+        return False
+    if not all(isinstance(info.get(key), int) and abs(info[key]) < 2**53 for key in numbers):
+        return False
+    minutes, source = info.get("minutes"), info.get("init_from")
+    return isinstance(minutes, (int, float, type(None))) and (source is None or isinstance(source, str))
 
 
 def _parts(place: Path) -> list[Path]:

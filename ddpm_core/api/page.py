@@ -198,7 +198,7 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
                 return JSONResponse({"error": "The request did not come from the tab."}, status_code=403)
             try:
                 values = await request.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 values = None
             if not isinstance(values, dict):
                 return JSONResponse({"error": "The request is no JSON object."}, status_code=400)

@@ -11,6 +11,8 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from ..files import parse_json
+
 NEGATIVE = "Negative prompt:"
 OWN_KEY = "DDPM model"  # marks pictures sampled from our models, so that a dataset never eats its own output
 
@@ -57,7 +59,7 @@ def parse(text: str) -> Infotext:
 def _unquote(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] == '"':
         try:
-            return str(json.loads(value)).encode("utf-8", "replace").decode("utf-8")  # an escaped lone surrogate
+            return str(parse_json(value)).encode("utf-8", "replace").decode("utf-8")  # an escaped lone surrogate
         except ValueError:
             return value
     return value

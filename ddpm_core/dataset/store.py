@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import sweep
+from ..files import parse_json, sweep
 from . import KEPT, REJECTED
 from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
+
+if TYPE_CHECKING:
+    from typing import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+R = TypeVar("R")
 
 SCHEMA_VERSION = 1
 
@@ -83,6 +91,25 @@ def fingerprint_of(kept: Sequence[tuple[int, str]]) -> str:
     for _, sha256 in kept:
         digest.update(sha256.encode())
     return digest.hexdigest()
+
+
+def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
+    """A damaged or foreign file becomes one sentence, whatever part of it is asked for."""
+
+    @functools.wraps(read)
+    def reading(self: Store, /, *values: P.args, **named: P.kwargs) -> R:
+        try:
+            return read(self, *values, **named)
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"The dataset in {self.folder} cannot be read ({error}); try again, or restore it."
+            ) from None
+        except (sqlite3.Error, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            raise UserError(
+                f"The dataset in {self.folder} is damaged ({error}); restore dataset.sqlite from a copy, or harvest anew."
+            ) from None
+
+    return reading
 
 
 class Store:
@@ -177,9 +204,12 @@ class Store:
     # -- adding -------------------------------------------------------------------------------------------------------
 
     def copy_path(self, sha256: str) -> Path:
-        """Where the shrunken lossless copy of a picture lies."""
+        """Where the shrunken lossless copy of a picture lies. UserError for what is no SHA-256, as in a forged file."""
+        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
         return self.folder / "images" / sha256[:2] / f"{sha256[:32]}.png"
 
+    @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
         """Whether this very file (path, size, time) has been harvested."""
         row = (
@@ -189,6 +219,7 @@ class Store:
         )
         return row is not None
 
+    @_plainly
     def add(self, items: Sequence[NewItem]) -> list[NewItem]:
         """Store items in order; a file whose bytes are known already becomes a rejected duplicate. Returns them as stored."""
         stored: list[NewItem] = []
@@ -248,6 +279,7 @@ class Store:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    @_plainly
     def items(
         self,
         *,
@@ -275,9 +307,10 @@ class Store:
             (*values, -1 if limit is None else limit, offset),
         )
         return [
-            {**dict(row), "settings": json.loads(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows
+            {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows
         ]
 
+    @_plainly
     def counts(self) -> dict[str, Any]:
         """Numbers of items by status and of rejected ones by reason."""
         rows = (
@@ -292,6 +325,7 @@ class Store:
             "rejected": rejected,
         }
 
+    @_plainly
     def twin_count(self) -> int:
         """How many kept items have a near duplicate."""
         return int(
@@ -300,6 +334,7 @@ class Store:
             .fetchone()[0]
         )
 
+    @_plainly
     def kept(self) -> list[tuple[int, str]]:
         """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
         rows = self._connection().execute("SELECT id, sha256 FROM items WHERE status = ? ORDER BY sha256, id", (KEPT,))
@@ -311,6 +346,7 @@ class Store:
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 
+    @_plainly
     def decide(self, ids: Iterable[int], status: str, reason: str = "", message: str = "") -> int:
         """Keep or reject items by a person's word; remembered for :meth:`undo`. Returns how many changed."""
         changed = 0
@@ -339,6 +375,7 @@ class Store:
                 changed += 1
         return changed
 
+    @_plainly
     def undo(self) -> list[int]:
         """Take the last action back, also one of an earlier session; the ids it touched, none when there is nothing left."""
         with self.transaction() as db:
@@ -354,6 +391,7 @@ class Store:
 
     # -- the unusual --------------------------------------------------------------------------------------------------
 
+    @_plainly
     def rank_suspects(self) -> int:
         """Score every decoded item against the kept ones and group near duplicates; how many stand out (over 1.5)."""
         db = self._connection()

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import parse_json
 from .config import ModelConfig
 from .unet import UNet
 
@@ -90,7 +91,7 @@ def _metadata(path: Path) -> dict[str, Any]:
             "choose one from 'models list'."
         )
     try:
-        values = json.loads(metadata[_KEY])
+        values = parse_json(metadata[_KEY])
         version = int(values["format"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"The description inside {path.name} is damaged; copy the file again.") from None

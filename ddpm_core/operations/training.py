@@ -22,7 +22,7 @@ from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..names import check_name
 from ..training import precision
-from ..training.checkpoints import CheckpointFolder
+from ..training.checkpoints import Checkpoint, CheckpointFolder
 from ..training.distributed import Team, follow
 from ..training.estimate import estimate
 from ..training.heldout import MOST_IMAGES
@@ -329,7 +329,7 @@ def _run(
     newest = checkpoints.load_newest()
     if newest is not None:
         with context.gpu_slice():
-            trainer.load_state(newest.tensors, newest.numbers)
+            _load_checkpoint(trainer, newest)
         spent = float(newest.numbers.get("seconds", 0.0))
         newest = None  # the trainer has it; a second copy would only take memory
         if trainer.step >= info["steps"] and request.minutes is None:
@@ -386,6 +386,16 @@ def _run(
         "images": len(packed.train_ids),
         "held_out": len(packed.held_rows),
     }
+
+
+def _load_checkpoint(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    try:
+        trainer.load_state(checkpoint.tensors, checkpoint.numbers)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"The checkpoint {checkpoint.path.name} does not fit its run ({error}); delete that file to go on from the "
+            "one before it."
+        ) from None
 
 
 def _write_model(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import replace_with, sweep
+from ..files import parse_json, replace_with, sweep
 
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -84,7 +84,7 @@ class CheckpointFolder:
                 raise UserError(
                     f"The checkpoint {path} was written by a newer version; update this extension to resume it."
                 )
-            numbers = json.loads(metadata["numbers"])
+            numbers = parse_json(metadata["numbers"])
             return numbers if isinstance(numbers, dict) else {}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"The checkpoint {path} is damaged ({error}).") from None

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
-from ..files import replace_with
+from ..files import parse_json, replace_with
 from ..model.diffusion import model_to_uint8
 from ..sampling.generate import SampleSettings, generate
 from .checkpoints import CheckpointFolder
@@ -86,7 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines = []
     for raw in text.splitlines():
         try:
-            lines.append(json.loads(raw))
+            lines.append(parse_json(raw))
         except ValueError:
             continue
     return [line for line in lines if isinstance(line, dict)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,24 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
             return failure(f"That failed ({type(error).__name__}: {error}); the console has more.")
 
     return handler
+
+
+def whole(value: Any, what: str, default: int = 0) -> int:
+    """A number that a field holds; the page's fields hold numbers, but anyone may call its events."""
+    try:
+        return default if value is None or value == "" else int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{what} must be a whole number.") from None
+
+
+def decimal(value: Any, what: str, default: float = 0.0) -> float:
+    try:
+        found = default if value is None or value == "" else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UserError(f"{what} must be a number.")
+    return found
 
 
 def in_browser(code: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ..collector import Rule
 from ..errors import UserError
 from ..service import Service
 from . import ids
-from .common import in_browser, live, not_in_defaults, note, said
+from .common import decimal, in_browser, live, not_in_defaults, note, said, whole
 
 _INTRO = (
     "Collect the pictures you generated, look through them, and throw out what the model should not learn. Your own files are only "
@@ -104,7 +104,7 @@ def _folders(service: Service, name: Any) -> None:
 
         chosen = [line.strip() for line in str(text or "").splitlines() if line.strip()]
         for value in labels:
-            chosen += value or []
+            chosen += [str(label) for label in value] if isinstance(value, list) else []
         wanted = Wanted.parse(*(str(value or "") for value in (first, last, prompt, model, wh)))
         service.start_harvest(str(dataset or ""), chosen, wanted)
         return ""
@@ -182,20 +182,19 @@ def _asking(service: Service, name: Any) -> None:
         if not dataset:
             raise UserError("Choose a dataset above, or type the name of a new one.")
         text, not_text, sampler_, scheduler_, steps_, scale_, width_, height_, count_, batch_ = values
-        try:
-            request = operations.GenerationRequest(
-                str(text or ""),
-                str(not_text or ""),
-                str(sampler_ or ""),
-                str(scheduler_ or ""),
-                int(steps_),
-                float(scale_),
-                int(width_),
-                int(height_),
-            )
-            wanted = operations.Collection(request, int(count_), int(batch_))
-        except (TypeError, ValueError, OverflowError):
-            raise UserError("Steps, sizes and counts must be numbers.") from None
+        count_, batch_ = whole(count_, "How many pictures"), whole(batch_, "Pictures at a time")
+        steps_, width_, height_ = whole(steps_, "Steps"), whole(width_, "Width"), whole(height_, "Height")
+        request = operations.GenerationRequest(
+            str(text or ""),
+            str(not_text or ""),
+            str(sampler_ or ""),
+            str(scheduler_ or ""),
+            steps_,
+            decimal(scale_, "CFG scale"),
+            width_,
+            height_,
+        )
+        wanted = operations.Collection(request, count_, batch_)
         service.start_collecting(str(dataset), wanted)
         return ""
 

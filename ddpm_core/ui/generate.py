@@ -15,7 +15,7 @@ from ..operations.pictures import MOST_FACTOR, NATIVE, Enlarging
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
-from .common import live, not_in_defaults, said
+from .common import decimal, live, not_in_defaults, said, whole
 
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
@@ -127,18 +127,15 @@ def build(service: Service) -> dict[str, Any]:
     ) -> str:
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
-        try:
-            value, many, calls = int(number if number is not None else -1), int(total or 1), int(n or 1)
-        except (TypeError, ValueError, OverflowError):
-            raise UserError("Seed, steps and number of images must be whole numbers.") from None
+        value, many, calls = whole(number, "Seed", -1), whole(total, "Number of images", 1), whole(n, "Steps", 1)
         if value < 0:
             value = random.SystemRandom().randrange(2**32)
         from ..sampling.generate import SampleSettings
 
         settings = SampleSettings(
-            _LABELS.get(str(label), str(label)), calls, float(noise or 0), value, clip=bool(clipped)
+            _LABELS.get(str(label), str(label)), calls, decimal(noise, "Eta"), value, clip=bool(clipped)
         )
-        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), float(times or 1))
+        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), decimal(times, "Enlarge by", 1.0))
         service.start_sampling(str(name), many, settings, str(which), enlarging)
         return ""
 

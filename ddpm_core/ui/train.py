@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..service import Service
 from ..training.settings import PRESETS, default_preset
 from . import ids
-from .common import live, not_in_defaults, said
+from .common import decimal, live, not_in_defaults, said, whole
 
 _PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 _CROPS = ["center", "top", "pad"]
@@ -80,10 +80,10 @@ def build(service: Service) -> dict[str, Any]:
 
     def request(values: tuple[Any, ...], resuming: bool) -> operations.TrainRequest:
         data, name, chosen, total, most, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
-        limit = float(most or 0) or None
+        limit = decimal(most, "Minutes") or None
         if resuming:
             _check_dataset(service, str(name or ""), data)
-            steps_ = _whole(total, "Steps") or None
+            steps_ = whole(total, "Steps") or None
             return operations.TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
@@ -91,14 +91,14 @@ def build(service: Service) -> dict[str, Any]:
             model=str(name or ""),
             dataset=str(data),
             preset=str(chosen),
-            steps=_whole(total, "Steps") or None,
+            steps=whole(total, "Steps") or None,
             minutes=limit,
-            size=_whole(px, "Size") or None,
+            size=whole(px, "Size") or None,
             crop=str(crop_),
-            batch_size=_whole(batch_, "Batch size") or None,
-            learning_rate=float(rate_ or 0) or None,
+            batch_size=whole(batch_, "Batch size") or None,
+            learning_rate=decimal(rate_, "Learning rate") or None,
             precision=str(precision_),
-            seed=_whole(seed_, "Training seed"),
+            seed=whole(seed_, "Training seed"),
             init_from=str(init) if init else None,
             settings=_pairs(str(extra or "")),
         )
@@ -124,8 +124,8 @@ def build(service: Service) -> dict[str, Any]:
         ]
         return " ".join(lines)
 
-    def chosen_preset(name: str) -> Any:
-        found = PRESETS.get(name)
+    def chosen_preset(name: Any) -> Any:
+        found = PRESETS.get(str(name))
         return (gr.update(info=found.summary), gr.update(value=found.steps)) if found else (gr.update(), gr.update())
 
     preset.change(chosen_preset, inputs=[preset], outputs=[preset, steps])
@@ -146,13 +146,6 @@ def _check_dataset(service: Service, name: str, chosen: Any) -> None:
             f"{name} learns from {own}: choose that under Train on to go on with it. To learn from {chosen}, give a new name "
             f"and start from the weights of {name} (More settings)."
         )
-
-
-def _whole(value: Any, name: str) -> int:
-    try:
-        return int(value or 0)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{name} must be a whole number.") from None
 
 
 def _pairs(text: str) -> dict[str, str]:

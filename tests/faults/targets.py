@@ -1,0 +1,383 @@
+"""What a hostile file can reach, each a function over bytes: it must return, or raise nothing but our own sentence.
+
+``python tests/faults/targets.py NAME SECONDS`` fuzzes one for so long: with atheris where it is installed (guided by
+coverage), else by plain mutation; it prints the executions, and writes what broke to ``crash-NAME``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import save_file
+
+from ddpm_core.dataset import infotext, packing
+from ddpm_core.dataset.harvest import judge
+from ddpm_core.dataset.store import NewItem, Store
+from ddpm_core.errors import UserError
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.model import file as model_file
+from ddpm_core.model.config import ModelConfig, UNetConfig
+from ddpm_core.model.unet import UNet
+from ddpm_core.operations.collecting import COLLECTION_STATE
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import TrainRequest, _reopen
+from ddpm_core.service import Service
+from ddpm_core.training.checkpoints import CheckpointFolder
+from ddpm_core.training.settings import RunConfig
+from ddpm_core.training.trainer import Trainer
+
+MOST_SECONDS = 5
+MOST_MEGABYTES = 1024
+NET = UNetConfig(
+    (8, 8),
+    block_out_channels=(4, 8),
+    attention_levels=(False, False),
+    layers_per_block=1,
+    norm_num_groups=2,
+    attention_head_dim=4,
+)
+SMALL = RunConfig(ModelConfig(NET))
+_FOLDER = Path(tempfile.mkdtemp(prefix="ddpm-fuzz-"))
+TORCH_CPU = torch.device("cpu")
+
+
+def fresh(name: str) -> Path:
+    folder = _FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+# -- the targets --------------------------------------------------------------------------------------------------------
+
+
+def image(data: bytes) -> None:
+    """An image file as harvested: its pixels, its text."""
+    folder = _FOLDER / "image"
+    store = Store(folder)
+    item, _ = judge(store, NewItem("x", len(data), 0, "0" * 64), data)
+    if item is not None and item.has_copy:
+        store.add([item])
+        store.copy_path("0" * 64).unlink()
+        with store.transaction() as db:
+            db.execute("DELETE FROM items")
+
+
+def text(data: bytes) -> None:
+    """Generation text, which anyone can write into a picture."""
+    found = infotext.parse(data.decode("utf-8", "replace"))
+    infotext.parse(infotext.build(found))
+
+
+def database(data: bytes) -> None:
+    folder = fresh("database")
+    (folder / "dataset.sqlite").write_bytes(data)
+    store = Store(folder)
+    try:
+        store.items(limit=60)
+        store.counts()
+        store.kept()
+        store.undo()
+        store.decide([1], "rejected")
+        store.rank_suspects()
+    finally:
+        store.close()
+
+
+def model(data: bytes) -> None:
+    path = fresh("model") / "m.safetensors"
+    path.write_bytes(data)
+    model_file.read_config(path)
+    loaded = model_file.load(path)
+    model_file.build_network(loaded.config, loaded.weights, "cpu")
+
+
+def checkpoint(data: bytes) -> None:
+    folder = fresh("checkpoint")
+    (folder / "step-000000001.safetensors").write_bytes(data)
+    found = CheckpointFolder(folder).load_newest()
+    CheckpointFolder(folder).best()
+    if found is not None:
+        from ddpm_core.operations.training import _load_checkpoint
+
+        _load_checkpoint(Trainer(SMALL, torch.zeros((4, 3, 8, 8), dtype=torch.uint8), "cpu"), found)
+
+
+def packed(data: bytes) -> None:
+    path = fresh("packed") / "p.safetensors"
+    path.write_bytes(data)
+    found = packing.load(path)
+    Trainer(SMALL, found.images, "cpu", rows=found.train_rows)
+
+
+def run_folder(data: bytes) -> None:
+    """run.json, metrics and the other small files of a workspace, as the tab's page asks for them."""
+    root = fresh("run")
+    for name in ("run.json", "metrics.jsonl"):
+        (root / "runs" / "m").mkdir(parents=True, exist_ok=True)
+        (root / "runs" / "m" / name).write_bytes(data)
+    (root / "datasets" / "d").mkdir(parents=True)
+    shutil.copy(_database_file(), root / "datasets" / "d" / "dataset.sqlite")
+    (root / "datasets" / "d" / COLLECTION_STATE).write_bytes(data)
+    (root / "collecting.json").write_bytes(data)
+    (root / "trash" / "x").mkdir(parents=True)
+    (root / "trash" / "x" / "trash.json").write_bytes(data)
+    (root / "trash" / "x" / "0").write_bytes(b"")
+    service = Service(StandaloneHost(root))
+    json.dumps(service.status())
+    json.dumps(service.curves("m"))
+    service.collector.wants("a prompt")
+    workspace = service.workspace
+    with contextlib.suppress(UserError):
+        workspace.restore("x")
+    _reopen(workspace, workspace.run_folder("m"), TrainRequest("m", resume=True), Context(TORCH_CPU))
+
+
+_database_path: Path | None = None
+
+
+def _database_file() -> Path:
+    """A dataset with a few items."""
+    global _database_path
+    if _database_path is None:
+        folder = fresh("seed-database")
+        store = Store(folder)
+        thumb = np.zeros((24, 24, 3), np.uint8).tobytes()
+        store.add([NewItem(f"/x/{i}.png", 10, i, f"{i:064x}", 8, 8, "a prompt", thumb=thumb) for i in range(3)])
+        with store.transaction() as db:
+            db.execute("PRAGMA user_version")
+        with contextlib.closing(sqlite3.connect(folder / "dataset.sqlite")) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        _database_path = _FOLDER / "seed.sqlite"
+        store.close()
+        shutil.copy(folder / "dataset.sqlite", _database_path)
+    return _database_path
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    f.__name__: f for f in (image, text, database, model, checkpoint, packed, run_folder)
+}
+
+
+# -- seeds --------------------------------------------------------------------------------------------------------------
+
+
+def seeds(name: str) -> list[bytes]:
+    """Valid inputs to begin from, and what broke a target before."""
+    found = {
+        "image": _images,
+        "text": _texts,
+        "database": lambda: [_database_file().read_bytes()],
+        "model": _models,
+        "checkpoint": _checkpoints,
+        "packed": _packed,
+        "run_folder": _jsons,
+    }[name]()
+    return [*found, *(path.read_bytes() for path in sorted((REGRESSIONS / name).glob("*")))]
+
+
+REGRESSIONS = Path(__file__).resolve().parent / "regressions"
+
+
+def _images() -> list[bytes]:
+    picture = Image.effect_mandelbrot((40, 40), (-2, -2, 2, 2), 20).convert("RGB")
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_text("parameters", _texts()[0].decode())
+    chunk.add_itxt("parameters", "ü" * 40, zip=True)
+    found = []
+    for form, options in (
+        ("PNG", {"pnginfo": chunk}),
+        ("JPEG", {}),
+        ("WEBP", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+    ):
+        out = io.BytesIO()
+        picture.save(out, format=form, **options)
+        found.append(out.getvalue())
+    return found
+
+
+def _texts() -> list[bytes]:
+    return [
+        b"portrait, (face:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 1, Size: 512x512, "
+        b'Model hash: 6ce0161689, Lora hashes: "a: 1, b: 2", Version: v1.10.1',
+        "提示词\nSteps: 1, Size: 8x8".encode(),
+    ]
+
+
+def _models() -> list[bytes]:
+    path = fresh("seed-model") / "m.safetensors"
+    model_file.save(path, SMALL.model, dict(UNet(NET).named_parameters()), title="m", info={"steps": 1})
+    return [path.read_bytes()]
+
+
+def _checkpoints() -> list[bytes]:
+    trainer = Trainer(SMALL, torch.zeros((4, 3, 8, 8), dtype=torch.uint8), "cpu")
+    folder = CheckpointFolder(fresh("seed-checkpoint"))
+    return [folder.save(trainer.state_tensors(), trainer.state_numbers()).read_bytes()]
+
+
+def _packed() -> list[bytes]:
+    path = fresh("seed-packed") / "p.safetensors"
+    tensors = {
+        "images": torch.zeros((4, 3, 8, 8), dtype=torch.uint8),
+        "ids": torch.arange(4),
+        "held_out": torch.zeros(4).bool(),
+    }
+    save_file(tensors, path, metadata={"fingerprint": "f"})
+    return [path.read_bytes()]
+
+
+def _jsons() -> list[bytes]:
+    run: dict[str, Any] = {"format": 1, "config": SMALL.to_json(), "dataset": "d", "fingerprint": "f", "images": 4}
+    run |= {"steps": 10, "minutes": None, "began": 1.0, "state": "running", "version": "0", "init_from": None}
+    line = {"kind": "train", "step": 1, "loss": 0.5, "images_per_second": 3.0, "seconds": 1.0, "learning_rate": 0.1}
+    held = {"kind": "heldout", "step": 1, "heldout_loss": 0.5, "seen_loss": 0.5, "bands": {"0-9": 0.1}}
+    request = {"prompt": "p", "negative_prompt": "", "sampler": "Euler", "scheduler": "", "steps": 1}
+    return [
+        json.dumps(run).encode(),
+        b"\n".join(json.dumps(value).encode() for value in (line, held, {"kind": "note", "text": "x"})),
+        json.dumps({"request": request, "total": 3, "batch_size": 1, "seed": 1, "done": 0}).encode(),
+        json.dumps({"enabled": True, "dataset": "d", "words": "a, b"}).encode(),
+        json.dumps({"kind": "model", "name": "m", "when": 1.0, "paths": ["/x/m.safetensors"]}).encode(),
+    ]
+
+
+# -- mutation -----------------------------------------------------------------------------------------------------------
+
+_NUMBERS = [0, 1, -1, 127, 128, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+_WORDS = [
+    b"..",
+    b"/etc/passwd",
+    b"null",
+    b"true",
+    b"-1",
+    b"1e400",
+    b"NaN",
+    b"[]",
+    b"{}",
+    b'""',
+    b"\x00",
+    b"<script>",
+    b"\xff\xfe",
+]
+_WORDS += [b"9" * 40, b"[" * 2000, b'"shape":[4294967296,4294967296]', b"CON", "٣".encode(), b"\xed\xa0\x80"]
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A few random changes: bits, bytes, numbers, words, pieces left out, doubled or moved."""
+    changed = bytearray(data)
+    for _ in range(1 + int(chance.expovariate(0.7))):
+        place = chance.randrange(len(changed) + 1)
+        length = int(2 ** chance.uniform(0, max(1, len(changed).bit_length())))
+        kind = chance.randrange(7)
+        if kind == 0 and place < len(changed):
+            changed[place] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            changed[place : place + 1] = bytes([chance.randrange(256)])
+        elif kind == 2:
+            form = chance.choice("<I >I <Q >Q <H".split())  # noqa: SIM905
+            number = chance.choice(_NUMBERS) % 256 ** struct.calcsize(form)
+            changed[place : place + struct.calcsize(form)] = struct.pack(form, number)
+        elif kind == 3:
+            changed[place : place + chance.choice([0, 4])] = chance.choice(_WORDS)
+        elif kind == 4:
+            del changed[place : place + length]
+        elif kind == 5:
+            changed[place:place] = changed[place : place + length]
+        else:
+            other = chance.randrange(len(changed) + 1)
+            changed[place : place + length] = changed[other : other + length]
+    return bytes(changed[: 2**22])
+
+
+@contextlib.contextmanager
+def watched(seconds: float = MOST_SECONDS) -> Iterator[None]:
+    """TimeoutError in what takes longer (where signals can tell)."""
+
+    def late(number: int, frame: Any) -> None:
+        raise TimeoutError(f"over {seconds} s")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def attempt(name: str, data: bytes) -> None:
+    """Once; anything but a return or our own sentence is raised."""
+    with watched(), contextlib.suppress(UserError):
+        TARGETS[name](data)
+
+
+def megabytes() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def fuzz(name: str, seconds: float, seed: int) -> tuple[int, float]:
+    """Plain mutation for so long; how often, and by how much memory grew."""
+    chance, corpus = random.Random(seed), seeds(name)
+    for data in corpus:
+        attempt(name, data)
+    before, count, begun = megabytes(), 0, time.monotonic()
+    while time.monotonic() - begun < seconds:
+        data = mutate(chance.choice(corpus), chance)
+        try:
+            attempt(name, data)
+        except BaseException:
+            Path(f"crash-{name}").write_bytes(data)
+            raise
+        count += 1
+    return count, megabytes() - before
+
+
+def main(name: str, seconds: float) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    try:
+        import atheris
+    except ImportError:
+        count, grown = fuzz(name, seconds, seed)
+        print(f"{name}: {count} executions by mutation (seed {seed}), {grown:.0f} MiB more at the most")
+        return
+    corpus = fresh("corpus")
+    for number, data in enumerate(seeds(name)):
+        (corpus / str(number)).write_bytes(data)
+    atheris.instrument_all()
+    options = [
+        f"-max_total_time={int(seconds)}",
+        f"-timeout={MOST_SECONDS}",
+        f"-rss_limit_mb={int(megabytes()) + MOST_MEGABYTES}",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: attempt(name, data))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

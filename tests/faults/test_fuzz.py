@@ -1,0 +1,261 @@
+"""Hostile files, requests and events: our own sentence or nothing; no crash, hang, growth, and nothing outside the workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import targets
+from conftest import ROOT, random_pictures
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from starlette.routing import Mount
+
+from ddpm_core.api import page as page_routes
+from ddpm_core.api import public
+from ddpm_core.dataset import infotext
+from ddpm_core.host.server import build_app
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.service import Service
+
+NAMES = list(targets.TARGETS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutated_files_get_a_sentence(name: str) -> None:
+    """What broke it before, and two seconds of new ones, the same at every run."""
+    count, _ = targets.fuzz(name, 2.0, seed=7)
+    assert count > 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_minutes_each(name: str, tmp_path: Path) -> None:
+    seconds = float(os.environ.get("DDPM_FUZZ_SECONDS", "600"))
+    program = (
+        "import sys, os, targets\n"
+        "seed = int.from_bytes(os.urandom(4), 'big')\n"
+        "count, grown = targets.fuzz(sys.argv[1], float(sys.argv[2]), seed)\n"
+        "print(f'{sys.argv[1]}: {count} executions (seed {seed}), {grown:.0f} MiB more at the most')\n"
+        "assert grown < targets.MOST_MEGABYTES\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", program, name, str(seconds)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=seconds + 300)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_our_own_texts_come_back_whatever_stands_in_them() -> None:
+    chance = random.Random(3)
+    for _ in range(300):
+        values = {
+            f"DDPM k{i}": "".join(chance.choices('ab,:"\\\n é', k=chance.randrange(1, 20))).strip() or "x"
+            for i in range(4)
+        }
+        text = infotext.build(infotext.Infotext("p", "n", {"Steps": "1", "Sampler": "x", "Seed": "1", **values}))
+        assert infotext.parse(text).settings.items() >= values.items()
+
+
+# -- requests and events ------------------------------------------------------------------------------------------------
+
+SECRET = "a secret that no answer may hold"
+
+
+class Guarded:
+    """A workspace beside a file that is nobody's business, and all that lies around it."""
+
+    def __init__(self, root: Path) -> None:
+        self.workspace = root / "ws"
+        self.secret = root / "secret.txt"
+        self.secret.write_text(SECRET)
+        random_pictures(root / "pictures", 6)
+        (root / "evil.safetensors").write_bytes(b"x" * 100)
+        self.root = root
+        self.before = self.outside()
+
+    def outside(self) -> dict[str, str]:
+        return {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.root.rglob("*")
+            if path.is_file() and self.workspace not in path.parents
+        }
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    found = Guarded(tmp_path)
+    yield found
+    assert found.outside() == found.before, "something outside the workspace was changed"
+
+
+def values_for(guarded: Guarded, chance: random.Random) -> Any:
+    pool: list[Any] = [
+        *(
+            None,
+            True,
+            False,
+            0,
+            1,
+            -1,
+            3,
+            2**31,
+            2**53,
+            2**63,
+            -(2**70),
+            0.5,
+            1e308,
+            float("nan"),
+            "",
+            " ",
+            "d",
+            "m",
+            "x" * 600,
+        ),
+        *(
+            "..",
+            "../secret.txt",
+            str(guarded.secret),
+            str(guarded.root),
+            "/etc/passwd",
+            "d/../../x",
+            "CON",
+            "aux.",
+            "\x00",
+            "\ud800",
+        ),
+        *(
+            "<script>alert(1)</script>",
+            "%2e%2e%2f",
+            "١٢",
+            "1e9",
+            "ema",
+            "raw",
+            "dataset",
+            "model",
+            "keep",
+            "reject",
+            "unusual",
+            "all",
+        ),
+        *([], [1, 2], ["x"], [[]], {}, {"a": 1}, [0] * 2000, "[" * 500, "file:///etc/passwd", "https://127.0.0.1:1/x"),
+    ]
+    return chance.choice(pool)
+
+
+def fields_of(route: APIRoute) -> list[str]:
+    """Names that a route asks for: of its source, where requests are read by hand, and of its body."""
+    handlers = {**page_routes.GETS, **page_routes.POSTS}
+    handler = handlers.get(route.path.rsplit("/", 1)[1])
+    found = re.findall(r'\(values, "(\w+)"', inspect.getsource(handler)) if handler and "/ui/" in route.path else []
+    for field in [*route.dependant.query_params, *route.dependant.body_params]:
+        model = field.field_info.annotation
+        found += list(getattr(model, "model_fields", {})) or [field.name]
+    return found
+
+
+def bombard(app: FastAPI, guarded: Guarded, rounds: int, seed: int) -> int:
+    client = TestClient(app, raise_server_exceptions=False)
+    chance = random.Random(seed)
+    routes = [
+        r
+        for r in app.routes
+        if isinstance(r, APIRoute) and r.path.startswith("/ddpm/") and not r.path.endswith((".js", ".css"))
+    ]
+    assert len(routes) > 10
+    sent = 0
+    for _ in range(rounds):
+        for route in routes:
+            path = re.sub(r"\{(\w+)(:path)?\}", lambda _: _in_path(values_for(guarded, chance)), route.path)
+            values = {name: values_for(guarded, chance) for name in [*fields_of(route), "odd"] if chance.random() < 0.9}
+            if "/v1/" in route.path:
+                # FastAPI's own complaint repeats the body, and cannot write a lone surrogate or NaN
+                values = {k: v for k, v in values.items() if not isinstance(v, float) and v != "\ud800"}
+            method = next(iter(route.methods))
+            began = time.monotonic()
+            if method == "GET":
+                texts = {k: str(v).encode("utf-8", "replace").decode() for k, v in values.items()}
+                answer = client.get(path, params=texts)
+            else:
+                body = json.dumps(values) if chance.random() < 0.9 else "[" * chance.choice([1, 100_000])
+                headers = {"X-DDPM": "1", "Content-Type": "application/json"}
+                answer = client.request(method, path, content=body.encode("utf-8", "replace"), headers=headers)
+            place = f"seed {seed}: {method} {path} {str(values)[:500]}: {answer.status_code} {answer.text[:500]}"
+            assert answer.status_code < 500 and time.monotonic() - began < 5, place
+            assert SECRET not in answer.text and "Traceback" not in answer.text, place
+            if answer.status_code >= 400:
+                assert "json" in answer.headers["content-type"], place
+            sent += 1
+    return sent
+
+
+def _in_path(value: Any) -> str:
+    from urllib.parse import quote
+
+    return quote(str(value).encode("utf-8", "replace"), safe="") or "x"
+
+
+class FarHost(StandaloneHost):
+    """Reachable from elsewhere, so that no folder may be typed; the API without a password."""
+
+    local = False
+
+    def page_allows(self, request: Any) -> bool:
+        return True
+
+    def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
+        return None
+
+
+def apps(guarded: Guarded) -> Iterator[tuple[FastAPI, Service]]:
+    host = FarHost(guarded.workspace, {"pictures": guarded.root / "pictures"})
+    host.local = False
+    for add in (page_routes.add_routes, public.add_routes):
+        service = Service(host)
+        service.workspace.harvest("d", [guarded.root / "pictures"])
+        app = FastAPI()
+        add(app, service)
+        try:
+            yield app, service
+        finally:
+            service.shutdown()
+
+
+def test_every_route_survives_hostile_values(guarded: Guarded) -> None:
+    for app, _ in apps(guarded):
+        assert bombard(app, guarded, 12, seed=5) > 100
+
+
+def test_every_event_survives_hostile_values(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    """The tab's events are public functions to anyone who reaches the port."""
+    host = FarHost(guarded.workspace, {"pictures": guarded.root / "pictures"})
+    host.local = False
+    app, service = build_app(host)
+    blocks = next(r.app.get_blocks() for r in app.routes if isinstance(r, Mount) and hasattr(r.app, "get_blocks"))
+    chance, called = random.Random(11), 0
+    try:
+        for _ in range(12):
+            for event in blocks.fns.values():
+                wants_event = "event" in inspect.signature(event.fn).parameters if event.fn else True
+                if wants_event:
+                    continue
+                answer = event.fn(*(values_for(guarded, chance) for _ in event.inputs))
+                assert SECRET not in str(answer) and "<script>" not in str(answer)
+                called += 1
+    finally:
+        service.shutdown()
+    assert called > 100
+    assert not [record for record in caplog.records if record.exc_info], caplog.text[-3000:]
