@@ -7,6 +7,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
 
 from ..errors import UserError
 from .standalone import StandaloneHost
@@ -56,6 +60,34 @@ class _AddHead:
         await self.app({**scope, "headers": headers}, receive, collect)
 
 
+class _Guard:
+    """ASGI middleware for all that is served, gradio's own routes and events included: a local page is asked for by a local
+    name (a web site can have its own name resolved to this machine), and what changes something comes from the page itself."""
+
+    def __init__(self, app: Any, host: StandaloneHost) -> None:
+        self.app = app
+        self.host = host
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket") or self._allows(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await JSONResponse({"error": "This page is for this machine only."}, status_code=403)(scope, receive, send)
+
+    def _allows(self, scope: Any) -> bool:
+        request = HTTPConnection(scope)
+        if not self.host.page_allows(request):
+            return False
+        origin = request.headers.get("origin")
+        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        # a proxy may give us another Host and say which it was asked for; a foreign page can set neither header
+        names = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
+        return reads or origin is None or urlsplit(origin).netloc in names
+
+
 def build_app(host: StandaloneHost) -> tuple[Any, Any]:
     """The FastAPI application and its service."""
     import gradio as gr
@@ -85,6 +117,7 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
         build_tab(service)
     page.queue()
     app.add_middleware(_AddHead)
+    app.add_middleware(_Guard, host=host)
     import inspect
 
     known = inspect.signature(gr.mount_gradio_app).parameters
