@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,3 +93,26 @@ def tiny_training_images(count: int = 24, side: int = 16, seed: int = 0) -> torc
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((count, 3, 4, 4), generator=generator)
     return (torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear") * 255).to(torch.uint8)
+
+
+def serve(python: Path, workspace: Path) -> tuple[subprocess.Popen[str], str]:
+    log = workspace.parent / "server.log"
+    workspace.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [str(python), "-m", "ddpm_core", "--workspace", str(workspace), "serve", "--port", "0"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=open(log, "w"),  # noqa: SIM115 - closed with the process
+        env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        match = re.search(r"http://\S+", log.read_text())
+        if match:
+            return process, match[0]
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(f"the server did not start: {log.read_text()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import Page, make_driver, needs_browser
-from conftest import DATA, ROOT, random_pictures
+from conftest import DATA, ROOT, random_pictures, serve
 
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 PYTHONS = {
@@ -23,29 +22,6 @@ PYTHONS = {
 }
 
 pytestmark = [pytest.mark.browser, needs_browser]
-
-
-def serve(python: Path, workspace: Path) -> tuple[subprocess.Popen[str], str]:
-    log = workspace.parent / "server.log"
-    workspace.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [str(python), "-m", "ddpm_core", "--workspace", str(workspace), "serve", "--port", "0"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=open(log, "w"),  # noqa: SIM115 - closed with the process
-        env={**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        match = re.search(r"http://\S+", log.read_text())
-        if match:
-            return process, match[0]
-        if process.poll() is not None:
-            break
-        time.sleep(0.2)
-    process.kill()
-    raise AssertionError(f"the server did not start: {log.read_text()}")
 
 
 @pytest.fixture(params=PYTHONS)
