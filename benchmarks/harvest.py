@@ -36,9 +36,9 @@ print(json.dumps({
 """
 
 
-def make_folder(count: int) -> Path:
-    """``count`` different pictures: the bundled portraits, and re-encoded ones that differ in a pixel; made once."""
-    target = common.WORK / f"harvest-{count}"
+def make_folder(count: int, side: int) -> Path:
+    """``count`` different pictures: the bundled portraits, and re-encoded ones that differ in some pixels; made once."""
+    target = common.WORK / f"harvest-{count}-{side}"
     done = target / ".complete"
     if done.exists():
         return target
@@ -50,11 +50,12 @@ def make_folder(count: int) -> Path:
         folder = target / f"{number // 1000:03d}"
         folder.mkdir(parents=True, exist_ok=True)
         with Image.open(sources[number % len(sources)]) as image:
-            picture = image.convert("RGB").resize((256, 256))
+            picture = image.convert("RGB").resize((side, side))
         copy = number // len(sources)
+        block = side // 32
         for bit in range(17):  # the copy's number, written in black and white blocks: another picture to every check
             colour = (255, 255, 255) if copy >> bit & 1 else (0, 0, 0)
-            picture.paste(colour, (8 * bit, 0, 8 * bit + 8, 8))
+            picture.paste(colour, (block * bit, 0, block * bit + block, block))
         picture.save(folder / f"{number:06d}.png", compress_level=1)
 
     with ThreadPoolExecutor() as pool:
@@ -93,12 +94,13 @@ def harvest(root: Path, folder: Path) -> dict[str, float]:
 def run(argv: list[str] | None = None) -> int:
     options = common.parser(__doc__ or "")
     options.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000], help="100000 takes half an hour")
+    options.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
     options.add_argument("--rounds", type=int, default=3, help="of the smallest size")
     a = options.parse_args(argv)
     scratch = common.WORK / "harvest-scratch"
     rows = []
     for number, count in enumerate(sorted(a.counts)):
-        folder = make_folder(count)
+        folder = make_folder(count, a.side)
         firsts, agains, plains, memory = [], [], [], 0.0
         for turn in range(a.rounds if number == 0 else 1):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -128,6 +130,7 @@ def run(argv: list[str] | None = None) -> int:
         and all(row["again_over_first"] <= BAR_AGAIN for row in rows)
         and memory_ratio <= BAR_MEMORY,
         "memory_largest_over_smallest": round(memory_ratio, 3),
+        "side": a.side,
         "rows": rows,
         **common.machine(torch.device("cpu")),
     }

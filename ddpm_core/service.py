@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .dataset.wanted import Wanted
     from .operations import Context, TrainRequest
     from .sampling.generate import SampleSettings
+    from .training.loop import MetricsFollower
 
 _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
@@ -60,6 +61,7 @@ class Service:
         self.jobs = Jobs()
         self._guard = threading.Lock()
         self._workspace: Workspace | None = None
+        self._followed: MetricsFollower | None = None
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
 
     @property
@@ -404,10 +406,13 @@ class Service:
 
     def curves(self, model: str) -> dict[str, Any]:
         """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
-        from .training.loop import read_metrics
+        from .training.loop import MetricsFollower
 
         folder = self.workspace.run_folder(model)
-        lines = [line for line in read_metrics(folder / "metrics.jsonl") if _is_number(line.get("step"))]
+        path = folder / "metrics.jsonl"
+        if self._followed is None or self._followed.path != path:
+            self._followed = MetricsFollower(path)  # pages look at one training at a time
+        lines = [line for line in self._followed.lines() if _is_number(line.get("step"))]
         train = [line for line in lines if line.get("kind") == "train" and _is_number(line.get("loss"))]
         stride = max(1, len(train) // _CURVE_POINTS)
         watched = [line for line in lines if line.get("kind") == "heldout"]

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_core.errors import UserError
 from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig
+from ddpm_core.operations.training import _thin_out
 from ddpm_core.training import pictures
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import Limits, Metrics, Outlets, TrainingLoop, read_metrics
+from ddpm_core.training.loop import Limits, Metrics, MetricsFollower, Outlets, TrainingLoop, read_metrics
 from ddpm_core.training.random import DataOrder
 from ddpm_core.training.settings import PRESETS, RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer
@@ -522,3 +523,27 @@ def test_it_learns_eight_pictures_by_heart(prediction: str) -> None:
 def test_a_broken_part_would_be_noticed(sabotage: str) -> None:
     """The check above can fail: with the loss, the schedule or the sampler broken it does."""
     assert overfit(DiffusionConfig("cosine"), steps=300, sabotage=sabotage) < 0.2
+
+
+def test_metrics_are_followed_as_they_grow_and_read_anew_when_they_shrink(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    follower = MetricsFollower(path)
+    assert follower.lines() == []
+    metrics = Metrics(path, 0)
+    for step in range(1, 6):
+        metrics.write("train", step=step)
+        assert [line["step"] for line in follower.lines()] == list(range(1, step + 1))
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"kind": "tra')
+    assert len(follower.lines()) == 5  # what is just being written waits
+    Metrics(path, 2)  # resumed from step 2: later lines are dropped
+    assert [line["step"] for line in follower.lines()] == [1, 2] == [line["step"] for line in read_metrics(path)]
+
+
+def test_a_very_long_run_keeps_its_whole_course_in_few_previews(tmp_path: Path) -> None:
+    for step in range(1, 2001):
+        (tmp_path / f"step-{step:09d}.png").write_bytes(b"")
+        _thin_out(tmp_path)
+    kept = sorted(int(path.stem.split("-")[1]) for path in tmp_path.iterdir())
+    assert 100 <= len(kept) <= 240 and kept[0] == 1 and kept[-1] == 2000
+    assert all(b - a <= 40 for a, b in zip(kept, kept[1:]))

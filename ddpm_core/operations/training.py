@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -35,6 +36,7 @@ from .context import Context
 from .pictures import make_grid
 
 RUN_FORMAT = 1
+_MOST_PREVIEWS = 240
 FEW_IMAGES = 300
 
 
@@ -351,6 +353,7 @@ def _run(
         replace_with(
             folder / "previews" / f"step-{step:09d}.png", lambda temporary: strip.save(temporary, format="PNG")
         )
+        _thin_out(folder / "previews")
 
     def saved() -> None:
         with context.gpu_slice():
@@ -386,6 +389,19 @@ def _run(
         "images": len(packed.train_ids),
         "held_out": len(packed.held_rows),
     }
+
+
+def _thin_out(folder: Path) -> None:
+    """Of very many previews those go that lie closest together, so that a long run keeps its whole course in few files."""
+    previews = sorted(path for path in folder.glob("step-*.png") if path.stem[5:].isdecimal())
+    if len(previews) <= _MOST_PREVIEWS:
+        return
+    steps = [int(path.stem.split("-")[1]) for path in previews]
+    # every second one, so that no two neighbours go at once
+    closest = sorted(range(1, len(steps) - 1, 2), key=lambda i: steps[i + 1] - steps[i - 1])
+    for i in closest[: _MOST_PREVIEWS // 4]:
+        with contextlib.suppress(OSError):
+            previews[i].unlink()
 
 
 def _load_checkpoint(trainer: Trainer, checkpoint: Checkpoint) -> None:

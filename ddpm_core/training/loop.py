@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -83,6 +84,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
+    return _parsed(text)
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
     lines = []
     for raw in text.splitlines():
         try:
@@ -90,6 +95,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return [line for line in lines if isinstance(line, dict)]
+
+
+class MetricsFollower:
+    """The lines of a metrics file for who asks again and again: only what has been added is read anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[dict[str, Any]] = []
+        self._file: tuple[int, int] = (0, 0)  # device and inode
+        self._read = 0
+        self._guard = threading.Lock()
+
+    def lines(self) -> list[dict[str, Any]]:
+        with self._guard:
+            try:
+                with open(self.path, "rb") as file:
+                    status = os.fstat(file.fileno())
+                    if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read:
+                        self._lines, self._read, self._file = [], 0, (status.st_dev, status.st_ino)
+                    file.seek(self._read)
+                    added = file.read()
+            except OSError:
+                return []
+            whole = added[: added.rfind(b"\n") + 1]  # a line that is just being written comes next time
+            self._read += len(whole)
+            self._lines += _parsed(whole.decode("utf-8", "replace"))
+            return list(self._lines)
 
 
 class TrainingLoop:

@@ -5,6 +5,7 @@ The tests share one running host and go through the work in the order a person w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import statistics
@@ -93,6 +94,22 @@ def page(host: WebUI) -> Iterator[Page]:
         yield found
     finally:
         driver.quit()
+
+
+_hashes: dict[Path, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def the_hosts_own_pictures_stay_as_they_are(data: Path) -> Iterator[None]:
+    """After each test: every file that was ever in the host's output tree is there, byte for byte."""
+    yield
+    now = {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (data / "outputs").rglob("*")
+        if path.is_file() and "ddpm" not in str(path.relative_to(data))
+    }
+    assert not [path for path, was in _hashes.items() if now.get(path) != was], "one of the host's pictures was touched"
+    _hashes.update(now)
 
 
 def timed(action: Any) -> float:
@@ -486,6 +503,7 @@ def test_removed_it_leaves_its_workspace_alone(host: WebUI, data: Path, without:
     ]
     tops = {path.parts[0] for path in ours}
     assert tops <= {"ddpm"}, ours
+    assert len(_hashes) > 20  # the host's own pictures, watched since the first test
     assert (data / "models" / "DDPM").is_dir()
     assert not [line for line in plain_lines(host.log()) - without["lines"] if "ddpm_" in line and "rror" in line]
     settings = json.loads((data / "config.json").read_text(encoding="utf-8"))
