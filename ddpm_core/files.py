@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
+import platform
 import re
 import threading
 import time
@@ -16,13 +19,23 @@ from .errors import UserError
 
 # of this process, which in a container may have the number of the one before
 _OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
-_TEMPORARY = re.compile(r"^\..+\.((\d+)-[0-9a-f]{8})-\d+\.tmp$")
+_TEMPORARY = re.compile(r"^\..+\.([0-9a-f]{8})-((\d+)-[0-9a-f]{8})-\d+\.tmp$")
 _SURELY_OLD_SECONDS = 24 * 3600.0
 
 
 def temporary_beside(target: Path) -> Path:
     """The name under which this thread writes ``target`` before it is renamed."""
-    return target.with_name(f".{target.name}.{_OURSELVES}-{threading.get_ident()}.tmp")
+    return target.with_name(f".{target.name}.{machine()}-{_OURSELVES}-{threading.get_ident()}.tmp")
+
+
+@functools.cache
+def machine() -> str:
+    """Names this machine, or this container: numbers of processes mean something only within it."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        space = ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 def sweep(folder: Path) -> None:
@@ -36,9 +49,10 @@ def sweep(folder: Path) -> None:
         if match is None:
             continue
         with contextlib.suppress(OSError):
-            if match[1] == _OURSELVES:
+            if match[2] == _OURSELVES:
                 continue
-            if not is_alive(int(match[2])) or time.time() - entry.stat().st_mtime > _SURELY_OLD_SECONDS:
+            gone = match[1] == machine() and not is_alive(int(match[3]))
+            if gone or time.time() - entry.stat().st_mtime > _SURELY_OLD_SECONDS:
                 Path(entry.path).unlink()
 
 

@@ -25,11 +25,14 @@ _log = logging.getLogger("ddpm_core")
 class Job:
     """One piece of work: queued, running, then done, failed or stopped."""
 
-    def __init__(self, number: int, kind: str, title: str, lane: str, work: Callable[[Job], Any], subject: str) -> None:
+    def __init__(
+        self, number: int, kind: str, title: str, lane: str, work: Callable[[Job], Any], subject: str, dataset: str = ""
+    ) -> None:
         self.id = number
         self.kind = kind
         self.title = title
         self.subject = subject  # the model or dataset that it is about
+        self.dataset = dataset  # that it reads or writes
         self.lane = lane
         self.stop = threading.Event()
         self.finished = threading.Event()
@@ -109,7 +112,15 @@ class Jobs:
         self._threads: dict[str, threading.Thread] = {}
         self._closed = False
 
-    def start(self, kind: str, title: str, work: Callable[[Job], Any], lane: str = SHORT, subject: str = "") -> Job:
+    def start(
+        self,
+        kind: str,
+        title: str,
+        work: Callable[[Job], Any],
+        lane: str = SHORT,
+        subject: str = "",
+        dataset: str = "",
+    ) -> Job:
         """Queue a job. A second training is refused while one runs: it would wait for hours."""
         with self._lock:
             if self._closed:
@@ -120,7 +131,7 @@ class Jobs:
                 )
                 if busy is not None:
                     raise UserError(f"{busy.title} is still running; stop it first or wait for its end.")
-            job = Job(next(self._numbers), kind, title, lane, work, subject)
+            job = Job(next(self._numbers), kind, title, lane, work, subject, dataset)
             self._jobs[job.id] = job
             for old in [j for j in self._jobs.values() if j.finished.is_set()][:-_REMEMBERED]:
                 del self._jobs[old.id]

@@ -6,8 +6,8 @@ The tab and the HTTP routes are two doors to this one object; neither holds stat
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-import math
 import re
 import threading
 from collections.abc import Callable
@@ -137,7 +137,7 @@ class Service:
             raise UserError("Choose or type at least one folder.")
         from .dataset.harvest import check_folder
 
-        check_name(dataset, "dataset")
+        dataset = check_name(dataset, "dataset")
         for path in chosen:
             check_folder(path)
         workspace = self.workspace
@@ -146,13 +146,13 @@ class Service:
             context = self._context(job)
             return workspace.harvest(dataset, chosen, wanted=wanted, stop=job.stop, progress=context.progress).to_json()
 
-        return self.jobs.start("harvest", f"Harvesting into {dataset}", work, subject=dataset)
+        return self.jobs.start("harvest", f"Harvesting into {dataset}", work, subject=dataset, dataset=dataset)
 
     def start_collecting(self, dataset: str, wanted: operations.Collection | None) -> Job:
         """Have the host generate pictures and collect them; None goes on with what was left unfinished."""
         if not self.host.generates:
             raise UserError("There is no Stable Diffusion here to generate with; harvest folders instead.")
-        check_name(dataset, "dataset")
+        dataset = check_name(dataset, "dataset")
         workspace = self.workspace
         left = operations.unfinished_collection(workspace, dataset)
         if wanted is not None:
@@ -170,7 +170,9 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             return operations.collect(workspace, dataset, wanted, self.host.generate, self._context(job))
 
-        return self.jobs.start("collect", f"Generating for {dataset}", work, GENERATING, subject=dataset)
+        return self.jobs.start(
+            "collect", f"Generating for {dataset}", work, GENERATING, subject=dataset, dataset=dataset
+        )
 
     def give_up_collecting(self, dataset: str) -> bool:
         """Forget what was still to be generated for a dataset; what it has stays."""
@@ -182,7 +184,7 @@ class Service:
         return there
 
     def start_training(self, request: TrainRequest) -> Job:
-        check_name(request.model, "model")
+        request = dataclasses.replace(request, model=check_name(request.model, "model"))
         operations.check_limits(request)
         if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
             raise UserError(f"There is no model {request.init_from!r} to start from.")
@@ -192,7 +194,11 @@ class Service:
             summary = operations.train(workspace, request, self._context(job))
             return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
-        return self.jobs.start("train", f"Training {request.model}", work, TRAINING, subject=request.model)
+        dataset = request.dataset
+        if dataset is None and request.model in workspace.run_names():
+            dataset = workspace.run_info(request.model)["dataset"]
+        title, dataset = f"Training {request.model}", check_name(dataset, "dataset") if dataset else ""
+        return self.jobs.start("train", title, work, TRAINING, subject=request.model, dataset=dataset)
 
     def _check_sampling(self, model: str, count: int, enlarging: operations.Enlarging | None) -> None:
         if not 1 <= count <= 1024:
@@ -299,27 +305,23 @@ class Service:
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 
-        return self.jobs.start("evaluate", f"Evaluating {model}", work, subject=model)
+        return self.jobs.start("evaluate", f"Evaluating {model}", work, subject=model, dataset=dataset)
 
     def delete(self, kind: str, name: str) -> None:
         """Move a dataset or a model to the trash, unless it is in use."""
-        workspace = self.workspace
         at_work = [job for job in self.jobs.all() if not job.finished.is_set()]
+        name = check_name(name, kind)
         if kind == "dataset":
-            trained_on = {
-                workspace.run_info(job.subject).get("dataset") if job.kind == "train" else None
-                for job in at_work
-                if job.subject in workspace.run_names()
-            }
-            if name in trained_on or any(job.kind in ("harvest", "collect") and job.subject == name for job in at_work):
+            if any(job.dataset == name for job in at_work):
                 raise UserError(f"The dataset {name!r} is being used; stop that first.")
-            if self.collector.rule.enabled and self.collector.rule.dataset == name:
+            rule = self.collector.rule
+            if rule.dataset == name and (rule.enabled or self.collector.status()["waiting"]):
                 raise UserError(f"What you generate is collected into {name!r}; stop collecting first.")
-            workspace.delete_dataset(name)
+            self.workspace.delete_dataset(name)
         elif kind == "model":
             if any(job.kind in ("train", "sample", "evaluate") and job.subject == name for job in at_work):
                 raise UserError(f"The model {name!r} is being used; stop that first.")
-            workspace.delete_model(name)
+            self.workspace.delete_model(name)
         else:
             raise UserError("A dataset or a model is deleted.")
 
@@ -410,9 +412,10 @@ class Service:
 
         folder = self.workspace.run_folder(model)
         path = folder / "metrics.jsonl"
-        if self._followed is None or self._followed.path != path:
-            self._followed = MetricsFollower(path)  # pages look at one training at a time
-        lines = [line for line in self._followed.lines() if _is_number(line.get("step"))]
+        followed = self._followed
+        if followed is None or followed.path != path:
+            followed = self._followed = MetricsFollower(path)  # pages look at one training at a time, as a rule
+        lines = [line for line in followed.lines() if _is_number(line.get("step"))]
         train = [line for line in lines if line.get("kind") == "train" and _is_number(line.get("loss"))]
         stride = max(1, len(train) // _CURVE_POINTS)
         watched = [line for line in lines if line.get("kind") == "heldout"]
@@ -425,8 +428,8 @@ class Service:
                 [line["step"], line["heldout_loss"]] for line in watched if _is_number(line.get("heldout_loss"))
             ],
             "seen": [[line["step"], line["seen_loss"]] for line in watched if _is_number(line.get("seen_loss"))],
-            "bands": watched[-1] if watched else None,
-            "notes": [line.get("text", "") for line in lines if line.get("kind") == "note"][-5:],
+            "bands": watched[-1] if watched and _is_plain(watched[-1]) else None,
+            "notes": [str(line.get("text", "")) for line in lines if line.get("kind") == "note"][-5:],
             "previews": steps,
         }
 
@@ -498,7 +501,12 @@ def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: 
 
 def _is_number(value: Any) -> bool:
     """A number that JSON has, too; a file that someone has changed may hold anything."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_plain(line: dict[str, Any]) -> bool:
+    values = [*line.values(), *(v for part in line.values() if isinstance(part, dict) for v in part.values())]
+    return all(_is_number(value) or isinstance(value, (str, dict, bool)) for value in values)
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

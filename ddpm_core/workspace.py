@@ -5,7 +5,10 @@ datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import math
 import os
 import shutil
 import threading
@@ -69,8 +72,8 @@ class Workspace:
             sweep(folder)
         for place in _below(self.root / "trash"):
             # begun and never filled, or restored and never removed
-            if not _parts(place) and not _in_use(place):
-                shutil.rmtree(place, ignore_errors=True)
+            if not _in_use(place):
+                _remove_empty(place)
 
     # -- datasets -----------------------------------------------------------------------------------------------------
 
@@ -276,9 +279,10 @@ class Workspace:
 
     def delete_dataset(self, name: str) -> str:
         """Move a dataset to the trash."""
+        name = check_name(name, "dataset")
         store = self.store(name)
         with self._guard:
-            self._stores.pop(check_name(name, "dataset"), None)
+            self._stores.pop(name, None)
         store.close()
         self._to_trash("dataset", name, [store.folder])
         return name
@@ -291,7 +295,8 @@ class Workspace:
         name = check_name(name, "model")
         parts = [*self.model_parts(name), self.root / "runs" / name]
         if not any(path.exists() for path in parts):
-            self.model_path(name)  # says which there are
+            known = ", ".join(self.model_names())
+            raise UserError(f"There is no model {name!r}" + (f"; there are: {known}." if known else "."))
         if self.run_folder(name).exists():
             with FolderLock(self.run_folder(name), f"The model {name!r} is being trained; stop that first.").held():
                 pass
@@ -317,7 +322,7 @@ class Workspace:
         try:
             _move_all(name, [(path, place / f"{number}") for number, path in enumerate(paths)])
         except UserError:
-            shutil.rmtree(place, ignore_errors=True)
+            _remove_empty(place)
             raise
 
     def trash(self) -> list[dict[str, Any]]:
@@ -328,7 +333,9 @@ class Workspace:
                 record = parse_json((place / "trash.json").read_text(encoding="utf-8"))
                 kind, name, when = record["kind"], record["name"], float(record["when"])
                 names = [Path(str(path)).name for path in record["paths"]]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, OverflowError):
+                continue
+            if not math.isfinite(when):
                 continue
             if kind in ("dataset", "model") and isinstance(name, str) and is_name(name) and _parts(place):
                 found.append({"kind": kind, "name": name, "when": when, "names": names, "place": place.name})
@@ -378,7 +385,7 @@ class Workspace:
                     f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first."
                 )
             _move_all(name, parts)
-            shutil.rmtree(place, ignore_errors=True)
+            _remove_empty(place)
             return name
         there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
         raise UserError(f"There is no {kind} {name!r} in the trash" + (f"; there are: {there}." if there else "."))
@@ -405,6 +412,14 @@ def _is_run(info: Any) -> bool:
     return isinstance(minutes, (int, float, type(None))) and (source is None or isinstance(source, str))
 
 
+def _remove_empty(place: Path) -> None:
+    """Remove a place in the trash that holds nothing but the word of what it was for; one with anything else stays."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in place.iterdir()} <= {"trash.json"}:
+            (place / "trash.json").unlink(missing_ok=True)
+            place.rmdir()
+
+
 def _parts(place: Path) -> list[Path]:
     """What lies at a place in the trash, besides the word of what it is."""
     return [path for path in _below(place) if path.name.isdigit()]
@@ -421,17 +436,37 @@ def _in_use(place: Path) -> bool:
     return not (number and number[0].isdigit()) or int(number[0]) == os.getpid() or is_alive(int(number[0]))
 
 
+def _move(source: Path, target: Path) -> None:
+    """Rename; only to another file system is copied, and what was copied from goes last and may stay behind."""
+    try:
+        source.rename(target)
+        return
+    except OSError as error:
+        if error.errno != errno.EXDEV and getattr(error, "winerror", None) != 17:  # ERROR_NOT_SAME_DEVICE
+            raise
+    part = target.with_name(f".{target.name}.part")  # cut off, it counts for nothing
+    if source.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        part.rename(target)
+        shutil.rmtree(source, ignore_errors=True)
+    else:
+        shutil.copy2(source, part)
+        part.rename(target)
+        source.unlink()
+
+
 def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:
     """Move every pair or, when one fails, none; UserError then."""
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(str(source), str(target))
+            _move(source, target)
             done.append((source, target))
     except OSError as error:
         for source, target in reversed(done):
-            shutil.move(str(target), str(source))
+            _move(target, source)
         raise UserError(
             f"{name} could not be moved ({error.strerror or error}); close what uses it, make room, and try again."
         ) from None

@@ -12,10 +12,10 @@
     /** One place for each kind: a button for what is chosen above, and what lies in the trash. */
     function trash(kind, chosen, texts) {
         return function (node, status) {
-            const lying = status.trash.filter((entry) => entry.kind === kind);
+            const lying = (status.trash || []).filter((entry) => entry.kind === kind);
             const there = kind === "dataset" ? status.datasets : status.models;
             const name = inputValue(chosen);
-            redraw(node, [lying, status.trash.length, there.includes(name) ? name : "", node.dataset.message], () => {
+            redraw(node, [lying, (status.trash || []).length, there.includes(name) ? name : "", node.dataset.message], () => {
                 const parts = [];
                 const first = el("div", "ddpm-line");
                 if (there.includes(name)) first.append(button(texts.remove, () => act(node, "delete", { kind, name })), el("strong", "", name));
@@ -26,10 +26,10 @@
                     parts.push(el("div", "ddpm-line", button(T("Restore"), () => act(node, "restore", { place: entry.place })), el("strong", "", entry.name),
                         el("span", "", new Date(1000 * entry.when).toLocaleString())));
                 }
-                if (status.trash.length) {
+                if ((status.trash || []).length) {
                     parts.push(el("div", "ddpm-line", button(T("Empty the trash"), () => {
                         if (window.confirm(T("Delete everything in the trash for good, datasets and models? This cannot be undone."))) act(node, "empty_trash", {});
-                    }), el("span", "", el("span", "", T("things in the trash, of both kinds:")), " ", String(status.trash.length))));
+                    }), el("span", "", el("span", "", T("things in the trash, of both kinds:")), " ", String((status.trash || []).length))));
                 }
                 return parts;
             });

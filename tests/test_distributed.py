@@ -125,8 +125,8 @@ def test_when_a_process_dies_the_others_stop_and_the_checkpoint_is_good(harveste
     os.kill(member(process.pid, rank=1), signal.SIGKILL)
     died = time.monotonic()
     status, _, err = finish(process)
-    assert status != 0 and time.monotonic() - died < 45
-    assert len(ours(err)) <= 1, err
+    assert status != 0 and time.monotonic() - died < 20  # torchrun itself would wait half a minute for one that hangs
+    assert len(ours(err)) == 1 and "gone or cannot be reached" in ours(err)[0], err
     newest = folder.load_newest()
     assert newest is not None and newest.numbers["step"] >= 5
     further = int(newest.numbers["step"]) + 3

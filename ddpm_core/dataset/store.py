@@ -10,6 +10,7 @@ import re
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[S
 
     @functools.wraps(read)
     def reading(self: Store, /, *values: P.args, **named: P.kwargs) -> R:
+        with self._guard:
+            self._at_work += 1
         try:
             return read(self, *values, **named)
         except sqlite3.OperationalError as error:
@@ -105,11 +108,20 @@ def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[S
                 f"The dataset in {self.folder} cannot be read ({error}); try again, or restore it."
             ) from None
         except (sqlite3.Error, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+            if self._closed:
+                raise self._moved_away() from None
             raise UserError(
                 f"The dataset in {self.folder} is damaged ({error}); restore dataset.sqlite from a copy, or harvest anew."
             ) from None
+        finally:
+            with self._guard:
+                self._at_work -= 1
 
     return reading
+
+
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly."""
 
 
 class Store:
@@ -119,7 +131,8 @@ class Store:
         self.folder = folder
         self._local = threading.local()
         self._guard = threading.Lock()
-        self._open: list[sqlite3.Connection] = []  # of every thread
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()  # of every thread; each ends with its thread
+        self._at_work = 0
         self._closed = False
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -153,6 +166,9 @@ class Store:
             return None
         return found.st_dev, found.st_ino
 
+    def _moved_away(self) -> UserError:
+        return UserError(f"The dataset {self.folder.name!r} was moved away meanwhile; restore it from the trash.")
+
     def is_current(self) -> bool:
         """Whether the file that this opened is still the one in its place: another process may have put it in the trash."""
         return self._on_disk() == self._identity
@@ -162,12 +178,12 @@ class Store:
     def _connection(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if self._closed:
-            raise UserError(f"The dataset {self.folder.name!r} was moved away meanwhile; restore it from the trash.")
+            raise self._moved_away()
         if db is None:
             path = self.folder / "dataset.sqlite"
-            db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False, factory=_Connection)
             with self._guard:
-                self._open.append(db)
+                self._open.add(db)
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
@@ -194,12 +210,16 @@ class Store:
 
     def close(self) -> None:
         """Let go of the file, for every thread; whoever uses it afterwards is told."""
+        deadline = time.monotonic() + 5.0
         with self._guard:
             self._closed = True
-            for db in self._open:
-                with contextlib.suppress(sqlite3.Error):
-                    db.close()
-            self._open.clear()
+        while self._at_work and time.monotonic() < deadline:  # who is just reading or writing shall end
+            time.sleep(0.005)
+        with self._guard:
+            if not self._at_work:
+                for db in list(self._open):
+                    with contextlib.suppress(sqlite3.Error):
+                        db.close()
 
     # -- adding -------------------------------------------------------------------------------------------------------
 

@@ -82,10 +82,9 @@ class _Guard:
         if not self.host.page_allows(request):
             return False
         origin = request.headers.get("origin")
-        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        # a proxy may give us another Host and say which it was asked for; a foreign page can set neither header
-        names = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
-        return reads or origin is None or urlsplit(origin).netloc in names
+        # OPTIONS does not count as reading: gradio would tell any site's browser that it may send anything
+        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        return reads or origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
 def build_app(host: StandaloneHost) -> tuple[Any, Any]:

@@ -208,7 +208,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
 def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
     with context.gpu_slice():
         size = size_of(packed.images, len(packed.train_ids))
-        held = size / 2**20 if config.train.pictures == "device" or fits(size, context.device) else 0.0
+        how = config.train.pictures
+        held = size / 2**20 if how == "device" or (how == "auto" and fits(size, context.device)) else 0.0
         return estimate(config, context.device, most_seconds=0.0).megabytes + held
 
 

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class Team:
         if not dist.is_available():
             raise UserError("This build of torch cannot train with several processes; start one without torchrun.")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend)
+        # one may pack a large dataset while the others wait; who dies is noticed by its connection, at once
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._at_work = False  # whether the followers have a trainer and wait for orders
@@ -82,6 +84,7 @@ class Team:
             dist.all_gather(all_of_them, mine)
         for rank, other in enumerate(all_of_them):
             if not torch.equal(other, all_of_them[0]):
+                self._lost = True  # every process ends here
                 raise UserError(complaint.format(rank=rank))
 
     # -- at work ----------------------------------------------------------------------------------------------------
@@ -164,12 +167,12 @@ class Team:
     def leave(self) -> None:
         """Let the followers go, and part. Where one is lost, nobody waits for it."""
         if not self._lost:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(UserError, RuntimeError):
                 if self._at_work:
                     self._announce(_END, 0)
                 elif self.leads:
                     self.tell("")
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
 
 

@@ -103,6 +103,7 @@ class MetricsFollower:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: list[dict[str, Any]] = []
+        self._head = b""
         self._file: tuple[int, int] = (0, 0)  # device and inode
         self._read = 0
         self._guard = threading.Lock()
@@ -112,13 +113,17 @@ class MetricsFollower:
             try:
                 with open(self.path, "rb") as file:
                     status = os.fstat(file.fileno())
-                    if (status.st_dev, status.st_ino) != self._file or status.st_size < self._read:
-                        self._lines, self._read, self._file = [], 0, (status.st_dev, status.st_ino)
+                    # an inode may be used again: what the file begins with must be the same, too
+                    same = (status.st_dev, status.st_ino) == self._file and status.st_size >= self._read
+                    if not same or file.read(len(self._head)) != self._head:
+                        self._lines, self._read, self._head = [], 0, b""
+                        self._file = (status.st_dev, status.st_ino)
                     file.seek(self._read)
                     added = file.read()
             except OSError:
                 return []
             whole = added[: added.rfind(b"\n") + 1]  # a line that is just being written comes next time
+            self._head = self._head or whole[:300]
             self._read += len(whole)
             self._lines += _parsed(whole.decode("utf-8", "replace"))
             return list(self._lines)
@@ -322,8 +327,7 @@ class TrainingLoop:
             )
         scale = self.trainer.lr_scale * 0.5
         with self.out.gpu_slice():
-            self.trainer.load_state(checkpoint.tensors, checkpoint.numbers)
-        self.trainer.lr_scale = scale
+            self.trainer.load_state(checkpoint.tensors, {**checkpoint.numbers, "lr_scale": scale})
         text = f"{why}: back to step {self.trainer.step} with the learning rate at {scale:g} of its value."
         self.metrics.write("note", step=self.trainer.step, text=text)
         self.out.say(text)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ddpm_core import cli, commands, demo, files  # noqa: F401 - loaded once, before the first fork
+from ddpm_core import cli, commands, demo, files, workspace  # noqa: F401 - loaded once, before the first fork
 from ddpm_core.dataset import harvest, packing
 from ddpm_core.dataset.store import Store
 from ddpm_core.training.loop import TrainingLoop
@@ -34,8 +33,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "copy": (harvest, "write_copy"),
     "pack": (packing, "fit"),
     "checkpoint": (sys.modules["ddpm_core.training.checkpoints"], "save_file"),
-    "move": (shutil, "move"),
-    "remove": (shutil, "rmtree"),
+    "move": (workspace, "_move"),
+    "remove": (workspace, "_remove_empty"),
 }
 INSIDE = "transaction"  # between a statement and its commit
 

@@ -141,8 +141,8 @@ def run_folder(data: bytes) -> None:
     (root / "trash" / "x" / "trash.json").write_bytes(data)
     (root / "trash" / "x" / "0").write_bytes(b"")
     service = Service(StandaloneHost(root))
-    json.dumps(service.status())
-    json.dumps(service.curves("m"))
+    json.dumps(service.status(), allow_nan=False)
+    json.dumps(service.curves("m"), allow_nan=False)
     service.collector.wants("a prompt")
     workspace = service.workspace
     with contextlib.suppress(UserError):

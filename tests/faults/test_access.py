@@ -56,11 +56,16 @@ def test_a_name_that_is_not_this_machines_is_refused_everywhere(served: tuple[Te
 def test_another_sites_page_changes_nothing(served: tuple[TestClient, Path]) -> None:
     client, _ = served
     for method, path in routes(client):
-        if method in ("GET", "HEAD", "OPTIONS"):
+        if method in ("GET", "HEAD"):
             continue
         for origin in ("https://evil.example", "http://127.0.0.1:9999", "null"):
-            answer = client.request(method, path, headers={"Origin": origin}, json={})
+            headers = {"Origin": origin, "X-Forwarded-Host": "evil.example"}
+            answer = client.request(method, path, headers=headers, json={})
             assert answer.status_code == 403, (method, path, origin, answer.status_code)
+            # nor does its browser get leave to send our header
+            asking = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-ddpm"}
+            leave = client.options(path, headers=asking)
+            assert leave.status_code == 403 and "access-control-allow-origin" not in leave.headers, path
     # and the page itself may
     origin = {"Origin": "http://127.0.0.1:7870"}
     assert client.post("/ddpm/ui/stop", json={"kind": "train"}, headers={**origin, "X-DDPM": "1"}).status_code == 200
@@ -128,6 +133,7 @@ def test_a_file_named_in_an_event_is_not_fetched(served: tuple[TestClient, Path]
     """A value that claims to be a file of the server, in every event: what comes back holds nothing of it."""
     client, root = served
     config = client.get("/config").json()
+    completed = 0
     claimed = {
         "path": str(root / "secret.txt"),
         "url": None,
@@ -138,9 +144,18 @@ def test_a_file_named_in_an_event_is_not_fetched(served: tuple[TestClient, Path]
     for event in config["dependencies"]:
         data = [claimed] * len(event["inputs"])
         body = {"data": data, "fn_index": event["id"], "session_hash": "abc"}
-        for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/api/predict"):
+        for path in ("/gradio_api/run/predict", "/gradio_api/api/predict", "/gradio_api/queue/join"):
             answer = client.post(path, json=body)
             assert SECRET not in answer.text
             asked += 1
-    assert asked > 20
+        # and what the event then says, read as the page reads it
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "abc"}) as stream:
+            for line in stream.iter_lines():
+                assert SECRET not in line
+                if "process_completed" in line:
+                    completed += 1
+                    break
+                if "close_stream" in line or "unexpected" in line:
+                    break
+    assert asked > 20 and completed > 5
     assert SECRET not in client.get("/gradio_api/file=" + str(root / "secret.txt")).text
