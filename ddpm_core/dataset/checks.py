@@ -26,10 +26,9 @@ _NOISE_LIKENESS = 0.25
 
 def check_content(image: Image.Image) -> None:
     """Raise Rejected for a picture without content: one colour, or noise."""
-    pixels = np.asarray(image, dtype=np.float32)
-    deviation = float(pixels.std((0, 1)).max())
+    mean, deviation = statistics(image)
     if deviation < _BLANK_DEVIATION:
-        colour = "black" if pixels.mean() < 8 else "white" if pixels.mean() > 247 else "one colour"
+        colour = "black" if mean < 8 else "white" if mean > 247 else "one colour"
         raise Rejected(
             "blank", f"The picture is all {colour}." if colour != "one colour" else "The picture is of one colour."
         )
@@ -38,6 +37,16 @@ def check_content(image: Image.Image) -> None:
     likeness = self_likeness(image)
     if likeness < _NOISE_LIKENESS:
         raise Rejected("noise", f"The picture is noise: no area of it resembles another (likeness {likeness:.2f}).")
+
+
+def statistics(image: Image.Image) -> tuple[float, float]:
+    """Mean of all values and the largest standard deviation of a channel, 0..255, of an RGB picture; by its histogram."""
+    counts = np.asarray(image.histogram(), dtype=np.float64).reshape(3, 256)
+    values = np.arange(256.0)
+    total = counts[0].sum()
+    means = counts @ values / total
+    variances = counts @ values**2 / total - means**2
+    return float(means.mean()), float(np.sqrt(variances.max().clip(0.0)))
 
 
 def self_likeness(image: Image.Image) -> float:

@@ -442,7 +442,7 @@ class Store:
             write.execute("UPDATE items SET suspicion = NULL, twin_group = NULL")
             write.executemany(
                 "UPDATE items SET suspicion = ?, twin_group = ? WHERE id = ?",
-                [(float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)],
+                ((float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)),
             )
             write.execute("INSERT OR REPLACE INTO meta VALUES ('ranked', ?)", (signature,))
         return int((scores > 1.5).sum())

@@ -15,7 +15,7 @@ from PIL import Image
 
 THUMB = 24  # pixels; thumbnails are (24, 24, 3) uint8
 _COMPONENTS = 48
-_FIT_ON = 5000  # principal components need no more pictures than this, and memory stays bounded
+_FIT_ON = 2000  # principal components need no more pictures than this, and memory stays bounded
 _HASH_BITS = 3
 _ALIKE = 10.0  # root mean square difference of thumbnails, of 255
 
@@ -47,18 +47,31 @@ def suspicion(thumbs: Callable[[int, int], Bytes], count: int) -> NDArray[np.flo
     sample = np.concatenate([thumbs(int(i), int(i) + 1) for i in chosen]) if count > _FIT_ON else thumbs(0, count)
     flat = sample.reshape(len(sample), -1).astype(np.float32)
     mean = flat.mean(0)
-    centred = flat - mean
-    # eigenvectors of the covariance; a few components more than half the pictures would express everything
-    components = min(_COMPONENTS, len(sample) // 4)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    basis = vectors[:, -components:]
+    flat -= mean
+    # a few components more than half the pictures would express everything
+    basis = principal_components(flat, min(_COMPONENTS, len(sample) // 4))
     residual = np.empty(count)
-    for start in range(0, count, 2048):
-        stop = min(start + 2048, count)
+    for start in range(0, count, 1024):
+        stop = min(start + 1024, count)
         part = thumbs(start, stop).reshape(stop - start, -1).astype(np.float32) - mean
         rebuilt = (part @ basis) @ basis.T
         residual[start:stop] = np.sqrt(((part - rebuilt) ** 2).mean(1))
     return residual / max(float(np.median(residual)), 1e-6)
+
+
+def principal_components(centred: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The first ``count`` of (n, d) centred rows, (d, count) orthonormal, by subspace iteration (Halko et al. 2011, 4.4).
+
+    A whole eigendecomposition of the covariance would take longer than all other checks together.
+    """
+    width = min(count + 16, *centred.shape)
+    basis = np.random.default_rng(0).standard_normal((centred.shape[1], width)).astype(np.float32)
+    for _ in range(8):
+        basis, _ = np.linalg.qr(centred.T @ (centred @ basis))
+    within = centred @ basis
+    _, vectors = np.linalg.eigh(within.T @ within)
+    found: NDArray[np.float32] = basis @ vectors[:, -count:]
+    return found
 
 
 def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[int, int]:
@@ -73,8 +86,7 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
     mirrored = [difference_hash(t) for t in thumbs[:, :, ::-1]]
     straight = np.array(hashes, dtype=np.uint64)
     flipped = np.array(mirrored, dtype=np.uint64)
-    flat = thumbs.reshape(n, -1).astype(np.float32)
-    flat_mirrored = thumbs[:, :, ::-1].reshape(n, -1).astype(np.float32)
+    flat, flat_mirrored = thumbs.reshape(n, -1), thumbs[:, :, ::-1].reshape(n, -1)
     parent = list(range(n))
 
     def root(i: int) -> int:
@@ -97,13 +109,22 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
                 near = others[_bit_count(straight[others] ^ hashes_of[i]) <= _HASH_BITS]
                 if not len(near):
                     continue
-                distance = np.sqrt(((flat[near] - pixels[i]) ** 2).mean(1))
-                for j in near[distance < _ALIKE].tolist():
+                alike = [
+                    part[_distance(flat[part], pixels[i]) < _ALIKE]
+                    for part in np.array_split(near, -(-len(near) // 256))
+                ]
+                for j in np.concatenate(alike).tolist():
                     parent[max(root(i), root(j))] = min(root(i), root(j))
     groups: dict[int, list[int]] = defaultdict(list)
     for i in range(n):
         groups[root(i)].append(i)
     return {ids[i]: min(ids[j] for j in members) for members in groups.values() if len(members) > 1 for i in members}
+
+
+def _distance(some: Bytes, one: Bytes) -> NDArray[np.float32]:
+    """Root mean square difference of (n, d) from (d,)."""
+    found: NDArray[np.float32] = np.sqrt(((some.astype(np.float32) - one.astype(np.float32)) ** 2).mean(1))
+    return found
 
 
 def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:
