@@ -188,7 +188,7 @@ def run_trash(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
     workspace = open_workspace(a)
     if a.action == "empty":
         return {"deleted": workspace.empty_trash()}
-    return {"trash": [{key: record[key] for key in ("kind", "name", "when", "place")} for record in workspace.trash()]}
+    return {"trash": workspace.trash()}
 
 
 def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

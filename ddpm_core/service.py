@@ -353,7 +353,7 @@ class Service:
                 if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
             ],
             "collecting": self.collector.status(),
-            "trash": [{key: record[key] for key in ("kind", "name", "when", "place")} for record in workspace.trash()],
+            "trash": workspace.trash(),
             "device": str(self.host.device()),
         }
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, is_alive, parse_json, read_json, sweep, write_json
+from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, write_json
 from .names import check_name, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
@@ -313,7 +313,7 @@ class Workspace:
         place = (
             self.root
             / "trash"
-            / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
+            / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{machine()}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
         )
         record = {"kind": kind, "name": name, "when": time.time(), "paths": [str(path) for path in paths]}
         write_json(
@@ -427,13 +427,15 @@ def _parts(place: Path) -> list[Path]:
 
 def _in_use(place: Path) -> bool:
     """Whether someone may just be filling or emptying it."""
-    number = place.name.split("-")[-2:-1]
+    where, number = (["", "", *place.name.split("-")])[-3:-1]
     try:
         if time.time() - place.stat().st_mtime > 60.0:
             return False
     except OSError:
         return True
-    return not (number and number[0].isdigit()) or int(number[0]) == os.getpid() or is_alive(int(number[0]))
+    if where != machine() or not number.isdecimal():
+        return True  # of another machine, whose processes we cannot see
+    return int(number) == os.getpid() or is_alive(int(number))
 
 
 def _move(source: Path, target: Path) -> None:
