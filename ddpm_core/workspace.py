@@ -163,8 +163,9 @@ class Workspace:
             target.mkdir(parents=True, exist_ok=True)
             files = []
             for item in items:
-                out = target / f"{item['id']:06d}.png"
-                shutil.copyfile(store.copy_path(item["sha256"]), out)
+                path = store.copy_path(item["sha256"])
+                out = target / f"{item['id']:06d}{path.suffix}"
+                shutil.copyfile(path, out)
                 if item["prompt"]:
                     out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
                 files.append(str(out))
@@ -175,7 +176,7 @@ class Workspace:
         return files
 
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
-        """A PNG of an item as stored, or (with ``size``, height and width) as the network will see it."""
+        """An item's picture as stored (WebP or PNG), or (with ``size``, height and width) a PNG as the network sees it."""
         from .dataset.packing import fit
 
         store = self.store(name)

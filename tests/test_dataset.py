@@ -507,6 +507,32 @@ def test_packing_is_made_once_and_holds_the_kept(tmp_path: Path) -> None:
         load(packed.path)
 
 
+def test_copies_are_lossless_and_those_of_before_stay_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNG copies, from before or from a Pillow without WebP, beside WebP ones."""
+    folder = random_pictures(tmp_path / "in", 2)
+    store = Store(tmp_path / "d")
+    with monkeypatch.context() as without:
+        without.setattr("ddpm_core.dataset.store._writes_webp", lambda: False)
+        harvest(store, [folder])
+    harvest(store, [random_pictures(folder / "more", 2, seed=1)])
+    kinds = set()
+    for item in store.items():
+        copy = store.copy_path(item["sha256"])
+        kinds.add(copy.suffix)
+        with Image.open(copy) as mine, Image.open(item["source"]) as source:
+            assert mine.mode == "RGB" and mine.tobytes() == source.convert("RGB").tobytes()
+    assert kinds == {".png", ".webp"}
+
+
+def test_shrinking_by_half_averages(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG")
+    found = np.asarray(decode(out.getvalue(), 256).image, dtype=float)
+    wanted = pixels.reshape(256, 2, 256, 2, 3).astype(float).mean((1, 3))
+    assert np.abs(found - wanted).max() <= 1
+
+
 def test_a_dataset_without_kept_pictures_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path / "d")
     harvest(store, [random_pictures(tmp_path / "in", 2)])

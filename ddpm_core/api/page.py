@@ -73,7 +73,8 @@ def get_thumb(service: Service, values: dict[str, Any]) -> Response:
     data = service.workspace.thumbnail(
         _text(values, "dataset"), _number(values, "id"), (size, size) if size else None, crop
     )
-    return Response(data, media_type="image/png", headers=_FOREVER)
+    kind = "image/webp" if data.startswith(b"RIFF") else "image/png"
+    return Response(data, media_type=kind, headers=_FOREVER)
 
 
 def get_curves(service: Service, values: dict[str, Any]) -> Any:

@@ -315,8 +315,11 @@ def write_copy(target: Path, picture: Picture) -> None:
     target.parent.mkdir(exist_ok=True)
     temporary = temporary_beside(target.parents[1] / target.name)  # all in one folder, where a sweep finds them
     try:
-        # run lengths alone: as small as zlib's fastest level on pictures, and faster to write
-        picture.image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
+        # each at its fastest, for pictures: lossless WebP, or PNG by run lengths alone
+        if target.suffix == ".webp":
+            picture.image.save(temporary, format="WEBP", lossless=True, quality=0, method=0)
+        else:
+            picture.image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -143,7 +143,9 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
     if shorter > short_side:
         scale = short_side / shorter
         size = tuple(max(short_side, round(side * scale)) for side in image.size)
-        image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        # whole factors by averaging, what is left by Lanczos: as ADM prepares its pictures (guided-diffusion,
+        # center_crop_arr), and a fourth of the work
+        image = image.resize((size[0], size[1]), Image.Resampling.LANCZOS, reducing_gap=1.0)
     image.info = {}
     return image
 

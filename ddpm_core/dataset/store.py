@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from PIL import features
 
 from ..errors import UserError
 from ..files import parse_json, sweep
@@ -92,6 +93,11 @@ def fingerprint_of(kept: Sequence[tuple[int, str]]) -> str:
     for _, sha256 in kept:
         digest.update(sha256.encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _writes_webp() -> bool:
+    return bool(features.check("webp"))
 
 
 def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
@@ -224,10 +230,15 @@ class Store:
     # -- adding -------------------------------------------------------------------------------------------------------
 
     def copy_path(self, sha256: str) -> Path:
-        """Where the shrunken lossless copy of a picture lies. UserError for what is no SHA-256, as in a forged file."""
+        """Where the shrunken lossless copy of a picture lies, or shall lie.
+
+        WebP; PNG where Pillow came without WebP. UserError for what is no SHA-256, as in a forged file.
+        """
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
-        return self.folder / "images" / sha256[:2] / f"{sha256[:32]}.png"
+        path = self.folder / "images" / sha256[:2] / f"{sha256[:32]}.webp"
+        png = path.with_suffix(".png")
+        return png if not path.exists() and (png.exists() or not _writes_webp()) else path
 
     @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
