@@ -248,6 +248,7 @@ def _reopen(
     info = workspace.run_info(request.model)
     if info.get("format", 0) > RUN_FORMAT:
         raise UserError(f"The run {request.model!r} was made by a newer version; update this extension to resume it.")
+    CheckpointFolder(folder / "checkpoints").refuse_later()
     config = RunConfig.from_json(info.get("config"))
     fixed = {
         "preset": request.preset,

@@ -75,16 +75,22 @@ class CheckpointFolder:
                 scored.append((loss, path))
         return min(scored)[1] if scored else None
 
-    @staticmethod
-    def _numbers(path: Path) -> dict[str, Any]:
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if int(metadata["format"]) > FORMAT:
+    def refuse_later(self) -> None:
+        """UserError if one is of a later format: going on from one before it would write over what that one learned."""
+        for path in self.paths():
+            try:
+                later = int(_metadata(path)["format"]) > FORMAT
+            except (OSError, SafetensorError, KeyError, ValueError):
+                continue  # damaged: passed over when loading
+            if later:
                 raise UserError(
                     f"The checkpoint {path} was written by a newer version; update this extension to resume it."
                 )
-            numbers = parse_json(metadata["numbers"])
+
+    @staticmethod
+    def _numbers(path: Path) -> dict[str, Any]:
+        try:
+            numbers = parse_json(_metadata(path)["numbers"])
             return numbers if isinstance(numbers, dict) else {}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
@@ -110,6 +116,11 @@ class CheckpointFolder:
         if problem is not None:
             raise problem
         return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _remove(path: Path) -> None:

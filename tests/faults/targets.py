@@ -1,7 +1,6 @@
 """What a hostile file can reach, each a function over bytes: it must return, or raise nothing but our own sentence.
 
-``python tests/faults/targets.py NAME SECONDS`` fuzzes one for so long: with atheris where it is installed (guided by
-coverage), else by plain mutation; it prints the executions, and writes what broke to ``crash-NAME``.
+``fuzz.py`` runs one for as long as one likes; ``test_fuzz.py`` each for a moment.
 """
 
 from __future__ import annotations
@@ -331,7 +330,7 @@ def watched(seconds: float = MOST_SECONDS) -> Iterator[None]:
 
 def attempt(name: str, data: bytes) -> None:
     """Once; anything but a return or our own sentence is raised."""
-    with watched(), contextlib.suppress(UserError):
+    with contextlib.suppress(UserError):
         TARGETS[name](data)
 
 
@@ -345,39 +344,16 @@ def fuzz(name: str, seconds: float, seed: int) -> tuple[int, float]:
     """Plain mutation for so long; how often, and by how much memory grew."""
     chance, corpus = random.Random(seed), seeds(name)
     for data in corpus:
-        attempt(name, data)
+        with watched():
+            attempt(name, data)
     before, count, begun = megabytes(), 0, time.monotonic()
     while time.monotonic() - begun < seconds:
         data = mutate(chance.choice(corpus), chance)
         try:
-            attempt(name, data)
+            with watched():
+                attempt(name, data)
         except BaseException:
             Path(f"crash-{name}").write_bytes(data)
             raise
         count += 1
     return count, megabytes() - before
-
-
-def main(name: str, seconds: float) -> None:
-    seed = int.from_bytes(os.urandom(4), "big")
-    try:
-        import atheris
-    except ImportError:
-        count, grown = fuzz(name, seconds, seed)
-        print(f"{name}: {count} executions by mutation (seed {seed}), {grown:.0f} MiB more at the most")
-        return
-    corpus = fresh("corpus")
-    for number, data in enumerate(seeds(name)):
-        (corpus / str(number)).write_bytes(data)
-    atheris.instrument_all()
-    options = [
-        f"-max_total_time={int(seconds)}",
-        f"-timeout={MOST_SECONDS}",
-        f"-rss_limit_mb={int(megabytes()) + MOST_MEGABYTES}",
-    ]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: attempt(name, data))
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,120 @@
+"""Workspaces of every format there was open and go on; those of a later one are refused untouched.
+
+``tests/data/formats/N.zip`` is a workspace of format N as the version that introduced the format wrote it: a dataset of 24
+pictures, one of them rejected, a run of 6 steps, its model, and a picture sampled from it. When a format changes, add the
+next one; never change one that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA, CommandLine, random_pictures
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from ddpm_core.dataset.store import SCHEMA_VERSION
+from ddpm_core.model.file import FORMAT as MODEL_FORMAT
+from ddpm_core.operations.training import RUN_FORMAT
+from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
+
+FORMATS = sorted((DATA / "formats").glob("*.zip"))
+NEWEST = FORMATS[-1]
+
+
+def unpacked(archive: Path, folder: Path) -> CommandLine:
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
+    return CommandLine(folder)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_every_format_is_kept() -> None:
+    newest = max(SCHEMA_VERSION, MODEL_FORMAT, RUN_FORMAT, CHECKPOINT_FORMAT)
+    assert [path.stem for path in FORMATS] == [str(n) for n in range(1, newest + 1)]
+
+
+@pytest.mark.parametrize("archive", FORMATS, ids=lambda path: path.stem)
+def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> None:
+    line = unpacked(archive, tmp_path / "ws")
+    assert line.run("dataset", "list")["datasets"] == [{"name": "d", "items": 24, "kept": 23, "rejected": {"user": 1}}]
+    out = tmp_path / "out"
+    line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", "--out", out)
+    with Image.open(out / "00000-1.png") as mine, Image.open(tmp_path / "ws" / "expected.png") as before:
+        assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
+    line.run("dataset", "undo", "d")
+    more = line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "more", 3, 32, seed=9))
+    assert more["added"] == 3
+    line.run("dataset", "reject", "d", "3", "25", "26", "27")  # the run's pictures again
+    assert line.run("train", "--model", "m", "--resume", "--steps", 8)["steps"] == 8
+
+
+def later_dataset(root: Path) -> None:
+    with contextlib.closing(sqlite3.connect(root / "datasets" / "d" / "dataset.sqlite")) as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(SCHEMA_VERSION + 1),))
+        db.commit()
+
+
+def later_run(root: Path) -> None:
+    path = root / "runs" / "m" / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": RUN_FORMAT + 1}))
+
+
+def later_checkpoint(root: Path) -> None:
+    """Beside one of today's, which must not be taken instead: what came after it would be lost."""
+    path = root / "runs" / "m" / "checkpoints" / "step-000000006.safetensors"
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    later = path.with_name("step-000000007.safetensors")
+    save_file(load_file(path), later, metadata={**about, "format": str(CHECKPOINT_FORMAT + 1)})
+
+
+def later_model(root: Path) -> None:
+    path = root / "models" / "m.safetensors"
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    key = next(key for key, value in about.items() if "format" in value)
+    about[key] = json.dumps({**json.loads(about[key]), "format": MODEL_FORMAT + 1})
+    save_file(load_file(path), path, metadata=about)
+
+
+RESUME = ("train", "--model", "m", "--resume", "--steps", 8)
+
+
+@pytest.mark.parametrize(
+    ("make", "commands"),
+    [
+        (later_dataset, [("dataset", "show", "d"), ("dataset", "reject", "d", "4"), RESUME]),
+        (later_run, [RESUME]),
+        (later_checkpoint, [RESUME]),
+        (later_model, [("sample", "--model", "m", "--out", "unused"), ("models", "show", "m")]),
+    ],
+    ids=["dataset", "run", "checkpoint", "model"],
+)
+def test_a_later_format_is_refused_untouched(
+    make: Callable[[Path], None], commands: list[tuple[object, ...]], tmp_path: Path
+) -> None:
+    line = unpacked(NEWEST, tmp_path / "ws")
+    make(tmp_path / "ws")
+    before = contents(tmp_path / "ws")
+    for command in commands:
+        process = line.start(*command)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2 and said.count("ddpm: ") == 1 and "newer version" in said, (command, said)
+        assert contents(tmp_path / "ws") == before, command
