@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import NO_MEMORY, UserError, is_out_of_memory
+from .errors import UserError, mendable
 from .screen import Screen
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
@@ -185,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except Exception as error:
-        if is_out_of_memory(error):
-            return _fail(NO_MEMORY, BAD_INPUT, as_json, screen)
+        if sentence := mendable(error):
+            return _fail(sentence, BAD_INPUT, as_json, screen)
         traceback.print_exc()
         return _fail(f"Our own failure, please report it: {type(error).__name__}: {error}", FAILED, as_json, screen)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import UserError
+from .errors import UserError, mendable
 from .files import read_json, write_json
 from .names import check_name
 from .workspace import Workspace
@@ -151,7 +151,8 @@ class Collector:
                 self.error = str(error)
             except Exception as error:
                 _log.exception("collecting a picture failed")
-                self.error = f"A picture could not be collected ({type(error).__name__}: {error})."
+                said = f"A picture could not be collected ({type(error).__name__}: {error})."
+                self.error = mendable(error) or said
             finally:
                 if offer.picture is not None:
                     with self._guard:
@@ -189,7 +190,8 @@ class Collector:
                 self.error = str(error)
             except Exception as error:
                 _log.exception("ranking the collected pictures failed")
-                self.error = f"The collected pictures could not be ranked ({type(error).__name__}: {error})."
+                said = f"The collected pictures could not be ranked ({type(error).__name__}: {error})."
+                self.error = mendable(error) or said
             ended = time.monotonic()
             self._ranked[name] = (ended, ended - began)
 

@@ -12,7 +12,7 @@ class UserError(Exception):
 
 # how allocators and libraries say it
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-NO_MEMORY = (
+_NO_MEMORY = (
     "There is not enough memory left. What was saved is intact: close what else uses memory, or choose a smaller batch, size "
     "or network, and go on."
 )
@@ -23,3 +23,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
+
+
+def mendable(error: BaseException) -> str:
+    """The sentence for a failure of the machine that a person can do something about; empty for a mistake of ours."""
+    if is_out_of_memory(error):
+        return _NO_MEMORY
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return (
+            f"{error.filename} cannot be used ({error.strerror}); check the disk and the permissions, and go on. "
+            "What was saved is intact."
+        )
+    return ""

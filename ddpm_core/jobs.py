@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from .errors import NO_MEMORY, UserError, is_out_of_memory
+from .errors import UserError, mendable
 
 TRAINING, GENERATING, SHORT = "training", "generating", "short"
 _REMEMBERED = 50
@@ -93,7 +93,7 @@ class Job:
             # the sentence for the person, the traceback for the log
             _log.exception("%s failed", self.title)
             said = f"{self.title} failed: {type(error).__name__}: {error}"
-            self.error, outcome = NO_MEMORY if is_out_of_memory(error) else said, "failed"
+            self.error, outcome = mendable(error) or said, "failed"
         self.ended = time.monotonic()
         self.state = outcome
         self.finished.set()

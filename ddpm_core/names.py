@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from .errors import UserError
 
@@ -37,3 +38,13 @@ def check_name(name: str, what: str) -> str:
             "letter or digit."
         )
     return name
+
+
+def check_no_twin(name: str, taken: Iterable[str], what: str) -> None:
+    """UserError where another name differs by case alone: on some disks both would be one file."""
+    for other in taken:
+        if other != name and other.casefold() == name.casefold():
+            raise UserError(
+                f"There is already a {what} {other!r}, which some disks cannot tell from {name!r}; use that name, or a "
+                "clearly different one."
+            )

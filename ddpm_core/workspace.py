@@ -22,7 +22,7 @@ from PIL import Image
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, write_json
-from .names import check_name, is_name
+from .names import check_name, check_no_twin, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class Workspace:
             raise UserError(
                 f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
             )
+        if create:
+            check_no_twin(name, self.dataset_names(), "dataset")
         from .dataset.store import Store
 
         with self._guard:

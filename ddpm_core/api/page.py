@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from .. import operations
-from ..errors import UserError
+from ..errors import UserError, mendable
 from ..jobs import Job
 from ..service import Service
 
@@ -209,9 +209,8 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
             return JSONResponse({"error": str(error)}, status_code=400)
         except Exception as error:
             _log.exception("the tab's request for %s failed", request.url.path)
-            return JSONResponse(
-                {"error": f"That failed ({type(error).__name__}); the console has more."}, status_code=500
-            )
+            sentence = mendable(error) or f"That failed ({type(error).__name__}); the console has more."
+            return JSONResponse({"error": sentence}, status_code=500)
         return answer if isinstance(answer, Response) else JSONResponse(answer, headers=_NEVER)
 
     # FastAPI reads annotations by name in this module's globals, whatever __future__ says

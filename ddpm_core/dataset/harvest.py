@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -310,11 +311,11 @@ def add_picture(
 
 def write_copy(target: Path, picture: Picture) -> None:
     """Write the lossless copy under a temporary name and rename it, so that no half copy is ever found."""
-    if target.exists():
-        return
-    target.parent.mkdir(exist_ok=True)
     temporary = temporary_beside(target.parents[1] / target.name)  # all in one folder, where a sweep finds them
     try:
+        if target.exists():
+            return
+        target.parent.mkdir(exist_ok=True)
         # each at its fastest, for pictures: lossless WebP, or PNG by run lengths alone
         if target.suffix == ".webp":
             picture.image.save(temporary, format="WEBP", lossless=True, quality=0, method=0)
@@ -322,7 +323,8 @@ def write_copy(target: Path, picture: Picture) -> None:
             picture.image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"A picture could not be written to {target.parent} ({error.strerror or error}); "
             "make room or check the permissions and harvest again, what is done stays."

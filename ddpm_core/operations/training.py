@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..files import FolderLock, replace_with, write_json
 from ..model import file as model_file
 from ..model.config import ModelConfig
-from ..names import check_name
+from ..names import check_name, check_no_twin
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
 from ..training.distributed import Team, follow
@@ -176,6 +176,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         raise UserError(
             f"There is already a model {name!r}; go on with it (--resume on the command line), or choose another name."
         )
+    if not exists:
+        check_no_twin(name, workspace.model_names(), "model")
     if request.resume and not (folder / "run.json").exists():
         raise UserError(
             f"There is no run {name!r} to resume"

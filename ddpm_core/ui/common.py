@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import UserError
+from ..errors import UserError, mendable
 
 _log = logging.getLogger("ddpm_core")
 
@@ -41,7 +41,7 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
         except Exception as error:
             # the sentence for the person, the traceback for the log
             _log.exception("an action of the tab failed")
-            return failure(f"That failed ({type(error).__name__}: {error}); the console has more.")
+            return failure(mendable(error) or f"That failed ({type(error).__name__}: {error}); the console has more.")
 
     return handler
 

@@ -1,5 +1,5 @@
 """Runs commands of ours in forked children in trouble: killed at a moment or at the n-th passage of a point in our source,
-on a disk that takes no more than so many bytes of a file, or short of memory at a point.
+on a disk that takes no more than so many bytes of a file, short of memory at a point, or without permissions from there.
 
 A program of its own, so that what forks has run nothing: a line of JSON in, a line of JSON out.
 """
@@ -7,6 +7,8 @@ A program of its own, so that what forks has run nothing: a line of JSON in, a l
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import resource
@@ -15,6 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ddpm_core import cli, commands, demo, files, workspace  # noqa: F401 - loaded once, before the first fork
@@ -45,6 +48,32 @@ def die() -> None:
 
 def starve() -> None:
     raise MemoryError("out of memory, as injected")
+
+
+def obey_permissions() -> None:
+    """Give up the right of root to write what it may not (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER)."""
+    if os.geteuid() != 0:
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the interface, this thread; others inherit from it
+    sets = (ctypes.c_uint32 * 6)()
+    dropped = 1 << 1 | 1 << 2 | 1 << 3
+    if library.capget(header, sets) == 0:
+        for place in (0, 1, 2):
+            sets[place] &= ~dropped
+        library.capset(header, sets)
+
+
+def permit(path: Path, mode: int) -> None:
+    """Set the permissions of a folder and of everything below it; files are never made executable."""
+    opening = mode == 0o755
+    with contextlib.suppress(OSError):
+        if opening or not path.is_dir():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
+        if path.is_dir():
+            for child in list(path.iterdir()):
+                permit(child, mode)
+            path.chmod(mode)
 
 
 def arm(point: str, passage: int, after: bool, trouble: Callable[[], None], times: int) -> None:
@@ -97,7 +126,11 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
             files._OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"  # made once in a process, and this one is new
             if "point" in order:
                 memory = order.get("memory", 0)
-                arm(order["point"], order["passage"], order["after"], starve if memory else die, memory or 1)
+                trouble = starve if memory else die
+                if "denied" in order:
+                    obey_permissions()
+                    trouble = functools.partial(permit, Path(order["arguments"][1]), order["denied"])
+                arm(order["point"], order["passage"], order["after"], trouble, memory or 1)
             status = cli.main(order["arguments"])
         except BaseException:
             traceback.print_exc()
@@ -115,6 +148,7 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
         timer.cancel()
         timer.join()
     status = os.waitpid(child, 0)[1]
+    permit(Path(order["arguments"][1]), 0o755)
     if os.WIFSIGNALED(status):
         return {"killed": True, "said": said}
     return {"killed": False, "code": os.WEXITSTATUS(status), "said": said}

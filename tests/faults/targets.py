@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import random
 import shutil
 import signal
 import sqlite3
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
-"""Killed anywhere, on a disk that is full at any byte, short of memory: what was finished stays, the work goes on exactly."""
+"""Killed anywhere, on a disk that is full at any byte, short of memory, without permissions: what was finished stays, and
+the work goes on exactly."""
 
 from __future__ import annotations
 
@@ -206,6 +207,12 @@ def starved(chance: random.Random) -> dict[str, Any]:
     }
 
 
+def denied(chance: random.Random) -> dict[str, Any]:
+    """Nothing in the workspace may be written, or not even be read, from some point on."""
+    point, mode = chance.choice([*POINTS, INSIDE]), chance.choice([0o555, 0o000])
+    return {"point": point, "passage": int(chance.expovariate(0.25)), "after": chance.random() < 0.5, "denied": mode}
+
+
 def test_killed_anywhere_nothing_finished_is_lost(lives: Lives, tmp_path: Path) -> None:
     endure(lives, tmp_path, 10, 1, killed)
 
@@ -218,10 +225,14 @@ def test_short_of_memory_one_sentence_and_nothing_lost(lives: Lives, tmp_path: P
     endure(lives, tmp_path, 6, 3, starved)
 
 
+def test_without_permissions_one_sentence_and_nothing_lost(lives: Lives, tmp_path: Path) -> None:
+    endure(lives, tmp_path, 8, 4, denied)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("trouble", [killed, full, starved], ids=lambda trouble: trouble.__name__)
+@pytest.mark.parametrize("trouble", [killed, full, starved, denied], ids=lambda trouble: trouble.__name__)
 def test_two_hundred_times(lives: Lives, tmp_path: Path, trouble: Callable[[random.Random], dict[str, Any]]) -> None:
     seed = int(os.environ.get("DDPM_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
     print(f"{trouble.__name__}: seed {seed} (DDPM_SEED)")
-    survived = endure(lives, tmp_path, 200, seed, trouble)
+    survived = endure(lives, tmp_path, int(os.environ.get("DDPM_TROUBLES", "200")), seed, trouble)
     print(f"{trouble.__name__}: {survived.total()} survived: {dict(survived)}")
