@@ -9,6 +9,10 @@ class UserError(Exception):
     The command line prints it and exits 2, the tab and the API show it; no traceback is shown.
     """
 
+    def __init__(self, sentence: str) -> None:
+        # it may repeat a name that is no valid text (a lone surrogate), which no answer could be written with
+        super().__init__(sentence.encode("utf-8", "replace").decode())
+
 
 # how allocators and libraries say it
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")

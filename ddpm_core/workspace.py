@@ -72,6 +72,7 @@ class Workspace:
             sweep(folder)
         for place in _below(self.root / "trash"):
             # begun and never filled, or restored and never removed
+            sweep(place)
             if not _in_use(place):
                 _remove_empty(place)
 

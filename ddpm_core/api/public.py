@@ -5,12 +5,14 @@ Models work on pydantic 1 as on 2. Who may come in is the host's decision at its
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from .. import operations
 from ..errors import UserError
@@ -166,7 +168,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, "That job is no longer known.")
         return found.to_json()
 
-    def sample(body: SampleBody) -> Any:
+    async def sample(body: SampleBody) -> Any:
         if body.sampler not in SAMPLERS:
             raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
         steps = body.steps or SAMPLERS[body.sampler].default_steps
@@ -177,14 +179,19 @@ def add_routes(app: FastAPI, service: Service) -> None:
             enlarging = operations.Enlarging(body.upscaler, body.factor) if body.upscaler else None
             return service.start_sampling(body.model, body.count, settings, body.weights, enlarging)
 
-        running = told(start)
+        running = await run_in_threadpool(told, start)
         results = running.artifacts  # held here: a later sampling drops the older one's pictures
-        running.finished.wait()
+        while not running.finished.is_set():
+            await asyncio.sleep(0.05)  # not in a thread: some dozens that wait in line would leave none for the others
         if running.error:
             raise HTTPException(400, running.error)
         pictures = results.get("results", [])
+
+        def encoded() -> list[str]:
+            return [base64.b64encode(png(r.image)).decode("ascii") for r in pictures]
+
         return {
-            "images": [base64.b64encode(png(r.image)).decode("ascii") for r in pictures],
+            "images": await run_in_threadpool(encoded),
             "infotexts": [r.text for r in pictures],
             "job": running.id,
         }

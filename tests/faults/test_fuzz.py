@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.service import Service
 
 NAMES = list(targets.TARGETS)
+HERE = Path(__file__).parent
+SECONDS = float(os.environ.get("DDPM_FUZZ_SECONDS", "600"))  # of each target in the long form
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,22 +43,34 @@ def test_mutated_files_get_a_sentence(name: str) -> None:
     assert count > 10
 
 
+@pytest.fixture(scope="module")
+def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The targets' programs, as many at a time as there are cores."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(HERE / "fuzz.py"), name, str(SECONDS)]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS + 300
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(run, name) for name in NAMES}
+
+
 @pytest.mark.long
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", NAMES)
-def test_ten_minutes_each(name: str, tmp_path: Path) -> None:
-    seconds = float(os.environ.get("DDPM_FUZZ_SECONDS", "600"))
-    program = (
-        "import sys, os, targets\n"
-        "seed = int.from_bytes(os.urandom(4), 'big')\n"
-        "count, grown = targets.fuzz(sys.argv[1], float(sys.argv[2]), seed)\n"
-        "print(f'{sys.argv[1]}: {count} executions (seed {seed}), {grown:.0f} MiB more at the most')\n"
-        "assert grown < targets.MOST_MEGABYTES\n"
-    )
-    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", program, name, str(seconds)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=seconds + 300)
-    print(done.stdout)
+def test_ten_minutes_each(name: str, fuzzers: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    done = fuzzers[name].result()
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith((f"{name}:", "stat::"))]
+    print(name, *said, sep="\n  ")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -167,7 +182,8 @@ def fields_of(route: APIRoute) -> list[str]:
     return found
 
 
-def bombard(app: FastAPI, guarded: Guarded, rounds: int, seed: int) -> int:
+def bombard(app: FastAPI, guarded: Guarded, going_on: Callable[[int], bool], seed: int) -> int:
+    """Rounds of hostile requests to every route, while ``going_on`` (asked with the requests sent)."""
     client = TestClient(app, raise_server_exceptions=False)
     chance = random.Random(seed)
     routes = [
@@ -177,7 +193,7 @@ def bombard(app: FastAPI, guarded: Guarded, rounds: int, seed: int) -> int:
     ]
     assert len(routes) > 10
     sent = 0
-    for _ in range(rounds):
+    while going_on(sent):
         for route in routes:
             path = re.sub(r"\{(\w+)(:path)?\}", lambda _: _in_path(values_for(guarded, chance)), route.path)
             values = {name: values_for(guarded, chance) for name in [*fields_of(route), "odd"] if chance.random() < 0.9}
@@ -234,28 +250,62 @@ def apps(guarded: Guarded) -> Iterator[tuple[FastAPI, Service]]:
             service.shutdown()
 
 
+def for_seconds(seconds: float) -> Callable[[int], bool]:
+    ends = time.monotonic() + seconds
+    return lambda done: time.monotonic() < ends
+
+
 def test_every_route_survives_hostile_values(guarded: Guarded) -> None:
     for app, _ in apps(guarded):
-        assert bombard(app, guarded, 12, seed=5) > 100
+        bombard(app, guarded, lambda sent: sent < 200, seed=5)
 
 
-def test_every_event_survives_hostile_values(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
-    """The tab's events are public functions to anyone who reaches the port."""
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_every_route_for_ten_minutes(guarded: Guarded) -> None:
+    seed = int.from_bytes(os.urandom(4), "big")
+    for app, service in apps(guarded):
+        before = targets.megabytes()
+        sent = bombard(app, guarded, for_seconds(SECONDS / 2), seed)
+        grown = targets.megabytes() - before
+        print(f"{sent} requests (seed {seed}) to {type(service.host).__name__}, {grown:.0f} MiB more at the most")
+        assert grown < targets.MOST_MEGABYTES
+
+
+def trigger(guarded: Guarded, going_on: Callable[[int], bool], seed: int) -> int:
+    """The tab's events are public functions to anyone who reaches the port: rounds of hostile arguments to each."""
     host = FarHost(guarded.workspace, {"pictures": guarded.root / "pictures"})
     host.local = False
     app, service = build_app(host)
     blocks = next(r.app.get_blocks() for r in app.routes if isinstance(r, Mount) and hasattr(r.app, "get_blocks"))
-    chance, called = random.Random(11), 0
+    chance, called = random.Random(seed), 0
     try:
-        for _ in range(12):
+        while going_on(called):
             for event in blocks.fns.values():
                 wants_event = "event" in inspect.signature(event.fn).parameters if event.fn else True
                 if wants_event:
                     continue
+                began = time.monotonic()
                 answer = event.fn(*(values_for(guarded, chance) for _ in event.inputs))
-                assert SECRET not in str(answer) and "<script>" not in str(answer)
+                assert time.monotonic() - began < 5, (seed, event.fn)
+                assert SECRET not in str(answer) and "<script>" not in str(answer), (seed, event.fn)
                 called += 1
     finally:
         service.shutdown()
-    assert called > 100
+    return called
+
+
+def test_every_event_survives_hostile_values(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    trigger(guarded, lambda called: called < 200, seed=11)
+    assert not [record for record in caplog.records if record.exc_info], caplog.text[-3000:]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_every_event_for_ten_minutes(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+    seed, before = int.from_bytes(os.urandom(4), "big"), targets.megabytes()
+    called = trigger(guarded, for_seconds(SECONDS), seed)
+    grown = targets.megabytes() - before
+    print(f"{called} events (seed {seed}), {grown:.0f} MiB more at the most")
+    assert grown < targets.MOST_MEGABYTES
     assert not [record for record in caplog.records if record.exc_info], caplog.text[-3000:]

@@ -28,12 +28,12 @@ SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
 
 
 def many_items(folder: Path) -> None:
-    """A dataset of that many items, whose copies are one and the same picture."""
-    picture = next(random_pictures(folder.parent / "one", 1).iterdir())
+    """A dataset of that many items, whose copies are a few pictures linked again and again."""
+    pictures = sorted(random_pictures(folder.parents[1] / "some", ITEMS // 5000).iterdir())
     store = Store(folder)
     thumb = bytes(24 * 24 * 3)
     for start in range(0, ITEMS, 5000):
-        items = []
+        items, picture = [], pictures[start // 5000]  # a file system has no endless number of links to one file
         for number in range(start, start + 5000):
             sha = hashlib.sha256(str(number).encode()).hexdigest()
             path = store.copy_path(sha)
@@ -47,20 +47,22 @@ def many_items(folder: Path) -> None:
 
 
 class Client(threading.Thread):
-    """A page: asks for the status as often as ours does, pages through thumbnails, now and then wants a sample."""
+    """A page: asks for the status as often as ours does, pages through thumbnails, and wants two samples in all."""
 
-    def __init__(self, url: str, number: int, until: float) -> None:
+    def __init__(self, url: str, number: int, until: float, generate: int) -> None:
         super().__init__(daemon=True)
         self.address = urlsplit(url).netloc
-        self.chance, self.until = random.Random(number), until
+        self.chance, self.until, self.generate = random.Random(number), until, generate
         self.status_seconds: list[float] = []
+        self.samples = 0
+        self.wanted = sorted(self.until - self.chance.uniform(0.1, 0.9) * SECONDS for _ in range(2))
         self.errors: list[str] = []
 
     def ask(self, method: str, path: str, values: dict[str, Any]) -> float:
         began = time.perf_counter()
-        body, target = None, f"/ddpm/ui/{path}?{urlencode(values)}"
+        body, target = None, f"/ddpm/{path}?{urlencode(values)}"
         if method == "POST":
-            body, target = json.dumps(values), f"/ddpm/ui/{path}"
+            body, target = json.dumps(values), f"/ddpm/{path}"
         try:
             self.connection.request(method, target, body, {"X-DDPM": "1", "Content-Type": "application/json"})
             answer = self.connection.getresponse()
@@ -72,18 +74,46 @@ class Client(threading.Thread):
             self.connection.close()
         return time.perf_counter() - began
 
+    def sample(self) -> None:
+        """The Generate button, as gradio's own page presses it."""
+        values = ["m", "DPM++ 2M", 4, 1, self.chance.randrange(2**32), 0, "ema", True, None, 4]
+        session = f"page{id(self)}"
+        order = {"data": values, "fn_index": self.generate, "session_hash": session, "event_data": None}
+        headers = {"Content-Type": "application/json"}
+        self.connection.request("POST", "/gradio_api/queue/join", json.dumps(order), headers)
+        answer = self.connection.getresponse()
+        joined = answer.read()
+        self.connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+        answer = self.connection.getresponse()
+        said = answer.read().decode()
+        if '"success":true' not in said or "ddpm-failure" in said:
+            self.errors.append(f"sampling: {joined!r} {said[-300:]}")
+        self.samples += 1
+
     def run(self) -> None:
         self.connection = http.client.HTTPConnection(self.address, timeout=30)
         time.sleep(self.chance.random())
         while time.monotonic() < self.until:
-            self.status_seconds.append(self.ask("GET", "status", {}))
+            self.status_seconds.append(self.ask("GET", "ui/status", {}))
+            if self.wanted and time.monotonic() > self.wanted[0]:
+                self.wanted.pop(0)
+                self.sample()
             if self.chance.random() < 0.1:
-                self.ask(
-                    "GET", "items", {"dataset": "many", "view": "all", "page": self.chance.randrange(1600), "size": 60}
-                )
+                page = {"dataset": "many", "view": "all", "page": self.chance.randrange(1600), "size": 60}
+                self.ask("GET", "ui/items", page)
                 for _ in range(10):
-                    self.ask("GET", "thumb", {"dataset": "many", "id": self.chance.randrange(1, ITEMS), "size": 0})
+                    self.ask("GET", "ui/thumb", {"dataset": "many", "id": self.chance.randrange(1, ITEMS), "size": 0})
             time.sleep(0.5)
+
+
+def generate_event(address: str) -> int:
+    """gradio's number for what the Generate button does."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    connection.request("GET", "/config")
+    config = json.loads(connection.getresponse().read())
+    connection.close()
+    button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "ddpm_generate")
+    return next(int(d["id"]) for d in config["dependencies"] if [button, "click"] in d["targets"])
 
 
 def resident(pid: int) -> float:
@@ -122,7 +152,8 @@ def test_fifty_pages_while_it_trains(tmp_path: Path) -> None:
         assert connection.getresponse().read()
         time.sleep(20)
         before = rate(url, 30)
-        clients = [Client(url, number, time.monotonic() + SECONDS) for number in range(CLIENTS)]
+        generate = generate_event(urlsplit(url).netloc)
+        clients = [Client(url, number, time.monotonic() + SECONDS, generate) for number in range(CLIENTS)]
         for client in clients:
             client.start()
         time.sleep(SECONDS / 6)
