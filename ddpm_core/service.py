@@ -10,6 +10,7 @@ import dataclasses
 import io
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from .names import check_name
 from .workspace import Workspace
 
 if TYPE_CHECKING:
+    from .dataset.store import Store
+    from .dataset.views import Views
     from .dataset.wanted import Wanted
     from .operations import Context, TrainRequest
     from .sampling.generate import SampleSettings
@@ -62,6 +65,7 @@ class Service:
         self._guard = threading.Lock()
         self._workspace: Workspace | None = None
         self._followed: MetricsFollower | None = None
+        self._views: weakref.WeakKeyDictionary[Store, Views] = weakref.WeakKeyDictionary()
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
 
     @property
@@ -359,26 +363,12 @@ class Service:
 
     def items(self, dataset: str, view: str, page: int, size: int) -> dict[str, Any]:
         """One page of the review: ``view`` is unusual, twins, all, kept or rejected."""
+        from .dataset.views import Views
+
         store = self.workspace.store(dataset)
-        counts = store.counts()
-        if view not in ("unusual", "twins", "all", "kept", "rejected"):
-            raise UserError(f"There is no view {view!r}.")
-        if not 1 <= size <= 200 or not 0 <= page < 10**9:
-            raise UserError("A page holds 1 to 200 items, and its number is not negative.")
-        options: dict[str, Any] = {"offset": page * size, "limit": size}
-        if view == "unusual":
-            items = store.items(status="kept", by_suspicion=True, **options)
-        elif view == "twins":
-            items = store.items(status="kept", twins=True, **options)
-        else:
-            items = store.items(status=None if view == "all" else view, **options)
-        total = {
-            "unusual": counts["kept"],
-            "kept": counts["kept"],
-            "all": counts["items"],
-            "rejected": sum(counts["rejected"].values()),
-            "twins": store.twin_count(),
-        }[view]
+        with self._guard:
+            views = self._views.setdefault(store, Views(store))
+        items, total, counts = views.page(view, page, size)
         shown = (
             "id",
             "status",

@@ -24,6 +24,7 @@ from ddpm_core.dataset.harvest import harvest
 from ddpm_core.dataset.packing import fit, holdout, load, pack
 from ddpm_core.dataset.reading import Rejected, decode, decode_user_comment
 from ddpm_core.dataset.store import Store
+from ddpm_core.dataset.views import VIEWS, Views
 from ddpm_core.errors import UserError
 
 
@@ -554,3 +555,30 @@ def test_text_over_the_bound_is_dropped_and_the_picture_kept() -> None:
     picture = decode(out.getvalue(), 64)
     assert picture.text == "" and picture.image.size == (64, 64)
     assert zlib.crc32(picture.image.tobytes())  # pixels are there
+
+
+def test_a_page_of_a_review_follows_every_change_of_whoever_makes_it(tmp_path: Path) -> None:
+    """Pages by remembered ids are those that the database itself would order, also after another process wrote."""
+    store, other = Store(tmp_path / "d"), Store(tmp_path / "d")
+    harvest(store, [random_pictures(tmp_path / "in", 30)])
+    views = Views(store)
+
+    def agree() -> None:
+        for view, which in VIEWS.items():
+            wanted = store.items(**which)
+            pages = [views.page(view, number, 7)[0] for number in range(6)]
+            assert [item for page in pages for item in page] == wanted
+            _, total, counts = views.page(view, 99, 7)
+            assert total == len(wanted) and counts == store.counts()
+
+    agree()
+    other.decide([3, 5], "rejected", "user", "")
+    agree()
+    other.undo()
+    with other.transaction() as db:
+        db.execute("UPDATE items SET twin_group = id % 3, suspicion = NULL WHERE id > 20")
+    agree()
+    harvest(other, [random_pictures(tmp_path / "more", 5, seed=4)])
+    agree()
+    with pytest.raises(UserError, match="no view"):
+        views.page("best", 0, 10)

@@ -53,12 +53,17 @@ CREATE TABLE items (
 CREATE INDEX items_source ON items (source);
 CREATE INDEX items_sha256 ON items (sha256);
 CREATE INDEX items_status ON items (status, suspicion DESC);
+CREATE INDEX items_reason ON items (status, reason);
+CREATE INDEX items_twins ON items (status, twin_group) WHERE twin_group IS NOT NULL;
 CREATE TABLE decisions (            -- what a person decided, for undo; one batch is one action
     id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, item INTEGER NOT NULL,
     status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, decided_by TEXT NOT NULL  -- as they were before
 );
 """
 
+_ONE_CHANGE_MORE = (
+    "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+)
 _PUBLIC = (
     "id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
     "suspicion, twin_group, sha256, has_copy"
@@ -201,7 +206,10 @@ class Store:
         db = self._connection()
         try:
             db.execute("BEGIN IMMEDIATE")
+            before = db.total_changes
             yield db
+            if db.total_changes != before:
+                db.execute(_ONE_CHANGE_MORE)
             db.execute("COMMIT")
         except BaseException as error:
             if db.in_transaction:
@@ -340,6 +348,28 @@ class Store:
         return [
             {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows
         ]
+
+    @_plainly
+    def changes(self) -> str:
+        """Another text after every change, of whatever process; for what is remembered of the items."""
+        row = self._connection().execute("SELECT value FROM meta WHERE key = 'changes'").fetchone()
+        return str(row["value"]) if row else ""
+
+    @_plainly
+    def ids(self, *, status: str | None = None, by_suspicion: bool = False, twins: bool = False) -> list[int]:
+        """All ids in the order of :meth:`items`; read from the indexes alone, where :meth:`items` reads whole rows."""
+        where = ["status = ?"] if status is not None else []
+        where += ["twin_group IS NOT NULL"] if twins else []
+        columns = "id, twin_group" if twins else "id, suspicion" if by_suspicion else "id"
+        rows = self._connection().execute(
+            f"SELECT {columns} FROM items {'WHERE ' + ' AND '.join(where) if where else ''}",
+            (status,) if status is not None else (),
+        )
+        if twins:
+            return [id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1], row[0]))]
+        if by_suspicion:
+            return [id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0]))]
+        return sorted(row[0] for row in rows)
 
     @_plainly
     def counts(self) -> dict[str, Any]:
