@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ _ANIMATED_MOST = 9
 _MOST_FRAMES = 60
 _SAMPLE_BATCH = 64
 _CURVE_POINTS = 400
+_STATUS_SECONDS = 0.2
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Service:
         self._guard = threading.Lock()
         self._workspace: Workspace | None = None
         self._followed: MetricsFollower | None = None
+        self._status_guard = threading.Lock()
+        self._status: tuple[float, list[tuple[int, str]], str] = (0.0, [], "")
         self._views: weakref.WeakKeyDictionary[Store, Views] = weakref.WeakKeyDictionary()
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
 
@@ -360,6 +365,21 @@ class Service:
             "trash": workspace.trash(),
             "device": str(self.host.device()),
         }
+
+    def status_text(self) -> str:
+        """The status as JSON: worked out a few times a second, however many pages ask, and anew where a job began or ended."""
+        jobs = [(job.id, job.state) for job in self.jobs.all()]
+        with self._status_guard:
+            made, of, text = self._status
+            if not text or of != jobs or time.monotonic() - made > _STATUS_SECONDS:
+                text = json.dumps(self.status(), ensure_ascii=False, allow_nan=False)
+                self._status = (time.monotonic(), jobs, text)
+            return text
+
+    def forget_status(self) -> None:
+        """Something was changed that is no job: who asks next shall see it."""
+        with self._status_guard:
+            self._status = (0.0, [], "")
 
     def items(self, dataset: str, view: str, page: int, size: int) -> dict[str, Any]:
         """One page of the review: ``view`` is unusual, twins, all, kept or rejected."""

@@ -54,7 +54,7 @@ def _job(service: Service, values: dict[str, Any]) -> Job:
 
 
 def get_status(service: Service, values: dict[str, Any]) -> Any:
-    return service.status()
+    return Response(service.status_text(), media_type="application/json", headers=_NEVER)
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
@@ -205,6 +205,8 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
                 return JSONResponse({"error": "The request is no JSON object."}, status_code=400)
         try:
             answer = await run_in_threadpool(handler, service, values)
+            if changes:
+                service.forget_status()
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         except Exception as error:
