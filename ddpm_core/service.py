@@ -43,6 +43,8 @@ _MOST_FRAMES = 60
 _SAMPLE_BATCH = 64
 _CURVE_POINTS = 400
 _STATUS_SECONDS = 0.2
+_POLLS_A_SECOND = 40  # of all pages together; each costs a training some half a millisecond of one core
+_MOST_PAGES = 1000
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Service:
         self._workspace: Workspace | None = None
         self._followed: MetricsFollower | None = None
         self._status_guard = threading.Lock()
+        self._pages: dict[str, float] = {}  # when each asked last
         self._status: tuple[float, list[tuple[int, str]], str] = (0.0, [], "")
         self._views: weakref.WeakKeyDictionary[Store, Views] = weakref.WeakKeyDictionary()
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
@@ -364,12 +367,24 @@ class Service:
             "collecting": self.collector.status(),
             "trash": workspace.trash(),
             "device": str(self.host.device()),
+            "wait": round(1000 * self._pages_now() / _POLLS_A_SECOND),
         }
 
-    def status_text(self) -> str:
-        """The status as JSON: worked out a few times a second, however many pages ask, and anew where a job began or ended."""
+    def _pages_now(self) -> int:
+        """How many pages asked in the last seconds."""
+        begin = time.monotonic() - 5.0
+        self._pages = {page: asked for page, asked in self._pages.items() if asked > begin}
+        return len(self._pages)
+
+    def status_text(self, page: str = "") -> str:
+        """The status as JSON: worked out a few times a second, however many pages ask, and anew where a job began or ended.
+
+        ``page``: which page asks, so that many are told to ask less often.
+        """
         jobs = [(job.id, job.state) for job in self.jobs.all()]
         with self._status_guard:
+            if len(self._pages) < _MOST_PAGES:
+                self._pages[page] = time.monotonic()
             made, of, text = self._status
             if not text or of != jobs or time.monotonic() - made > _STATUS_SECONDS:
                 text = json.dumps(self.status(), ensure_ascii=False, allow_nan=False)

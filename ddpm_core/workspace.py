@@ -183,10 +183,7 @@ class Workspace:
         from .dataset.packing import fit
 
         store = self.store(name)
-        found = store.items(ids=[item_id])
-        if not found or not found[0]["has_copy"]:
-            raise UserError(f"Item {item_id} has no picture.")
-        path = store.copy_path(found[0]["sha256"])
+        path = store.copy_of(item_id)
         try:
             if size is None:
                 return path.read_bytes()

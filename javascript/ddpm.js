@@ -150,15 +150,18 @@ window.ddpm = (function () {
         }
     }
 
+    const PAGE = Math.random().toString(36).slice(2);
+
     async function poll() {
         let wait = 1500;
         if (byId("ddpm_tab")) {
             try {
-                status = await get("status");
+                status = await get("status", { page: PAGE });
                 if (!connected) offline("");
                 connected = true;
                 const busy = Object.values(status.jobs).some((job) => job.state === "running" || job.state === "queued");
-                wait = document.hidden ? 4000 : busy ? 500 : 1200;
+                // the server asks for patience where many pages are open
+                wait = Math.max(status.wait, document.hidden ? 4000 : busy ? 500 : 1200);
             } catch (error) {
                 // a server that restarts, a laptop that slept: it goes on where it was when the answer comes
                 connected = false;

@@ -54,7 +54,9 @@ def _job(service: Service, values: dict[str, Any]) -> Job:
 
 
 def get_status(service: Service, values: dict[str, Any]) -> Any:
-    return Response(service.status_text(), media_type="application/json", headers=_NEVER)
+    return Response(
+        service.status_text(str(values.get("page", ""))[:32]), media_type="application/json", headers=_NEVER
+    )
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:

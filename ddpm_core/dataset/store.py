@@ -249,6 +249,14 @@ class Store:
         return png if not path.exists() and (png.exists() or not _writes_webp()) else path
 
     @_plainly
+    def copy_of(self, item_id: int) -> Path:
+        """Where the copy of an item lies; UserError where it has none."""
+        row = self._connection().execute("SELECT sha256, has_copy FROM items WHERE id = ?", (item_id,)).fetchone()
+        if row is None or not row["has_copy"]:
+            raise UserError(f"Item {item_id} has no picture.")
+        return self.copy_path(row["sha256"])
+
+    @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
         """Whether this very file (path, size, time) has been harvested."""
         row = (
@@ -368,7 +376,9 @@ class Store:
         if twins:
             return [id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1], row[0]))]
         if by_suspicion:
-            return [id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0]))]
+            return [
+                id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0]))
+            ]
         return sorted(row[0] for row in rows)
 
     @_plainly

@@ -55,6 +55,7 @@ class Client(threading.Thread):
         self.chance, self.until, self.generate = random.Random(number), until, generate
         self.status_seconds: list[float] = []
         self.samples = 0
+        self.wait = 0.5
         self.wanted = [self.until - self.chance.uniform(0.1, 0.9) * SECONDS]
         self.errors: list[str] = []
 
@@ -69,6 +70,8 @@ class Client(threading.Thread):
             content = answer.read()
             if answer.status != 200:
                 self.errors.append(f"{target}: {answer.status} {content[:200]!r}")
+            elif path == "ui/status":
+                self.wait = max(0.5, json.loads(content)["wait"] / 1000)  # as our page's script
         except OSError as error:
             self.errors.append(f"{target}: {error}")
             self.connection.close()
@@ -94,16 +97,16 @@ class Client(threading.Thread):
         self.connection = http.client.HTTPConnection(self.address, timeout=30)
         time.sleep(self.chance.random())
         while time.monotonic() < self.until:
-            self.status_seconds.append(self.ask("GET", "ui/status", {}))
+            self.status_seconds.append(self.ask("GET", "ui/status", {"page": self.name}))
             if self.wanted and time.monotonic() > self.wanted[0]:
                 self.wanted.pop(0)
                 self.sample()
-            if self.chance.random() < 0.1:
+            if self.chance.random() < self.wait / 10:  # every ten seconds, and what its screen shows of it
                 page = {"dataset": "many", "view": "all", "page": self.chance.randrange(1600), "size": 60}
                 self.ask("GET", "ui/items", page)
-                for _ in range(10):
+                for _ in range(12):
                     self.ask("GET", "ui/thumb", {"dataset": "many", "id": self.chance.randrange(1, ITEMS), "size": 0})
-            time.sleep(0.5)
+            time.sleep(self.wait)
 
 
 def generate_event(address: str) -> int:
