@@ -19,6 +19,7 @@ for %%g in (3 4) do (
 .venv\Scripts\python -m ruff check . || exit /b 1
 .venv\Scripts\python -m mypy || exit /b 1
 if "%~1"=="--long" (
+    rem fuzzing by mutation alone: atheris has no build for Windows
     .venv\Scripts\python -m pytest -q -m "long or not long"
 ) else (
     .venv\Scripts\python -m pytest -q %*

@@ -25,6 +25,10 @@ done
 "$python" -m mypy
 if [ "${1:-}" = "--long" ]; then
     shift
+    if ! "$python" -c 'import atheris' 2>/dev/null; then
+        "$python" -m pip install --quiet --disable-pip-version-check 'atheris>=2.3' 2>/dev/null ||
+            echo "atheris has no build for this system: fuzzing by mutation alone." >&2
+    fi
     exec "$python" -m pytest -q -m 'long or not long' "$@"
 fi
 exec "$python" -m pytest -q "$@"

@@ -43,9 +43,12 @@ def test_mutated_files_get_a_sentence(name: str) -> None:
     assert count > 10
 
 
+Fuzzers = dict[str, "Future[subprocess.CompletedProcess[str]]"]
+
+
 @pytest.fixture(scope="module")
-def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    """The targets' programs, as many at a time as there are cores."""
+def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzers]:
+    """The targets' programs, as many at a time as there are cores; they run beside this module's other long tests."""
     folder = tmp_path_factory.mktemp("fuzz")
     environment = {
         **os.environ,
@@ -62,16 +65,6 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {name: pool.submit(run, name) for name in NAMES}
-
-
-@pytest.mark.long
-@pytest.mark.timeout(0)
-@pytest.mark.parametrize("name", NAMES)
-def test_ten_minutes_each(name: str, fuzzers: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
-    done = fuzzers[name].result()
-    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith((f"{name}:", "stat::"))]
-    print(name, *said, sep="\n  ")
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_our_own_texts_come_back_whatever_stands_in_them() -> None:
@@ -262,7 +255,7 @@ def test_every_route_survives_hostile_values(guarded: Guarded) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_every_route_for_ten_minutes(guarded: Guarded) -> None:
+def test_every_route_for_ten_minutes(guarded: Guarded, fuzzers: Fuzzers) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     for app, service in apps(guarded):
         before = targets.megabytes()
@@ -302,10 +295,20 @@ def test_every_event_survives_hostile_values(guarded: Guarded, caplog: pytest.Lo
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_every_event_for_ten_minutes(guarded: Guarded, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_event_for_ten_minutes(guarded: Guarded, fuzzers: Fuzzers, caplog: pytest.LogCaptureFixture) -> None:
     seed, before = int.from_bytes(os.urandom(4), "big"), targets.megabytes()
     called = trigger(guarded, for_seconds(SECONDS), seed)
     grown = targets.megabytes() - before
     print(f"{called} events (seed {seed}), {grown:.0f} MiB more at the most")
     assert grown < targets.MOST_MEGABYTES
     assert not [record for record in caplog.records if record.exc_info], caplog.text[-3000:]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_minutes_each(name: str, fuzzers: Fuzzers) -> None:
+    done = fuzzers[name].result()
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith((f"{name}:", "stat::"))]
+    print(name, *said, sep="\n  ")
+    assert done.returncode == 0, done.stderr[-3000:]
