@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 
 class UserError(Exception):
     """Bad input or a state that the user can mend: one clear sentence that says what to do.
@@ -22,6 +26,13 @@ _NO_MEMORY = (
 )
 
 
+_OF_THE_MACHINE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ESTALE")
+    if hasattr(errno, name)
+}
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python, torch or a driver means that memory has run out."""
     if isinstance(error, MemoryError):
@@ -33,9 +44,13 @@ def mendable(error: BaseException) -> str:
     """The sentence for a failure of the machine that a person can do something about; empty for a mistake of ours."""
     if is_out_of_memory(error):
         return _NO_MEMORY
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return (
-            f"{error.filename} cannot be used ({error.strerror}); check the disk and the permissions, and go on. "
-            "What was saved is intact."
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        # pages show it too: no more of the path than says what is meant
+        file = "/".join(Path(os.fsdecode(error.filename)).parts[-2:]) if error.filename else "A file"
+        return str(
+            UserError(
+                f"{file} cannot be used ({error.strerror}); check the disk and the permissions, and go on. "
+                "What was saved is intact."
+            )
         )
     return ""

@@ -1,4 +1,4 @@
-"""What a server offers: the workspace's operations as background jobs, and the live state that pages draw.
+"""What a server offers: the workspace's operations as background jobs; what pages draw of them is ``watch``'s.
 
 The tab and the HTTP routes are two doors to this one object; neither holds state of its own.
 """
@@ -7,12 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-import json
-import re
 import threading
-import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +22,19 @@ from .errors import UserError
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
+from .watch import Watch
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from .dataset.store import Store
-    from .dataset.views import Views
     from .dataset.wanted import Wanted
     from .operations import Context, TrainRequest
     from .sampling.generate import SampleSettings
-    from .training.loop import MetricsFollower
 
 _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
 _MOST_FRAMES = 60
 _SAMPLE_BATCH = 64
-_CURVE_POINTS = 400
-_STATUS_SECONDS = 0.2
-_POLLS_A_SECOND = 40  # of all pages together; each costs a training some half a millisecond of one core
-_MOST_PAGES = 1000
+_MOST_WAITING = 100  # samplings; each waiting one holds a request, and its pictures when they are made
 
 
 @dataclass
@@ -69,12 +59,8 @@ class Service:
         self.jobs = Jobs()
         self._guard = threading.Lock()
         self._workspace: Workspace | None = None
-        self._followed: MetricsFollower | None = None
-        self._status_guard = threading.Lock()
-        self._pages: dict[str, float] = {}  # when each asked last
-        self._status: tuple[float, list[tuple[int, str]], str] = (0.0, [], "")
-        self._views: weakref.WeakKeyDictionary[Store, Views] = weakref.WeakKeyDictionary()
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
+        self.watch = Watch(host, self.jobs, self.collector, lambda: self.workspace)
 
     @property
     def workspace(self) -> Workspace:
@@ -229,7 +215,10 @@ class Service:
         enlarging: operations.Enlarging | None = None,
     ) -> Job:
         self._check_sampling(model, count, enlarging)
-        for old in [job for job in self.jobs.all() if job.kind == "sample" and job.finished.is_set()][1:]:
+        samplings = [job for job in self.jobs.all() if job.kind == "sample"]
+        if sum(not job.finished.is_set() for job in samplings) >= _MOST_WAITING:
+            raise UserError(f"{_MOST_WAITING} samplings are waiting already; try again when some are done.")
+        for old in [job for job in samplings if job.finished.is_set()][1:]:
             old.artifacts = {}  # pictures are on disk; the newest stay at hand
         workspace = self.workspace
 
@@ -344,145 +333,6 @@ class Service:
             job.stop.set()
         return bool(unfinished)
 
-    # -- state for pages --------------------------------------------------------------------------------------------------
-
-    def status(self) -> dict[str, Any]:
-        busy = {(job.kind, job.subject) for job in self.jobs.all() if not job.finished.is_set()}
-        workspace = self.workspace
-        datasets = workspace.dataset_names()
-        return {
-            "jobs": {
-                kind: job.to_json()
-                for kind in ("harvest", "collect", "train", "sample", "evaluate")
-                if (job := self.jobs.latest(kind))
-            },
-            "datasets": datasets,
-            "models": workspace.model_names(),
-            "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
-            "uncollected": [
-                {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt}
-                for name in datasets
-                if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
-            ],
-            "collecting": self.collector.status(),
-            "trash": workspace.trash(),
-            "device": str(self.host.device()),
-            "wait": round(1000 * self._pages_now() / _POLLS_A_SECOND),
-        }
-
-    def _pages_now(self) -> int:
-        """How many pages asked in the last seconds."""
-        begin = time.monotonic() - 5.0
-        self._pages = {page: asked for page, asked in self._pages.items() if asked > begin}
-        return len(self._pages)
-
-    def status_text(self, page: str = "") -> str:
-        """The status as JSON: worked out a few times a second, however many pages ask, and anew where a job began or ended.
-
-        ``page``: which page asks, so that many are told to ask less often.
-        """
-        jobs = [(job.id, job.state) for job in self.jobs.all()]
-        with self._status_guard:
-            if len(self._pages) < _MOST_PAGES:
-                self._pages[page] = time.monotonic()
-            made, of, text = self._status
-            if not text or of != jobs or time.monotonic() - made > _STATUS_SECONDS:
-                text = json.dumps(self.status(), ensure_ascii=False, allow_nan=False)
-                self._status = (time.monotonic(), jobs, text)
-            return text
-
-    def forget_status(self) -> None:
-        """Something was changed that is no job: who asks next shall see it."""
-        with self._status_guard:
-            self._status = (0.0, [], "")
-
-    def items(self, dataset: str, view: str, page: int, size: int) -> dict[str, Any]:
-        """One page of the review: ``view`` is unusual, twins, all, kept or rejected."""
-        from .dataset.views import Views
-
-        store = self.workspace.store(dataset)
-        with self._guard:
-            views = self._views.setdefault(store, Views(store))
-        items, total, counts = views.page(view, page, size)
-        shown = (
-            "id",
-            "status",
-            "reason",
-            "message",
-            "suspicion",
-            "twin_group",
-            "prompt",
-            "negative_prompt",
-            "width",
-            "height",
-            "has_copy",
-        )
-        return {
-            "items": [
-                {
-                    **{key: item[key] for key in shown},
-                    "version": item["sha256"][:12],
-                    "file": Path(item["source"]).name,
-                }
-                for item in items
-            ],
-            "total": total,
-            "page": page,
-            "counts": counts,
-        }
-
-    def curves(self, model: str) -> dict[str, Any]:
-        """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
-        from .training.loop import MetricsFollower
-
-        folder = self.workspace.run_folder(model)
-        path = folder / "metrics.jsonl"
-        followed = self._followed
-        if followed is None or followed.path != path:
-            followed = self._followed = MetricsFollower(path)  # pages look at one training at a time, as a rule
-        lines = [line for line in followed.lines() if _is_number(line.get("step"))]
-        train = [line for line in lines if line.get("kind") == "train" and _is_number(line.get("loss"))]
-        stride = max(1, len(train) // _CURVE_POINTS)
-        watched = [line for line in lines if line.get("kind") == "heldout"]
-        previews = sorted((folder / "previews").glob("step-*.png")) if (folder / "previews").is_dir() else []
-        steps = [int(match[1]) for path in previews if (match := re.match(r"step-(\d+)$", path.stem))]
-        return {
-            "model": model,
-            "train": [[line["step"], line["loss"]] for line in train[stride - 1 :: stride]],
-            "heldout": [
-                [line["step"], line["heldout_loss"]] for line in watched if _is_number(line.get("heldout_loss"))
-            ],
-            "seen": [[line["step"], line["seen_loss"]] for line in watched if _is_number(line.get("seen_loss"))],
-            "bands": watched[-1] if watched and _is_plain(watched[-1]) else None,
-            "notes": [str(line.get("text", "")) for line in lines if line.get("kind") == "note"][-5:],
-            "previews": steps,
-        }
-
-    def preview_path(self, model: str, step: int) -> Path:
-        path = self.workspace.run_folder(model) / "previews" / f"step-{step:09d}.png"
-        if not path.is_file():
-            raise UserError("There is no such preview.")
-        return path
-
-    def emerging_png(self, job: Job) -> bytes:
-        """The picture as it emerges, enlarged, as a PNG."""
-        if "emerging" not in job.artifacts:
-            raise UserError("Nothing has emerged yet.")
-        return png(enlarged(operations.make_grid(job.artifacts["emerging"][1], columns=4, gap=1), 384))
-
-    def animation(self, job: Job) -> bytes:
-        """The denoising of the first pictures as an animated WebP."""
-        frames: list[Tensor] = job.artifacts.get("frames", [])
-        if not frames:
-            raise UserError("There is no animation of this job.")
-        pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in frames]
-        out = io.BytesIO()
-        durations = [max(40, 2500 // len(pictures))] * (len(pictures) - 1) + [2000]
-        pictures[0].save(
-            out, format="WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=85
-        )
-        return out.getvalue()
-
     def estimate(self, request: TrainRequest) -> dict[str, Any]:
         """Time and memory of a training before it starts, measured on one small step."""
         from .training.estimate import estimate
@@ -522,25 +372,3 @@ def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: 
             with contextlib.suppress(OSError):  # somebody may have moved it at once
                 workspace.own.remember(image, result.path.read_bytes())
     return failure
-
-
-def _is_number(value: Any) -> bool:
-    """A number that JSON has, too; a file that someone has changed may hold anything."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _is_plain(line: dict[str, Any]) -> bool:
-    values = [*line.values(), *(v for part in line.values() if isinstance(part, dict) for v in part.values())]
-    return all(_is_number(value) or isinstance(value, (str, dict, bool)) for value in values)
-
-
-def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """Enlarge a small picture by a whole factor to about ``side`` pixels, pixels staying visible."""
-    factor = max(1, side // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format="PNG", compress_level=1)
-    return out.getvalue()

@@ -96,8 +96,8 @@ class Workspace:
             raise UserError(
                 f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
             )
-        if create:
-            check_no_twin(name, self.dataset_names(), "dataset")
+        if create and name not in (names := self.dataset_names()):
+            check_no_twin(name, names, "dataset")
         from .dataset.store import Store
 
         with self._guard:
@@ -166,9 +166,12 @@ class Workspace:
             target.mkdir(parents=True, exist_ok=True)
             files = []
             for item in items:
-                path = store.copy_path(item["sha256"])
-                out = target / f"{item['id']:06d}{path.suffix}"
-                shutil.copyfile(path, out)
+                path, out = store.copy_path(item["sha256"]), target / f"{item['id']:06d}.png"
+                if path.suffix == ".png":
+                    shutil.copyfile(path, out)
+                else:
+                    with Image.open(path) as image:
+                        image.save(out, format="PNG")
                 if item["prompt"]:
                     out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
                 files.append(str(out))
@@ -183,8 +186,8 @@ class Workspace:
         from .dataset.packing import fit
 
         store = self.store(name)
-        path = store.copy_of(item_id)
         try:
+            path = store.copy_of(item_id)
             if size is None:
                 return path.read_bytes()
             out = io.BytesIO()

@@ -161,7 +161,7 @@ window.ddpm = (function () {
                 connected = true;
                 const busy = Object.values(status.jobs).some((job) => job.state === "running" || job.state === "queued");
                 // the server asks for patience where many pages are open
-                wait = Math.max(status.wait, document.hidden ? 4000 : busy ? 500 : 1200);
+                wait = Math.max(status.wait || 0, document.hidden ? 4000 : busy ? 500 : 1200);
             } catch (error) {
                 // a server that restarts, a laptop that slept: it goes on where it was when the answer comes
                 connected = false;

@@ -126,6 +126,8 @@ def test_review_delete_restore_export(ready: CommandLine, tmp_path: Path) -> Non
     assert ready.run("dataset", "undo", "d")["changed"] == 1
     assert ready.run("dataset", "undo", "d")["changed"] == 2
     assert ready.run("dataset", "export", "d", tmp_path / "x")["changed"] == 50
+    exported = {path.suffix for path in (tmp_path / "x").iterdir()}
+    assert exported <= {".png", ".txt"} and ".png" in exported  # whatever the copies are
     ready.run("dataset", "delete", "d")
     assert ready.run("dataset", "list")["datasets"] == []
     ready.run("dataset", "restore", "d")

@@ -561,14 +561,14 @@ def test_a_page_of_a_review_follows_every_change_of_whoever_makes_it(tmp_path: P
     """Pages by remembered ids are those that the database itself would order, also after another process wrote."""
     store, other = Store(tmp_path / "d"), Store(tmp_path / "d")
     harvest(store, [random_pictures(tmp_path / "in", 30)])
-    views = Views(store)
+    views = Views()
 
     def agree() -> None:
         for view, which in VIEWS.items():
             wanted = store.items(**which)
-            pages = [views.page(view, number, 7)[0] for number in range(6)]
+            pages = [views.page(store, view, number, 7)[0] for number in range(6)]
             assert [item for page in pages for item in page] == wanted
-            _, total, counts = views.page(view, 99, 7)
+            _, total, counts = views.page(store, view, 99, 7)
             assert total == len(wanted) and counts == store.counts()
 
     agree()
@@ -581,4 +581,4 @@ def test_a_page_of_a_review_follows_every_change_of_whoever_makes_it(tmp_path: P
     harvest(other, [random_pictures(tmp_path / "more", 5, seed=4)])
     agree()
     with pytest.raises(UserError, match="no view"):
-        views.page("best", 0, 10)
+        views.page(store, "best", 0, 10)

@@ -23,6 +23,7 @@ LAYERS = [
     {"operations"},
     {"jobs", "collector"},
     {"host"},
+    {"watch"},
     {"service"},
     {"api", "ui", "commands"},
     {"demo"},

@@ -55,12 +55,12 @@ def _job(service: Service, values: dict[str, Any]) -> Job:
 
 def get_status(service: Service, values: dict[str, Any]) -> Any:
     return Response(
-        service.status_text(str(values.get("page", ""))[:32]), media_type="application/json", headers=_NEVER
+        service.watch.status_text(str(values.get("page", ""))[:32]), media_type="application/json", headers=_NEVER
     )
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
-    return service.items(
+    return service.watch.items(
         _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60)
     )
 
@@ -80,20 +80,20 @@ def get_thumb(service: Service, values: dict[str, Any]) -> Response:
 
 
 def get_curves(service: Service, values: dict[str, Any]) -> Any:
-    return service.curves(_text(values, "model"))
+    return service.watch.curves(_text(values, "model"))
 
 
 def get_preview(service: Service, values: dict[str, Any]) -> Response:
-    path = service.preview_path(_text(values, "model"), _number(values, "step"))
+    path = service.watch.preview_path(_text(values, "model"), _number(values, "step"))
     return FileResponse(path, media_type="image/png", headers=_NEVER)
 
 
 def get_emerging(service: Service, values: dict[str, Any]) -> Response:
-    return Response(service.emerging_png(_job(service, values)), media_type="image/png", headers=_NEVER)
+    return Response(service.watch.emerging_png(_job(service, values)), media_type="image/png", headers=_NEVER)
 
 
 def get_animation(service: Service, values: dict[str, Any]) -> Response:
-    return Response(service.animation(_job(service, values)), media_type="image/webp", headers=_NEVER)
+    return Response(service.watch.animation(_job(service, values)), media_type="image/webp", headers=_NEVER)
 
 
 def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
@@ -191,6 +191,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Request], Awaitable[Response]]:
+    def changing(service: Service, values: dict[str, Any]) -> Any:
+        try:
+            return handler(service, values)
+        finally:
+            service.watch.forget_status()
+
     async def endpoint(request: Request) -> Response:
         if not service.host.page_allows(request):
             return JSONResponse({"error": "Sign in to the page first."}, status_code=403)
@@ -206,9 +212,7 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
             if not isinstance(values, dict):
                 return JSONResponse({"error": "The request is no JSON object."}, status_code=400)
         try:
-            answer = await run_in_threadpool(handler, service, values)
-            if changes:
-                service.forget_status()
+            answer = await run_in_threadpool(changing if changes else handler, service, values)
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         except Exception as error:

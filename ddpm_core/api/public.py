@@ -17,8 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from .. import operations
 from ..errors import UserError
 from ..jobs import Job
+from ..operations.pictures import png
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
-from ..service import Service, png
+from ..service import Service
 
 PREFIX = "/ddpm/v1"
 
@@ -112,7 +113,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return {"job": job.id}
 
     def status() -> Any:
-        return told(service.status)
+        return told(service.watch.status)
 
     def folders() -> Any:
         return {"folders": list(service.host.image_folders())}
@@ -124,7 +125,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         )
 
     def items(name: str, view: str = "all", page: int = 0, size: int = 60) -> Any:
-        return told(lambda: service.items(name, view, page, size))
+        return told(lambda: service.watch.items(name, view, page, size))
 
     def decide(name: str, body: DecideBody) -> Any:
         workspace = service.workspace

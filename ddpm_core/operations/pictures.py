@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,3 +57,15 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Image
     for i in range(count):
         canvas.paste(to_image(images[i]), (i % columns * (width + gap), i // columns * (height + gap)))
     return canvas
+
+
+def enlarged(image: Image.Image, side: int) -> Image.Image:
+    """Enlarge a small picture by a whole factor to about ``side`` pixels, pixels staying visible."""
+    factor = max(1, side // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format="PNG", compress_level=1)
+    return out.getvalue()

@@ -177,7 +177,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
             f"There is already a model {name!r}; go on with it (--resume on the command line), or choose another name."
         )
     if not exists:
-        check_no_twin(name, workspace.model_names(), "model")
+        check_no_twin(name, [*workspace.model_names(), *workspace.run_names()], "model")
     if request.resume and not (folder / "run.json").exists():
         raise UserError(
             f"There is no run {name!r} to resume"

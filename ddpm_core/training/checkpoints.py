@@ -106,7 +106,8 @@ class CheckpointFolder:
         return Checkpoint(tensors, numbers, path)
 
     def load_newest(self) -> Checkpoint | None:
-        """The newest readable checkpoint; a damaged one is passed over for the one before it."""
+        """The newest readable checkpoint; a damaged one is passed over for the one before it, one of a later format not."""
+        self.refuse_later()
         problem: UserError | None = None
         for path in reversed(self.paths()):
             try:

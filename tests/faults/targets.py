@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -52,6 +53,7 @@ NET = UNetConfig(
 )
 SMALL = RunConfig(ModelConfig(NET))
 _FOLDER = Path(tempfile.mkdtemp(prefix="ddpm-fuzz-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 TORCH_CPU = torch.device("cpu")
 
 
@@ -138,8 +140,8 @@ def run_folder(data: bytes) -> None:
     (root / "trash" / "x" / "trash.json").write_bytes(data)
     (root / "trash" / "x" / "0").write_bytes(b"")
     service = Service(StandaloneHost(root))
-    json.dumps(service.status(), allow_nan=False)
-    json.dumps(service.curves("m"), allow_nan=False)
+    json.dumps(service.watch.status(), allow_nan=False)
+    json.dumps(service.watch.curves("m"), allow_nan=False)
     service.collector.wants("a prompt")
     workspace = service.workspace
     with contextlib.suppress(UserError):

@@ -53,7 +53,18 @@ def test_every_format_is_kept() -> None:
 @pytest.mark.parametrize("archive", FORMATS, ids=lambda path: path.stem)
 def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> None:
     line = unpacked(archive, tmp_path / "ws")
+    dataset = tmp_path / "ws" / "datasets" / "d"
     assert line.run("dataset", "list")["datasets"] == [{"name": "d", "items": 24, "kept": 23, "rejected": {"user": 1}}]
+    version = int(archive.stem)
+    if version < SCHEMA_VERSION:  # as it was, beside what it has become
+        with contextlib.closing(sqlite3.connect(dataset / f"dataset.format-{version}.sqlite")) as before:
+            assert before.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == (str(version),)
+            assert before.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert before.execute("SELECT COUNT(*) FROM items").fetchone() == (24,)
+    with contextlib.closing(sqlite3.connect(dataset / "dataset.sqlite")) as now:
+        assert now.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone() == (str(SCHEMA_VERSION),)
+        indexes = {name for (name,) in now.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+        assert {"items_reason", "items_twins"} <= indexes
     out = tmp_path / "out"
     line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", "--out", out)
     with Image.open(out / "00000-1.png") as mine, Image.open(tmp_path / "ws" / "expected.png") as before:
@@ -118,3 +129,15 @@ def test_a_later_format_is_refused_untouched(
         _, said = process.communicate(timeout=120)
         assert process.returncode == 2 and said.count("ddpm: ") == 1 and "newer version" in said, (command, said)
         assert contents(tmp_path / "ws") == before, command
+
+
+def test_an_upgrade_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    """No room for the backup: refused, and it works once there is."""
+    line = unpacked(FORMATS[0], tmp_path / "ws")
+    dataset = tmp_path / "ws" / "datasets" / "d"
+    (dataset / "dataset.format-1.sqlite").mkdir()  # nothing can be renamed to it
+    before = (dataset / "dataset.sqlite").read_bytes()
+    assert "could not be written" in str(line.run("dataset", "show", "d", code=2)["error"])
+    assert (dataset / "dataset.sqlite").read_bytes() == before
+    (dataset / "dataset.format-1.sqlite").rmdir()
+    assert len(line.run("dataset", "show", "d")["items"]) == 24  # type: ignore[arg-type]

@@ -63,8 +63,9 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzers]:
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS + 300
         )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {name: pool.submit(run, name) for name in NAMES}
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {name: pool.submit(run, name) for name in NAMES}
+    pool.shutdown(cancel_futures=True)
 
 
 def test_our_own_texts_come_back_whatever_stands_in_them() -> None:
@@ -185,8 +186,10 @@ def bombard(app: FastAPI, guarded: Guarded, going_on: Callable[[int], bool], see
         if isinstance(r, APIRoute) and r.path.startswith("/ddpm/") and not r.path.endswith((".js", ".css"))
     ]
     assert len(routes) > 10
-    sent = 0
+    sent, before = 0, -1
     while going_on(sent):
+        assert sent > before, "nothing could be sent"
+        before = sent
         for route in routes:
             path = re.sub(r"\{(\w+)(:path)?\}", lambda _: _in_path(values_for(guarded, chance)), route.path)
             values = {name: values_for(guarded, chance) for name in [*fields_of(route), "odd"] if chance.random() < 0.9}
@@ -271,9 +274,11 @@ def trigger(guarded: Guarded, going_on: Callable[[int], bool], seed: int) -> int
     host.local = False
     app, service = build_app(host)
     blocks = next(r.app.get_blocks() for r in app.routes if isinstance(r, Mount) and hasattr(r.app, "get_blocks"))
-    chance, called = random.Random(seed), 0
+    chance, called, before = random.Random(seed), 0, -1
     try:
         while going_on(called):
+            assert called > before, "nothing could be called"
+            before = called
             for event in blocks.fns.values():
                 wants_event = "event" in inspect.signature(event.fn).parameters if event.fn else True
                 if wants_event:

@@ -17,6 +17,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 from conftest import CommandLine, random_pictures, serve
+from PIL import Image
 
 from ddpm_core.dataset.store import NewItem, Store
 
@@ -29,7 +30,11 @@ SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
 
 def many_items(folder: Path) -> None:
     """A dataset of that many items, whose copies are a few pictures linked again and again."""
-    pictures = sorted(random_pictures(folder.parents[1] / "some", ITEMS // 5000).iterdir())
+    pictures = []
+    for path in sorted(random_pictures(folder.parents[1] / "some", ITEMS // 5000).iterdir()):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".webp"), lossless=True)
+        pictures.append(path.with_suffix(".webp"))
     store = Store(folder)
     thumb = bytes(24 * 24 * 3)
     for start in range(0, ITEMS, 5000):
@@ -37,6 +42,7 @@ def many_items(folder: Path) -> None:
         for number in range(start, start + 5000):
             sha = hashlib.sha256(str(number).encode()).hexdigest()
             path = store.copy_path(sha)
+            assert path.suffix == picture.suffix
             path.parent.mkdir(exist_ok=True)
             os.link(picture, path)
             items.append(
@@ -72,7 +78,7 @@ class Client(threading.Thread):
                 self.errors.append(f"{target}: {answer.status} {content[:200]!r}")
             elif path == "ui/status":
                 self.wait = max(0.5, json.loads(content)["wait"] / 1000)  # as our page's script
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             self.errors.append(f"{target}: {error}")
             self.connection.close()
         return time.perf_counter() - began
@@ -83,12 +89,15 @@ class Client(threading.Thread):
         session = f"page{id(self)}"
         order = {"data": values, "fn_index": self.generate, "session_hash": session, "event_data": None}
         headers = {"Content-Type": "application/json"}
-        self.connection.request("POST", "/gradio_api/queue/join", json.dumps(order), headers)
-        answer = self.connection.getresponse()
-        joined = answer.read()
-        self.connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-        answer = self.connection.getresponse()
-        said = answer.read().decode()
+        try:
+            self.connection.request("POST", "/gradio_api/queue/join", json.dumps(order), headers)
+            joined = self.connection.getresponse().read()
+            self.connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+            said = self.connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            self.errors.append(f"sampling: {error}")
+            self.connection.close()
+            return
         if '"success":true' not in said or "ddpm-failure" in said:
             self.errors.append(f"sampling: {joined!r} {said[-300:]}")
         self.samples += 1
@@ -174,6 +183,7 @@ def test_fifty_pages_while_it_trains(tmp_path: Path) -> None:
             f"{len(asked)} status answers, 95 % within {1000 * late:.0f} ms; training {slowed:.1%} slower; {slope:+.1f} MiB a minute"
         )
         assert not [error for client in clients for error in client.errors]
+        assert all(client.samples == 1 and client.status_seconds for client in clients)
         assert late < 0.1 and slowed < 0.1 and slope < 5
     finally:
         process.terminate()

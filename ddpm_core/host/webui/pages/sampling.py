@@ -143,7 +143,7 @@ class _Progress:
         if option("live_previews_enable", False) and time.monotonic() - self._shown > _PREVIEW_SECONDS:
             from ....model.diffusion import model_to_uint8
             from ....operations import make_grid
-            from ....service import enlarged
+            from ....operations.pictures import enlarged
 
             self._shown = time.monotonic()
             state.assign_current_image(enlarged(make_grid(model_to_uint8(x0[:_PREVIEW_MOST]).cpu()), _PREVIEW_SIDE))
