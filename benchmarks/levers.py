@@ -1,0 +1,113 @@
+"""What each lever of speed is worth on its own: the bare training step as it is, and with one thing changed back or added.
+
+No bar: the figures say what to build next, and keep what was built honest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from ddpm_core.dataset.packing import Packed
+from ddpm_core.model.loss import loss_per_image
+from ddpm_core.training.settings import PRESETS, Preset, RunConfig
+from ddpm_core.training.trainer import Trainer
+
+from . import common
+from .training import Timed
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+def step_of(
+    preset: Preset,
+    packed: Packed,
+    device: torch.device,
+    *,
+    precision: str = "auto",
+    optimizer: dict[str, Any] | None = None,
+    network: Callable[[Any, tuple[torch.Tensor, torch.Tensor]], Any] = lambda net, example: net,
+    around: Context = nullcontext,
+) -> Callable[[], object]:
+    """Network, loss, gradients and optimizer on one batch that is always there, without dropout."""
+    train = dataclasses.replace(preset.train, precision=precision)
+    with around():
+        trainer = Trainer(RunConfig(preset.model, train), packed.images, device)
+    if optimizer is not None:
+        trainer.optimizer = torch.optim.AdamW(trainer.parameters, lr=train.learning_rate, **optimizer)
+    x0, _, times, noise = trainer._draw(0)
+    noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
+    target = trainer.diffusion.target(x0, noise, times)
+    weights = trainer.weights[times]
+    net = network(trainer.net, (noisy, times))
+
+    def step() -> None:
+        with around():
+            losses = loss_per_image("mse", net(noisy, times), target)
+            torch.autograd.backward((losses * weights).mean())
+            torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def contiguous() -> AbstractContextManager[Any]:
+    """The layout that PyTorch takes by itself."""
+    return patch.object(torch, "channels_last", torch.contiguous_format)
+
+
+def run(argv: list[str] | None = None) -> int:
+    options = common.parser(__doc__ or "")
+    options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--seconds", type=float, default=4.0, help="of one measurement")
+    a = options.parse_args(argv)
+    device = common.device_of(a)
+    name = "tiny-32" if device.type == "cpu" else "article-64"
+    preset = PRESETS[name]
+    packed = common.portraits(preset.model.unet.image_size[0])
+    makers: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "float32": {"precision": "fp32"},
+        "contiguous layout": {"around": contiguous},
+        "optimizer by foreach": {"optimizer": {"foreach": True}},
+        "optimizer parameter by parameter": {"optimizer": {"foreach": False}},
+        "network by torch.compile": {"network": lambda net, example: torch.compile(net)},
+    }
+    if device.type == "cuda":
+        makers["network by CUDA graphs"] = {"network": torch.cuda.make_graphed_callables}
+    kinds: dict[str, Callable[[], float]] = {}
+    first: dict[str, float] = {}
+    for kind, how in makers.items():
+        began = time.perf_counter()
+        try:
+            timed = Timed(step_of(preset, packed, device, **how), preset.train.batch_size, a.seconds, device)
+        except Exception as error:  # no compiler, no such precision
+            common.say(f"{kind}: not here ({str(error).strip().splitlines()[0][:200]})")
+            continue
+        first[kind] = round(time.perf_counter() - began, 1)
+        kinds[kind] = timed.measure
+    found = common.alternate(kinds, a.rounds, common.say)
+    base = found["as it is"]
+    rows = [
+        {
+            "kind": kind,
+            "images_per_second": round(common.summary(values)["median"], 1),
+            "of_as_it_is": round(common.paired_ratio(values, base), 3),
+            "seconds_before_the_fourth_step": first[kind],
+        }
+        for kind, values in found.items()
+    ]
+    result = {"what": f"levers of a training step of {name}", "rows": rows, **common.machine(device)}
+    return common.answer(a, result)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
