@@ -440,15 +440,6 @@ class Store:
         }
 
     @_plainly
-    def twin_count(self) -> int:
-        """How many kept items have a near duplicate."""
-        return int(
-            self._connection()
-            .execute("SELECT COUNT(*) FROM items WHERE status = ? AND twin_group IS NOT NULL", (KEPT,))
-            .fetchone()[0]
-        )
-
-    @_plainly
     def kept(self) -> list[tuple[int, str]]:
         """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
         rows = self._connection().execute("SELECT id, sha256 FROM items WHERE status = ? ORDER BY sha256, id", (KEPT,))

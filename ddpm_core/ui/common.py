@@ -78,3 +78,8 @@ def not_in_defaults(*components: Any) -> None:
 def choices(values: list[str], current: Any, fallback: str | None) -> Any:
     """An update of a dropdown's choices; its value is set only where it has none, so that nothing typed is lost."""
     return gr.update(choices=values) if current or not fallback else gr.update(choices=values, value=fallback)
+
+
+def existing(values: list[str], current: Any, fallback: str | None) -> Any:
+    """An update of a dropdown that offers only what there is: what was deleted makes way."""
+    return gr.update(choices=values) if current in values else gr.update(choices=values, value=fallback)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..service import Service
 from . import dataset, generate, ids, train
-from .common import choices
+from .common import choices, existing
 
 
 def build_tab(service: Service) -> None:
@@ -34,8 +34,8 @@ def build_tab(service: Service) -> None:
             choices(datasets, data_train, first),
             choices(["", *models], init, None),
             choices(models, trained, job.subject if job else None),
-            choices(models, model, service.newest_model()),
-            choices(datasets, against, first),
+            existing(models, model, service.newest_model()),
+            existing(datasets, against, first),
         )
 
     drawn = [
