@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CURVE_POINTS = 400
 _STATUS_SECONDS = 0.2
-_POLLS_A_SECOND = 40  # of all pages together; each costs a training some half a millisecond of one core
+_POLLS_A_SECOND = 25  # of all pages together; each costs a training some half a millisecond of one core
 _LONGEST_WAIT = 2500
 _MOST_PAGES = 1000
 

@@ -241,6 +241,7 @@ class Store:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA cache_size = -512")  # KiB of each thread's connection; a server has dozens of threads
             self._local.db = db
         return db
 
