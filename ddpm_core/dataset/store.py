@@ -21,7 +21,7 @@ from PIL import features
 
 from ..errors import UserError
 from ..files import parse_json, replace_with, sweep
-from . import KEPT, REJECTED
+from . import KEPT, REJECTED, schema
 from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
 
 if TYPE_CHECKING:
@@ -30,45 +30,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 R = TypeVar("R")
 
-SCHEMA_VERSION = 2
-
-# of format 1; a new file is made so and then upgraded, as an old one is
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE items (
-    id INTEGER PRIMARY KEY,
-    source TEXT NOT NULL,           -- absolute path the picture was harvested from
-    bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    width INTEGER, height INTEGER,
-    prompt TEXT NOT NULL, negative_prompt TEXT NOT NULL,
-    settings TEXT NOT NULL,         -- JSON object of the generation text's settings
-    status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL,
-    decided_by TEXT NOT NULL,       -- 'check' or 'user'
-    suspicion REAL, twin_group INTEGER,
-    hash INTEGER,                   -- difference hash, as a signed 64-bit number
-    thumb BLOB,                     -- (24, 24, 3) uint8
-    has_copy INTEGER NOT NULL,
-    added REAL NOT NULL
-);
-CREATE INDEX items_source ON items (source);
-CREATE INDEX items_sha256 ON items (sha256);
-CREATE INDEX items_status ON items (status, suspicion DESC);
-CREATE TABLE decisions (            -- what a person decided, for undo; one batch is one action
-    id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, item INTEGER NOT NULL,
-    status TEXT NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL, decided_by TEXT NOT NULL  -- as they were before
-);
-"""
-
-# from each format to the next
-_UPGRADES: dict[int, tuple[str, ...]] = {
-    # indexes for counts and pages of a review, a count of changes; from here copies may be WebP
-    1: (
-        "CREATE INDEX items_reason ON items (status, reason)",
-        "CREATE INDEX items_twins ON items (status, twin_group) WHERE twin_group IS NOT NULL",
-        "INSERT INTO meta VALUES ('changes', '1')",
-    ),
-}
 _ONE_CHANGE_MORE = (
     "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
 )
@@ -111,20 +72,6 @@ def fingerprint_of(kept: Sequence[tuple[int, str]]) -> str:
 @functools.cache
 def _writes_webp() -> bool:
     return bool(features.check("webp"))
-
-
-def _version(db: sqlite3.Connection) -> int:
-    version = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
-    if version < 1:
-        raise ValueError(f"there was no format {version}")
-    return version
-
-
-def _upgrade(db: sqlite3.Connection, version: int) -> None:
-    for step in range(version, SCHEMA_VERSION):
-        for statement in _UPGRADES[step]:
-            db.execute(statement)
-    db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(SCHEMA_VERSION),))
 
 
 def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
@@ -173,12 +120,9 @@ class Store:
                 sweep(place)
             with self.transaction() as db:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-                    for statement in _SCHEMA.split(";\n"):
-                        db.execute(statement)
-                    db.execute("INSERT INTO meta VALUES ('schema', '1')")
-                    _upgrade(db, 1)
-                version = _version(db)
-            if version < SCHEMA_VERSION:
+                    schema.create(db)
+                version = schema.version(db)
+            if version < schema.VERSION:
                 self._upgrade_with_a_backup()
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             if isinstance(error, sqlite3.OperationalError):
@@ -191,15 +135,15 @@ class Store:
             ) from None
         except OSError as error:
             raise UserError(f"The dataset folder {folder} cannot be written ({error.strerror}).") from None
-        if version > SCHEMA_VERSION:
+        if version > schema.VERSION:
             raise UserError(f"The dataset in {folder} was made by a newer version; update this extension to open it.")
         self._identity = self._on_disk()
 
     def _upgrade_with_a_backup(self) -> None:
         """To today's format, all or nothing; the file as it was stays beside it."""
         with self.transaction() as db:  # nobody else writes meanwhile
-            version = _version(db)
-            if version >= SCHEMA_VERSION:
+            version = schema.version(db)
+            if version >= schema.VERSION:
                 return  # another process was quicker
 
             def copy(target: Path) -> None:
@@ -211,7 +155,7 @@ class Store:
                     now.backup(out)
 
             replace_with(self.folder / f"dataset.format-{version}.sqlite", copy)
-            _upgrade(db, version)
+            schema.upgrade(db, version)
 
     def _on_disk(self) -> tuple[int, int] | None:
         try:

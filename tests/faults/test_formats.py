@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddpm_core.dataset.store import SCHEMA_VERSION
+from ddpm_core.dataset.schema import VERSION as SCHEMA_VERSION
 from ddpm_core.model.file import FORMAT as MODEL_FORMAT
 from ddpm_core.operations.training import RUN_FORMAT
 from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
