@@ -53,10 +53,21 @@ def _job(service: Service, values: dict[str, Any]) -> Job:
     return job
 
 
+def _page(values: dict[str, Any]) -> str:
+    return str(values.get("page", ""))[:32]
+
+
+def _status(text: str) -> Response:
+    return Response(text, media_type="application/json", headers=_NEVER)
+
+
 def get_status(service: Service, values: dict[str, Any]) -> Any:
-    return Response(
-        service.watch.status_text(str(values.get("page", ""))[:32]), media_type="application/json", headers=_NEVER
-    )
+    return _status(service.watch.status_text(_page(values)))
+
+
+def fresh_status(service: Service, values: dict[str, Any]) -> Response | None:
+    text = service.watch.fresh_status(_page(values))
+    return None if text is None else _status(text)
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
@@ -155,6 +166,7 @@ def post_empty_trash(service: Service, values: dict[str, Any]) -> Any:
     return {"deleted": service.workspace.empty_trash()}
 
 
+AT_ONCE: dict[str, Handler] = {"status": fresh_status}  # asked first, without a thread of the pool; None: it takes time
 GETS: dict[str, Handler] = {
     "status": get_status,
     "items": get_items,
@@ -182,7 +194,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
     """Register the page's routes; every one refuses whom the host does not allow."""
     for name, handler in GETS.items():
         app.add_api_route(
-            f"{PREFIX}/{name}", _endpoint(service, handler, changes=False), methods=["GET"], include_in_schema=False
+            f"{PREFIX}/{name}",
+            _endpoint(service, handler, changes=False, at_once=AT_ONCE.get(name)),
+            methods=["GET"],
+            include_in_schema=False,
         )
     for name, handler in POSTS.items():
         app.add_api_route(
@@ -190,7 +205,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
         )
 
 
-def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    service: Service, handler: Handler, changes: bool, at_once: Handler | None = None
+) -> Callable[[Request], Awaitable[Response]]:
     def changing(service: Service, values: dict[str, Any]) -> Any:
         try:
             return handler(service, values)
@@ -212,7 +229,9 @@ def _endpoint(service: Service, handler: Handler, changes: bool) -> Callable[[Re
             if not isinstance(values, dict):
                 return JSONResponse({"error": "The request is no JSON object."}, status_code=400)
         try:
-            answer = await run_in_threadpool(changing if changes else handler, service, values)
+            answer = at_once(service, values) if at_once else None
+            if answer is None:
+                answer = await run_in_threadpool(changing if changes else handler, service, values)
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         except Exception as error:
