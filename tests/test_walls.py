@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -270,3 +271,17 @@ def test_install_script_installs_nothing_and_imports_no_torch() -> None:
     assert names <= {"os", "re", "sys"}
     done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_each_promise_of_security_names_a_test_that_there_is() -> None:
+    promised = (ROOT / "SECURITY.md").read_text(encoding="utf-8").split("## What is not promised")[0]
+    rows = [line for line in promised.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    for row in rows:
+        shown_by = row.rsplit(" | ", 1)[1]
+        named = re.findall(r"`(?:(tests/[\w/]+\.py))?(?:::(\w+))?`", shown_by)
+        assert any(file for file, _ in named), row
+        text = ""
+        for file, test in named:
+            text = (ROOT / file).read_text(encoding="utf-8") if file else text  # `::test` goes on with the file before
+            assert not test or f"def {test}(" in text, f"{test} is not in {file}"
