@@ -93,7 +93,10 @@ def replace_with(target: Path, write: Any) -> None:
 
 
 def _plain(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).splitlines()[0]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next(
+        iter(text.splitlines()), "the memory does not suffice" if isinstance(error, MemoryError) else repr(error)
+    )
 
 
 def _sync_folder(folder: Path) -> None:

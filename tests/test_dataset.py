@@ -6,6 +6,8 @@ import hashlib
 import io
 import os
 import sqlite3
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -13,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, random_pictures
+from conftest import DATA, ROOT, random_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
+from safetensors.torch import load_file, save_file
 
 from ddpm_core.dataset import infotext
 from ddpm_core.dataset.checks import check_content
 from ddpm_core.dataset.harvest import harvest
 from ddpm_core.dataset.packing import fit, holdout, load, pack
 from ddpm_core.dataset.reading import Rejected, decode, decode_user_comment
-from ddpm_core.dataset.store import Store
+from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.dataset.views import VIEWS, Views
 from ddpm_core.errors import UserError
 
@@ -506,6 +509,56 @@ def test_packing_is_made_once_and_holds_the_kept(tmp_path: Path) -> None:
     packed.path.write_bytes(packed.path.read_bytes()[:-50])
     with pytest.raises(UserError, match="damaged"):
         load(packed.path)
+
+
+PACK = """
+import resource, sys, torch
+from pathlib import Path
+from ddpm_core.dataset.packing import pack
+from ddpm_core.dataset.store import Store
+store = Store(Path(sys.argv[1]))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+pack(store, (32, 32), "center")
+before = peak()
+pack(store, (256, 256), "center")
+print(round(peak() - before))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no getrusage")
+def test_packing_writes_what_the_library_would_and_holds_no_dataset_in_memory(tmp_path: Path) -> None:
+    store = Store(tmp_path / "d")
+    harvest(store, [random_pictures(tmp_path / "in", 4)])
+    shas = [item["sha256"] for item in store.items()]
+    more = [hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(596)]
+    for number, sha in enumerate(more):
+        copy = store.copy_path(shas[number % 4])
+        linked = store.copy_path(sha).with_suffix(copy.suffix)
+        linked.parent.mkdir(exist_ok=True)
+        os.link(copy, linked)
+    store.add(
+        [NewItem(f"/x/{sha}.png", 1, 1, sha, 48, 48, "", thumb=bytes(24 * 24 * 3), has_copy=True) for sha in more]
+    )
+    store.close()
+    # in a process of its own, whose peak nothing has raised before
+    held = subprocess.run(
+        [sys.executable, "-c", PACK, store.folder], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    store = Store(store.folder)
+    packed = pack(store, (256, 256), "center")
+    megabytes = packed.images.numel() / 1e6
+    assert float(held.stdout) < megabytes * 0.4, f"{held.stdout} MB held for {megabytes:.0f} MB"
+    found = load_file(packed.path)
+    kept = store.kept()
+    for row in (0, 1, 127, 128, 599):
+        with Image.open(store.copy_path(kept[row][1])) as image:
+            wanted = np.asarray(fit(image.convert("RGB"), (256, 256), "center")).transpose(2, 0, 1)
+        assert np.array_equal(found["images"][row].numpy(), wanted)
+    assert found["ids"].tolist() == packed.ids == [i for i, _ in kept]
+    assert found["held_out"].tolist() == packed.held_out == holdout([sha for _, sha in kept])
+    save_file(found, tmp_path / "again", metadata={"fingerprint": packed.fingerprint})
+    again = load(tmp_path / "again")
+    assert torch.equal(again.images, packed.images) and again.fingerprint == packed.fingerprint
 
 
 def test_copies_are_lossless_and_those_of_before_stay_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
@@ -21,6 +21,7 @@ from .store import Store, fingerprint_of
 
 CROPS = ("center", "top", "pad")
 HOLDOUT_ONE_IN = 10
+_AHEAD = 128  # pictures that are made while the one before them is written
 HOLDOUT_FROM = 40  # with fewer pictures none is held out
 
 
@@ -112,10 +113,8 @@ def pack(
     path = packed_path(store, fingerprint_of(kept), size, crop)
     if path.exists():
         return load(path)
-    height, width = size
-    images = torch.empty((len(kept), 3, height, width), dtype=torch.uint8)
 
-    def one(index: int) -> None:
+    def one(index: int) -> bytes:
         source = store.copy_path(kept[index][1])
         try:
             with Image.open(source) as image:
@@ -125,20 +124,43 @@ def pack(
                 f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
                 "harvest its folder into a new dataset, or reject the item."
             ) from None
-        images[index] = torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+        pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
+        return pixels
 
-    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool:
-        for done, _ in enumerate(pool.map(one, range(len(kept))), 1):
-            if done % 64 == 0:
-                progress(done, len(kept), "Packing")
-    tensors = {
-        "images": images,
-        "ids": torch.tensor([i for i, _ in kept], dtype=torch.int64),
-        "held_out": torch.tensor(holdout([sha for _, sha in kept]), dtype=torch.bool),
-    }
-    metadata = {"fingerprint": fingerprint_of(kept)}
-    replace_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    def write(temporary: Path) -> None:
+        with (
+            open(temporary, "wb") as file,
+            ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool,
+        ):
+            file.write(_head(kept, size))
+            for start in range(0, len(kept), _AHEAD):
+                for number, picture in enumerate(pool.map(one, range(start, min(start + _AHEAD, len(kept)))), start):
+                    file.write(picture)
+                    if number % 64 == 63:
+                        progress(number + 1, len(kept), "Packing")
+
+    replace_with(path, write)
     return load(path)
+
+
+def _head(kept: list[tuple[int, str]], size: tuple[int, int]) -> bytes:
+    """What stands before the pictures in a packed file: safetensors' header (its README gives the format), ids, held out.
+
+    The library's own writer wants all pictures in memory, twice; a dataset may be larger than that.
+    """
+    ids = np.asarray([i for i, _ in kept], dtype="<i8").tobytes()
+    held_out = np.asarray(holdout([sha for _, sha in kept]), dtype=bool).tobytes()
+    shape = [len(kept), 3, *size]
+    ends = np.cumsum([0, len(ids), len(held_out), int(np.prod(shape, dtype=np.int64))]).tolist()
+    header = {
+        "__metadata__": {"fingerprint": fingerprint_of(kept)},
+        "ids": {"dtype": "I64", "shape": [len(kept)], "data_offsets": ends[0:2]},
+        "held_out": {"dtype": "BOOL", "shape": [len(kept)], "data_offsets": ends[1:3]},
+        "images": {"dtype": "U8", "shape": shape, "data_offsets": ends[2:4]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    return len(text).to_bytes(8, "little") + text + ids + held_out
 
 
 def load(path: Path) -> Packed:
