@@ -226,12 +226,17 @@ class Service:
             from .model.diffusion import model_to_uint8
 
             frames: list[Tensor] = []
+            last = 0
 
             def emerging(done: int, total: int, x0: Tensor) -> None:
+                nonlocal last
                 with self.host.gpu_slice():
                     seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
                 job.artifacts["emerging"] = (done, seen)
-                calls = total // -(-count // _SAMPLE_BATCH)  # of the first batch, of which the animation is made
+                calls = total // -(-count // len(x0))  # of the first batch, of which the animation is made
+                if done <= min(calls, last):
+                    frames.clear()  # for want of memory it has begun anew with fewer pictures
+                last = done
                 if done <= calls and (done % max(1, calls // _MOST_FRAMES) == 0 or done == calls):
                     frames.append(seen[:_ANIMATED_MOST])
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import base64
 import io
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import DATA
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from torch import Tensor
 
 from ddpm_core.api import public
 from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.model.unet import UNet
+from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.service import Service
 
 
@@ -77,6 +83,35 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     assert "Size: 96x96" in enlarged["infotexts"][0] and "DDPM upscaler: Nearest" in enlarged["infotexts"][0]
     everything = client.get("/ddpm/v1/status").text + client.get("/ddpm/v1/models").text + str(page)
     assert str(few) not in everything and str(few.parent) not in everything
+
+
+def test_an_animation_is_of_one_batch_also_where_the_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(sorted((DATA / "formats").glob("*.zip"))[-1]) as archive:
+        archive.extractall(tmp_path)
+    service = Service(StandaloneHost(tmp_path))
+    real, calls = UNet.forward, []
+
+    def starved(self: UNet, x: Tensor, *values: Any, **named: Any) -> Tensor:
+        calls.append(len(x))
+        if len(x) > 4 and len(calls) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, x, *values, **named)
+
+    try:
+        settings = SampleSettings("ddim", 5, seed=3)
+        plain = service.start_sampling("m", 8, settings)
+        assert plain.finished.wait(60)
+        monkeypatch.setattr(UNet, "forward", starved)
+        halved = service.start_sampling("m", 8, settings)
+        assert halved.finished.wait(60) and calls == [8, 8, 8] + 10 * [4]
+        wanted, found = plain.artifacts["frames"], halved.artifacts["frames"]
+        assert len(wanted) == len(found) == 5
+        assert all(torch.equal(of_four, of_eight[:4]) for of_four, of_eight in zip(found, wanted))
+        assert service.watch.animation(halved).startswith(b"RIFF")
+    finally:
+        service.shutdown()
 
 
 def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
