@@ -139,9 +139,12 @@ def undone(workspace: Workspace, command: list[str]) -> bool:
 
 
 def endure(
-    lives: Lives, folder: Path, many: int, seed: int, choose: Callable[[random.Random], dict[str, Any]]
+    lives: Lives, folder: Path, many: int, seed: int, choose: Callable[[random.Random, list[str]], dict[str, Any]]
 ) -> Counter[str]:
-    """Live whole lives, in trouble again and again, until so many troubles are survived; each must end as a calm one."""
+    """Live whole lives, in trouble again and again, until so many troubles are survived; each must end as a calm one.
+
+    ``choose`` gives the trouble, if any, that a command gets into.
+    """
     chance = random.Random(seed)
     source = random_pictures(folder / "in", PICTURES)
     calm = folder / "calm"
@@ -156,7 +159,7 @@ def endure(
         known = Known(folder / f"life{life}")
         for command in commands(source):
             while True:
-                how = choose(chance) if survived.total() < many and chance.random() < 0.9 else {}
+                how = choose(chance, command) if survived.total() < many and chance.random() < 0.9 else {}
                 given = command
                 if command is TRAIN and (known.root / "runs" / "m" / "run.json").exists():
                     given = RESUME
@@ -183,7 +186,7 @@ def endure(
     return survived
 
 
-def killed(chance: random.Random) -> dict[str, Any]:
+def killed(chance: random.Random, command: list[str]) -> dict[str, Any]:
     """At a moment in one case of three, else at a point."""
     if chance.random() < 0.34:
         return {"seconds": chance.uniform(0.0, 1.5)}
@@ -191,14 +194,19 @@ def killed(chance: random.Random) -> dict[str, Any]:
     return {"point": point, "passage": int(chance.expovariate(0.25)), "after": chance.random() < 0.5}
 
 
-def full(chance: random.Random) -> dict[str, Any]:
+def full(chance: random.Random, command: list[str]) -> dict[str, Any]:
     """Files end at some byte between the first and the largest that is written, small ones as likely as large ones."""
     return {"file_limit": int(2 ** chance.uniform(0.0, 20.0))}
 
 
-def starved(chance: random.Random) -> dict[str, Any]:
-    """An allocation that fails, once or from then on."""
-    point = chance.choice(["state", "preview", "checkpoint", "pack", "copy"])
+def starved(chance: random.Random, command: list[str]) -> dict[str, Any]:
+    """An allocation that fails, once or from then on, where a command makes large ones."""
+    if command is TRAIN:
+        point = chance.choice(["state", "preview", "checkpoint", "pack"])
+    elif command[0] == "harvest":
+        point = "copy"
+    else:
+        return {}
     return {
         "point": point,
         "passage": int(chance.expovariate(0.25)),
@@ -207,7 +215,7 @@ def starved(chance: random.Random) -> dict[str, Any]:
     }
 
 
-def denied(chance: random.Random) -> dict[str, Any]:
+def denied(chance: random.Random, command: list[str]) -> dict[str, Any]:
     """Nothing in the workspace may be written, or not even be read, from some point on."""
     point, mode = chance.choice([*POINTS, INSIDE]), chance.choice([0o555, 0o000])
     return {"point": point, "passage": int(chance.expovariate(0.25)), "after": chance.random() < 0.5, "denied": mode}
@@ -230,8 +238,11 @@ def test_without_permissions_one_sentence_and_nothing_lost(lives: Lives, tmp_pat
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("trouble", [killed, full, starved, denied], ids=lambda trouble: trouble.__name__)
-def test_two_hundred_times(lives: Lives, tmp_path: Path, trouble: Callable[[random.Random], dict[str, Any]]) -> None:
+def test_two_hundred_times(
+    lives: Lives, tmp_path: Path, trouble: Callable[[random.Random, list[str]], dict[str, Any]]
+) -> None:
     seed = int(os.environ.get("DDPM_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
     print(f"{trouble.__name__}: seed {seed} (DDPM_SEED)")
     survived = endure(lives, tmp_path, int(os.environ.get("DDPM_TROUBLES", "200")), seed, trouble)

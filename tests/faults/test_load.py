@@ -169,6 +169,7 @@ def slope(moments: list[float], sizes: list[float]) -> float:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_fifty_pages_while_it_trains(tmp_path: Path) -> None:
     workspace = tmp_path / "served" / "ws"
     line = CommandLine(workspace)
