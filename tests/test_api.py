@@ -136,6 +136,17 @@ def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
             assert job["state"] == "failed" and job["error"].endswith("."), (path, job)
         else:
             assert answer.status_code == 400 and answer.json()["detail"].endswith((".", "?")), (path, answer.text)
+    for path, body, said in (  # what does not even have the right form
+        ("train", '{"model": "m", "steps": "many"}', "The request's steps is wrong: "),
+        ("train", '{"model": "m", "steps": NaN}', "The request's steps is wrong: "),
+        ("sample", '{"model": "m", "count": "\\ud800"}', "The request's count is wrong: "),
+        ("train", '{"model": "m", "settings": {"\\ud800": []}}', "The request's settings"),
+        ("sample", '{"model": "m"', "The request is no valid JSON."),
+        ("sample", "[]", "The request's content is wrong: "),
+    ):
+        answer = client.post(f"/ddpm/v1/{path}", content=body, headers={"Content-Type": "application/json"})
+        detail = answer.json()["detail"]
+        assert answer.status_code == 422 and detail.startswith(said) and detail.endswith("."), (body, answer.text)
     assert client.get("/ddpm/v1/jobs/999").status_code == 404
     for kind in ({"Content-Type": "text/plain"}, {}):  # what a page of another site can send without asking
         assert client.post("/ddpm/v1/stop", content=b'{"kind": "train"}', headers=kind).status_code == 415

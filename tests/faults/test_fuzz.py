@@ -193,9 +193,6 @@ def bombard(app: FastAPI, guarded: Guarded, going_on: Callable[[int], bool], see
         for route in routes:
             path = re.sub(r"\{(\w+)(:path)?\}", lambda _: _in_path(values_for(guarded, chance)), route.path)
             values = {name: values_for(guarded, chance) for name in [*fields_of(route), "odd"] if chance.random() < 0.9}
-            if "/v1/" in route.path:
-                # FastAPI's own complaint repeats the body, and cannot write a lone surrogate or NaN
-                values = {k: v for k, v in values.items() if not isinstance(v, float) and v != "\ud800"}
             method = next(iter(route.methods))
             began = time.monotonic()
             if method == "GET":
