@@ -114,6 +114,7 @@ def arm(point: str, passage: int, after: bool, trouble: Callable[[], None], time
 
 def live(order: dict[str, Any]) -> dict[str, Any]:
     source, sink = os.pipe()
+    happened, mark = os.pipe()
     child = os.fork()
     if not child:
         status = 1
@@ -130,7 +131,12 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
                 if "denied" in order:
                     obey_permissions()
                     trouble = functools.partial(permit, Path(order["arguments"][1]), order["denied"])
-                arm(order["point"], order["passage"], order["after"], trouble, memory or 1)
+
+                def marked() -> None:
+                    os.write(mark, b"!")
+                    trouble()
+
+                arm(order["point"], order["passage"], order["after"], marked, memory or 1)
             status = cli.main(order["arguments"])
         except BaseException:
             traceback.print_exc()
@@ -139,6 +145,7 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
             sys.stderr.flush()
             os._exit(status)
     os.close(sink)
+    os.close(mark)
     if "seconds" in order:
         timer = threading.Timer(order["seconds"], os.kill, (child, signal.SIGKILL))
         timer.start()
@@ -148,10 +155,12 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
         timer.cancel()
         timer.join()
     status = os.waitpid(child, 0)[1]
+    troubled = bool(os.read(happened, 1))
+    os.close(happened)
     permit(Path(order["arguments"][1]), 0o755)
     if os.WIFSIGNALED(status):
-        return {"killed": True, "said": said}
-    return {"killed": False, "code": os.WEXITSTATUS(status), "said": said}
+        return {"killed": True, "said": said, "troubled": troubled}
+    return {"killed": False, "code": os.WEXITSTATUS(status), "said": said, "troubled": troubled}
 
 
 if __name__ == "__main__":
