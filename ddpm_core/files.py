@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError
+from .errors import UserError, is_out_of_memory
 
 # of this process, which in a container may have the number of the one before
 _OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -81,10 +81,10 @@ def replace_with(target: Path, write: Any) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _sync_folder(target.parent)
-    except Exception as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or not isinstance(error, Exception):
             raise
         raise UserError(
             f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
@@ -127,6 +127,24 @@ def read_json(path: Path, what: str) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"The {what} {path} is missing or damaged ({error}).") from None
+
+
+@contextlib.contextmanager
+def tensors_of(path: Path, problem: str, remedy: str = ".") -> Iterator[Any]:
+    """Open a safetensors file that someone may have damaged or forged: a ``safe_open``.
+
+    What the body raises over it, too, becomes a UserError, ``problem (what is wrong)remedy``, unless the memory has run out.
+    """
+    from safetensors import SafetensorError, safe_open  # a host that starts needs it not
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        # the last four: dtypes that this torch or the library does not know, tensors that are missing, sizes that overflow
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{problem} ({error}){remedy}") from None
 
 
 class FolderLock:

@@ -84,8 +84,8 @@ class Watch:
 
         ``page``: which page asks. ``wait`` in the answer: milliseconds before it should ask again, more where many ask.
         """
-        jobs = self._job_states()
         with self._status_guard:
+            jobs = self._job_states()
             self._note(page)
             if not self._is_fresh(jobs):
                 recent = time.monotonic() - 2 * _LONGEST_WAIT / 1000

@@ -118,6 +118,10 @@ def test_copies_are_found_out_mirrored_and_noisy_ones_too(real: Tensor) -> None:
     assert found.mirrored[30:].all()
     assert torch.equal(found.index[:30], torch.arange(30))
     assert nearest(fresh, train).memorised.float().mean() < 0.1
+    odd = torch.arange(1, 600, 2)
+    among = nearest(train[:40], train, odd, chunk=64)
+    assert torch.equal(among.index[1::2], odd[:20]) and bool((among.index % 2 == 1).all())
+    assert not among.memorised[0::2].all()
 
 
 def test_a_duplicated_training_picture_does_not_hide_its_copies(real: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import replace_with
+from ..files import replace_with, tensors_of
 from .store import Store, fingerprint_of
 
 CROPS = ("center", "top", "pad")
@@ -127,7 +128,18 @@ def pack(
         pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
         return pixels
 
+    failure: list[Exception] = []
+
     def write(temporary: Path) -> None:
+        try:
+            write_all(temporary)
+        except (OSError, UserError):
+            raise
+        except Exception as error:  # of making pictures, not of writing them
+            failure.append(error)
+            raise
+
+    def write_all(temporary: Path) -> None:
         with (
             open(temporary, "wb") as file,
             ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool,
@@ -139,7 +151,12 @@ def pack(
                     if number % 64 == 63:
                         progress(number + 1, len(kept), "Packing")
 
-    replace_with(path, write)
+    try:
+        replace_with(path, write)
+    except UserError:
+        if failure:
+            raise failure[0] from None
+        raise
     return load(path)
 
 
@@ -151,7 +168,7 @@ def _head(kept: list[tuple[int, str]], size: tuple[int, int]) -> bytes:
     ids = np.asarray([i for i, _ in kept], dtype="<i8").tobytes()
     held_out = np.asarray(holdout([sha for _, sha in kept]), dtype=bool).tobytes()
     shape = [len(kept), 3, *size]
-    ends = np.cumsum([0, len(ids), len(held_out), int(np.prod(shape, dtype=np.int64))]).tolist()
+    ends = list(itertools.accumulate([0, len(ids), len(held_out), math.prod(shape)]))
     header = {
         "__metadata__": {"fingerprint": fingerprint_of(kept)},
         "ids": {"dtype": "I64", "shape": [len(kept)], "data_offsets": ends[0:2]},
@@ -165,17 +182,16 @@ def _head(kept: list[tuple[int, str]], size: tuple[int, int]) -> bytes:
 
 def load(path: Path) -> Packed:
     """Open a packed file, memory-mapped; UserError when it is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            fingerprint = (file.metadata() or {})["fingerprint"]
-            return Packed(
-                file.get_tensor("images"),
-                file.get_tensor("ids").tolist(),
-                file.get_tensor("held_out").tolist(),
-                path,
-                fingerprint,
-            )
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"The packed dataset {path} is missing or damaged ({error}); delete it, it is made anew."
-        ) from None
+    problem = f"The packed dataset {path} is missing or damaged"
+    with tensors_of(path, problem, "; delete it, it is made anew.") as file:
+        fingerprint = (file.metadata() or {})["fingerprint"]
+        images, ids, held_out = (file.get_tensor(name) for name in ("images", "ids", "held_out"))
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+            raise ValueError("its pictures are none")
+        if (ids.dtype, held_out.dtype) != (torch.int64, torch.bool) or not ids.shape == held_out.shape == images.shape[
+            :1
+        ]:
+            raise ValueError("it does not say what its pictures are")
+        if bool(held_out.all()):
+            raise ValueError("it leaves no picture to train on")
+        return Packed(images, ids.tolist(), held_out.tolist(), path, fingerprint)

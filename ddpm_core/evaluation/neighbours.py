@@ -28,8 +28,11 @@ class Neighbours:
         return self.d1 < MEMORISED_RATIO * self.d2
 
 
-def nearest(samples: Tensor, training: Tensor, *, candidates: int = 8, chunk: int = 2048) -> Neighbours:
-    """Nearest neighbours of samples (N, C, H, W) in [-1, 1] among training pictures (M, C, H, W), uint8 or in [-1, 1], M >= 2.
+def nearest(
+    samples: Tensor, training: Tensor, rows: Tensor | None = None, *, candidates: int = 8, chunk: int = 2048
+) -> Neighbours:
+    """Nearest neighbours of samples (N, C, H, W) in [-1, 1] among training pictures (M, C, H, W), uint8 or in [-1, 1], M >= 2;
+    ``rows``: int64 indices of those to look at, all by default.
 
     Distances are root mean squares over pixels; a training picture and its mirror image are one. Nearly equal training
     pictures are one too, or a copied duplicate would hide behind its twin. Memory is bounded by ``chunk`` pictures.
@@ -37,12 +40,13 @@ def nearest(samples: Tensor, training: Tensor, *, candidates: int = 8, chunk: in
     x = samples.flatten(1).float()
     root = x.shape[1] ** 0.5
     best: list[tuple[Tensor, Tensor, Tensor]] = []  # distance, index, mirrored: the candidates of each chunk
-    for start in range(0, len(training), chunk):
-        part = _floats(training[start : start + chunk])
+    rows = torch.arange(len(training), device="cpu") if rows is None else rows
+    for some in torch.split(rows, chunk):
+        part = _floats(training[some])
         plain = torch.cdist(x, part.flatten(1)) / root
         mirror = torch.cdist(x, part.flip(3).flatten(1)) / root
         ordered, index = torch.minimum(plain, mirror).topk(min(candidates, len(part)), largest=False)
-        best.append((ordered, index + start, mirror.gather(1, index) < plain.gather(1, index)))
+        best.append((ordered, some.to(index.device)[index], mirror.gather(1, index) < plain.gather(1, index)))
     distance, index, mirrored = (torch.cat(parts, 1) for parts in zip(*best))
     order = distance.argsort(1)[:, :candidates]
     distance, index, mirrored = (values.gather(1, order) for values in (distance, index, mirrored))

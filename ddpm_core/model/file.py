@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import parse_json
+from ..files import parse_json, tensors_of
 from .config import ModelConfig
 from .unet import UNet
 
 FORMAT = 1
 _KEY = "ddpm"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_HEADER_BYTES = 8 * 2**20
 
 
@@ -108,13 +109,10 @@ def load(path: Path) -> ModelFile:
     size = path.stat().st_size
     if 2 * sum(math.prod(shape) for shape in expected.values()) > size:
         raise UserError(f"The model file {path.name} is smaller than the network it describes; copy it again.")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The model file {path.name} is damaged ({error}); copy it again.") from None
+    with tensors_of(path, f"The model file {path.name} is damaged", "; copy it again.") as opened:
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - not a dict
     if {name: tuple(value.shape) for name, value in tensors.items()} != expected:
         raise UserError(f"The weights in {path.name} do not fit the network that it describes; it is no model of ours.")
-    if not all(value.is_floating_point() and bool(torch.isfinite(value).all()) for value in tensors.values()):
+    if not all(value.dtype in _DTYPES and bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise UserError(f"{path.name} holds weights that are not finite numbers; use an earlier copy of it.")
     return ModelFile(config, tensors, _info(values))

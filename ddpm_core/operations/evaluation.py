@@ -74,9 +74,9 @@ def evaluate(
     real = features(uint8_to_model(reference))
     found = kid(features(uint8_to_model(samples)), real)
     floor = real_floor(real)
-    near = nearest(uint8_to_model(samples), packed.train)
+    near = nearest(uint8_to_model(samples), packed.images, packed.train_rows)
     out = picture_path or workspace.root / "evaluations" / f"{name}-{dataset}.png"
-    neighbours = picture(samples, packed.train, near)
+    neighbours = picture(samples, packed.images, near)
     replace_with(out, lambda temporary: neighbours.save(temporary, format="PNG"))
     return {
         "kid": round(found.value, 5),

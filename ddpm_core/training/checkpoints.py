@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import parse_json, replace_with, sweep
+from ..files import parse_json, replace_with, sweep, tensors_of
 
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")
@@ -97,12 +97,9 @@ class CheckpointFolder:
 
     def load(self, path: Path) -> Checkpoint:
         numbers = self._numbers(path)
-        try:
+        with tensors_of(path, f"The checkpoint {path} is damaged") as file:
             # clones: a view would keep the file mapped, and Windows refuses to replace a mapped file
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         return Checkpoint(tensors, numbers, path)
 
     def load_newest(self) -> Checkpoint | None:

@@ -260,13 +260,14 @@ class Trainer:
         """:meth:`load_state` for this process alone."""
         for prefix, net in (("net.", self.net), ("ema.", self.ema)):
             net.load_tensors({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        self.flip_mark.copy_(tensors["flip_mark"])
+        self.flip_mark.copy_(_fitting(tensors, "flip_mark", self.flip_mark.shape))
         self.optimizer.state.clear()
         for name, parameter in self._named():
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors.get(f"optimizer.{key}.{name}")
-                if value is None:
+                place = f"optimizer.{key}.{name}"
+                if place not in tensors:
                     continue
+                value = _fitting(tensors, place, torch.Size() if key == "step" else parameter.shape)
                 if key == "step":
                     ready = value.to(self.device if self.optimizer.defaults.get("fused") else "cpu", copy=True)
                 else:
@@ -296,6 +297,14 @@ class Trainer:
         self._images = torch.empty(0)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _fitting(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    """A tensor of a checkpoint; KeyError or ValueError where there is none of that shape."""
+    found = tensors[name]
+    if found.shape != shape or not found.is_floating_point():
+        raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, not of shape {list(shape)}")
+    return found
 
 
 def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:

@@ -6,9 +6,11 @@ Prints the executions; what broke it is written to the current folder as ``crash
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import sys
+from pathlib import Path
 
 
 def plainly(name: str, seconds: float) -> None:
@@ -46,8 +48,18 @@ def guided(name: str, seconds: float) -> None:
         "print_final_stats": 1,
         "verbosity": 0,
     }
+
+    def attempt(data: bytes) -> None:
+        try:
+            targets.attempt(name, data)
+        except BaseException:
+            # libFuzzer keeps what it found in some builds only
+            Path(f"crash-{name}").write_bytes(data)
+            print(f"{name} found", base64.b64encode(data[:2000]).decode(), file=sys.stderr)
+            raise
+
     words = [f"-{key}={value}" for key, value in options.items()]
-    atheris.Setup([name, *words, str(corpus)], lambda data: targets.attempt(name, data), custom_mutator=mutate)
+    atheris.Setup([name, *words, str(corpus)], attempt, custom_mutator=mutate)
     atheris.Fuzz()
 
 

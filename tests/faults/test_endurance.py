@@ -138,6 +138,13 @@ def undone(workspace: Workspace, command: list[str]) -> bool:
     return not (command[:2] == ["dataset", "reject"] and workspace.store("d").counts()["rejected"])
 
 
+def looked_at(known: Known, place: str) -> Workspace:
+    try:
+        return known.look()
+    except Exception as error:
+        raise AssertionError(f"{place}: {error}") from error
+
+
 def endure(
     lives: Lives, folder: Path, many: int, seed: int, choose: Callable[[random.Random, list[str]], dict[str, Any]]
 ) -> Counter[str]:
@@ -171,15 +178,13 @@ def endure(
                 if not ended["killed"] and ended["code"] == 0:
                     if ended["troubled"]:
                         survived[f"{how['point']}, went on"] += 1
+                        looked_at(known, place)
                     break
                 if not ended["killed"]:
                     assert how and ended["code"] == 2 and ended["said"].count("ddpm: ") == 1, place
                 survived[how.get("point") or next(iter(how))] += 1
-                try:
-                    if not undone(known.look(), command):
-                        break
-                except Exception as error:
-                    raise AssertionError(f"{place}: {error}") from error
+                if not undone(looked_at(known, place), command):
+                    break
         known.look()
         for mine, calmly in zip(result(known.root)[:2], wanted[:2]):
             assert mine.keys() == calmly.keys()

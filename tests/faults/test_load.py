@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -142,10 +143,11 @@ def resident(pid: int) -> float:
 
 def watch(pid: int, until: float, moments: list[float], sizes: list[float]) -> None:
     """Note a process's memory twice a second."""
-    while time.monotonic() < until:
-        moments.append(time.monotonic())
-        sizes.append(resident(pid))
-        time.sleep(0.5)
+    with contextlib.suppress(OSError):  # it has ended
+        while time.monotonic() < until:
+            sizes.append(resident(pid))
+            moments.append(time.monotonic())
+            time.sleep(0.5)
 
 
 def rate(url: str, seconds: float) -> float:
@@ -194,7 +196,7 @@ def test_fifty_pages_while_it_trains(tmp_path: Path) -> None:
             client.start()
         moments: list[float] = []
         sizes: list[float] = []
-        measuring = threading.Thread(target=watch, args=(process.pid, until, moments, sizes))
+        measuring = threading.Thread(target=watch, args=(process.pid, until, moments, sizes), daemon=True)
         time.sleep(SECONDS / 3)  # until every thread that there will be is there, and the model has sampled
         measuring.start()
         during = rate(url, SECONDS * 2 / 3 - 5)
