@@ -313,4 +313,4 @@ def test_ten_minutes_each(name: str, fuzzers: Fuzzers) -> None:
     done = fuzzers[name].result()
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith((f"{name}:", "stat::"))]
     print(name, *said, sep="\n  ")
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
