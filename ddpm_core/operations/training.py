@@ -411,7 +411,7 @@ def _thin_out(folder: Path) -> None:
 def _load_checkpoint(trainer: Trainer, checkpoint: Checkpoint) -> None:
     try:
         trainer.load_state(checkpoint.tensors, checkpoint.numbers)
-    except (KeyError, ValueError, TypeError, OverflowError, NotImplementedError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(
             f"The checkpoint {checkpoint.path.name} does not fit its run ({error}); delete that file to go on from the "
             "one before it."
