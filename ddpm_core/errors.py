@@ -18,6 +18,10 @@ class UserError(Exception):
         super().__init__(sentence.encode("utf-8", "replace").decode())
 
 
+class Stopped(UserError):
+    """A person's stop ended the work before it had a result; the sentence says what became of it."""
+
+
 # how allocators and libraries say it
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 _NO_MEMORY = (

@@ -72,7 +72,10 @@ def is_alive(process: int) -> bool:
 
 
 def replace_with(target: Path, write: Any) -> None:
-    """Call ``write(temporary_path)``, flush it to the disk, then rename it to ``target``. UserError when that fails."""
+    """Call ``write(temporary_path)``, flush it to the disk, then rename it to ``target``.
+
+    UserError when the disk refuses; whatever else ``write`` raises comes out as it is. Either way the temporary is gone.
+    """
     temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ def replace_with(target: Path, write: Any) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if not _of_the_disk(error):
             raise
         raise UserError(
             f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
@@ -92,11 +95,17 @@ def replace_with(target: Path, write: Any) -> None:
         ) from error
 
 
-def _plain(error: Exception) -> str:
+def _of_the_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return True
+    from safetensors import SafetensorError  # a host that starts needs it not
+
+    return isinstance(error, SafetensorError)
+
+
+def _plain(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return next(
-        iter(text.splitlines()), "the memory does not suffice" if isinstance(error, MemoryError) else repr(error)
-    )
+    return next(iter(text.splitlines()), repr(error))
 
 
 def _sync_folder(folder: Path) -> None:

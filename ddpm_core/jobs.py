@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from .errors import UserError, mendable
+from .errors import Stopped, UserError, mendable
 
 TRAINING, GENERATING, SHORT = "training", "generating", "short"
 _REMEMBERED = 50
@@ -87,6 +87,9 @@ class Job:
         try:
             self.result = self._work(self)
             outcome = "stopped" if self.stop.is_set() else "done"
+        except Stopped as error:
+            self.say(str(error))
+            outcome = "stopped"
         except UserError as error:
             self.error, outcome = str(error), "failed"
         except Exception as error:

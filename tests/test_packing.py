@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,11 @@ from safetensors.torch import load_file, save_file
 from ddpm_core.dataset.harvest import harvest
 from ddpm_core.dataset.packing import fit, holdout, load, pack
 from ddpm_core.dataset.store import NewItem, Store
-from ddpm_core.errors import UserError
+from ddpm_core.errors import Stopped, UserError
+from ddpm_core.files import replace_with
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.operations import TrainRequest
+from ddpm_core.service import Service
 
 
 def test_pictures_are_never_squashed() -> None:
@@ -63,8 +69,8 @@ def test_packing_is_made_once_and_holds_the_kept(tmp_path: Path) -> None:
     packed = pack(store, (16, 16), "center")
     assert packed.images.shape == (44, 3, 16, 16) and packed.images.dtype == torch.uint8
     assert 4 not in packed.ids and len(packed.train) + len(packed.held) == 44 and len(packed.held) > 0
-    time = packed.path.stat().st_mtime_ns
-    assert pack(store, (16, 16), "center").path.stat().st_mtime_ns == time
+    written = packed.path.stat().st_mtime_ns
+    assert pack(store, (16, 16), "center").path.stat().st_mtime_ns == written
     packed.path.write_bytes(packed.path.read_bytes()[:-50])
     with pytest.raises(UserError, match="damaged"):
         load(packed.path)
@@ -129,3 +135,47 @@ def test_a_dataset_without_kept_pictures_says_so(tmp_path: Path) -> None:
     store.decide([1, 2], "rejected", "user", "")
     with pytest.raises(UserError, match="No image is kept"):
         pack(store, (16, 16), "center")
+
+
+def test_a_stop_ends_packing_and_leaves_nothing_half(tmp_path: Path) -> None:
+    store = Store(tmp_path / "d")
+    harvest(store, [random_pictures(tmp_path / "in", 140)])
+    stop = threading.Event()
+    with pytest.raises(Stopped, match="being packed"):
+        pack(store, (16, 16), "center", lambda done, total, text: stop.set(), stop)
+    assert not list((store.folder / "packed").iterdir())
+    assert len(pack(store, (16, 16), "center", stop=threading.Event()).ids) == 140
+
+
+def test_a_training_stopped_before_its_first_step_is_no_failure_and_takes_no_name(tmp_path: Path) -> None:
+    service = Service(StandaloneHost(tmp_path / "ws"))
+    try:
+        service.start_harvest("d", [str(random_pictures(tmp_path / "in", 10))]).finished.wait(60)
+        request = TrainRequest("m", "d", preset="tiny-32", steps=1000)
+        job = service.start_training(request)
+        while not job.began:
+            time.sleep(0.0005)
+        service.stop("train")
+        assert job.finished.wait(60)
+        assert (job.state, job.error) == ("stopped", "") and job.messages[-1].startswith("Stopped")
+        assert not service.workspace.model_names() and not service.workspace.run_names()
+    finally:
+        service.shutdown()
+
+
+def test_what_fails_while_writing_is_the_disks_only_where_the_disk_refused(tmp_path: Path) -> None:
+    """A file stays as it was, nothing half lies beside it, and a sentence about the disk is about the disk."""
+    target = tmp_path / "x.json"
+    target.write_text("before")
+
+    def unable(path: Path) -> None:
+        path.write_text("half")
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        replace_with(target, unable)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.json", "before")]
+    if Path("/dev/full").exists():
+        with pytest.raises(UserError, match=r"No space left on device.*make room"):
+            replace_with(target, lambda path: path.symlink_to("/dev/full") or path.write_text("more"))
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x.json", "before")]

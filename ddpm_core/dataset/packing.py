@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import replace_with, tensors_of
 from .store import Store, fingerprint_of
 
@@ -105,8 +106,9 @@ def pack(
     size: tuple[int, int],
     crop: str,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    stop: threading.Event | None = None,
 ) -> Packed:
-    """The packed file of the kept items, made now unless it exists."""
+    """The packed file of the kept items, made now unless it exists. Stopped when ``stop`` is set before it is whole."""
     kept = store.kept()
     if not kept:
         raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")
@@ -128,35 +130,21 @@ def pack(
         pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
         return pixels
 
-    failure: list[Exception] = []
-
     def write(temporary: Path) -> None:
-        try:
-            write_all(temporary)
-        except (OSError, UserError):
-            raise
-        except Exception as error:  # of making pictures, not of writing them
-            failure.append(error)
-            raise
-
-    def write_all(temporary: Path) -> None:
         with (
             open(temporary, "wb") as file,
             ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool,
         ):
             file.write(_head(kept, size))
             for start in range(0, len(kept), _AHEAD):
+                if stop is not None and stop.is_set():
+                    raise Stopped("Stopped while the pictures were being packed; that begins anew the next time.")
                 for number, picture in enumerate(pool.map(one, range(start, min(start + _AHEAD, len(kept)))), start):
                     file.write(picture)
                     if number % 64 == 63:
                         progress(number + 1, len(kept), "Packing")
 
-    try:
-        replace_with(path, write)
-    except UserError:
-        if failure:
-            raise failure[0] from None
-        raise
+    replace_with(path, write)
     return load(path)
 
 

@@ -55,7 +55,7 @@ def evaluate(
         crop = model_file.read_config(workspace.model_path(model))[1].get("crop", "center")
     else:
         size, crop, name = (64, 64), "center", Path(str(images)).name
-    packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress)
+    packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress, context.stop)
     if len(packed.ids) < 8:
         raise UserError(
             f"The dataset {dataset!r} has only {len(packed.ids)} kept images; an evaluation needs at least 8."

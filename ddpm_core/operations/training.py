@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..dataset.packing import HOLDOUT_FROM, Packed, load, pack, packed_path
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import FolderLock, replace_with, write_json
 from ..model import file as model_file
 from ..model.config import ModelConfig
@@ -194,6 +194,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         config, info, packed = (_reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
             with context.room_for(lambda: _megabytes(config, packed, context)):
+                if context.stop.is_set() and not checkpoints.paths():
+                    raise Stopped("Stopped before the first step; nothing was made.")
                 if team is not None:
                     team.part(config.train.batch_size)
                     team.tell(json.dumps(info))
@@ -222,7 +224,7 @@ def _begin(
         raise UserError("Say which dataset to train on (--dataset NAME).")
     config, steps = configure(workspace, request, context.device)
     store = workspace.store(request.dataset)
-    packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress)
+    packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress, context.stop)
     config = RunConfig(
         config.model,
         dataclasses.replace(config.train, precision=precision.choose(config.train.precision, context.device)),
@@ -306,7 +308,7 @@ def _pictures_of(workspace: Workspace, info: dict[str, Any], config: RunConfig, 
         if store.fingerprint() != info["fingerprint"]:
             context.say("The dataset has changed since this run began; it goes on with the pictures it began with.")
     elif store.fingerprint() == info["fingerprint"]:
-        packed = pack(store, size, crop, context.progress)
+        packed = pack(store, size, crop, context.progress, context.stop)
     else:
         raise UserError(
             f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
