@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError, mendable
-from .files import read_json, write_json
+from .files import read_json, read_record, write_json
 from .names import check_name
 from .workspace import Workspace
 
@@ -77,8 +77,8 @@ class Collector:
             if not path.exists():
                 return self._default()  # a setting of the host: not kept, so that a change counts at once
             self._rule = Rule()
-            with contextlib.suppress(UserError, TypeError):
-                self._rule = Rule(**read_json(path, "rule of collecting"))
+            with contextlib.suppress(UserError, ValueError):
+                self._rule = read_record(Rule, read_json(path, "rule of collecting"))
         return self._rule
 
     def set_rule(self, rule: Rule) -> None:

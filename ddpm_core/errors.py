@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from .text import legible
+
 
 class UserError(Exception):
     """Bad input or a state that the user can mend: one clear sentence that says what to do.
@@ -15,7 +17,7 @@ class UserError(Exception):
 
     def __init__(self, sentence: str) -> None:
         # it may repeat a name that is no valid text (a lone surrogate), which no answer could be written with
-        super().__init__(sentence.encode("utf-8", "replace").decode())
+        super().__init__(legible(sentence))
 
 
 class Stopped(UserError):

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from .errors import UserError, is_out_of_memory
+from .text import legible
 
 # of this process, which in a container may have the number of the one before
 _OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
 _TEMPORARY = re.compile(r"^\..+\.([0-9a-f]{8})-((\d+)-[0-9a-f]{8})-\d+\.tmp$")
 _SURELY_OLD_SECONDS = 24 * 3600.0
+T = TypeVar("T")
 
 
 def temporary_beside(target: Path) -> Path:
@@ -52,7 +57,11 @@ def sweep(folder: Path) -> None:
             if match[2] == _OURSELVES:
                 continue
             gone = match[1] == machine() and not is_alive(int(match[3]))
-            if gone or time.time() - entry.stat().st_mtime > _SURELY_OLD_SECONDS:
+            if not gone and time.time() - entry.stat().st_mtime <= _SURELY_OLD_SECONDS:
+                continue
+            if entry.is_dir(follow_symlinks=False):  # one that was being copied to another disk
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 Path(entry.path).unlink()
 
 
@@ -119,15 +128,46 @@ def _sync_folder(folder: Path) -> None:
 
 def write_json(target: Path, values: Any) -> None:
     text = json.dumps(values, ensure_ascii=False, indent=1)
-    replace_with(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # a lone surrogate, which no file can hold, becomes a question mark
+    replace_with(target, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that someone may have forged; ValueError for whatever is wrong with it."""
+    """Parse JSON that someone may have forged; ValueError for whatever is wrong with it.
+
+    What comes back can be written as JSON again: a number that is not finite is null, a lone surrogate a question mark.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
     try:
-        return json.loads(text)
+        values = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
+        if "\\u" in text or text != legible(text):
+            values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return values
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def read_record(kind: type[T], values: Any) -> T:
+    """A dataclass from parsed JSON, its plain fields (text, whole number, number, truth) checked; ValueError where it is not that."""
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value, kinds = values.get(field.name, field.default), _PLAIN.get(str(field.type))
+        if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and field.type != "bool")):
+            raise ValueError(f"{field.name} is missing or of the wrong kind")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from .errors import UserError
+from .text import legible
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 _MOST = 80
@@ -23,11 +24,13 @@ def is_name(name: str) -> bool:
 def check_name(name: str, what: str) -> str:
     """The name, normalised (NFC), or UserError. Letters of any script, digits, spaces, ``. _ -``; no path."""
     # a lone surrogate, which no file system takes, becomes what is refused below
-    name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8")).strip()
+    name = unicodedata.normalize("NFC", legible(name)).strip()
     if not name:
         raise UserError(f"The {what} needs a name.")
     if len(name.encode("utf-8")) > _MOST:
         raise UserError(f"The {what}'s name is too long; use at most {_MOST} bytes.")
+    if name.lower().endswith(".safetensors"):  # which would say a file, not a name
+        raise UserError(f"The {what}'s name cannot end in .safetensors; leave that away.")
     if (
         not re.fullmatch(r"[\w][\w .\-]*", name)
         or name.endswith(".")

@@ -184,8 +184,7 @@ class Service:
     def start_training(self, request: TrainRequest) -> Job:
         request = dataclasses.replace(request, model=check_name(request.model, "model"))
         operations.check_limits(request)
-        if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
-            raise UserError(f"There is no model {request.init_from!r} to start from.")
+        self._check_source(request)
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
@@ -197,6 +196,10 @@ class Service:
             dataset = workspace.run_info(request.model)["dataset"]
         title, dataset = f"Training {request.model}", check_name(dataset, "dataset") if dataset else ""
         return self.jobs.start("train", title, work, TRAINING, subject=request.model, dataset=dataset)
+
+    def _check_source(self, request: TrainRequest) -> None:
+        if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
+            raise UserError(f"There is no model {request.init_from!r} to start from.")
 
     def _check_sampling(self, model: str, count: int, enlarging: operations.Enlarging | None) -> None:
         if not 1 <= count <= 1024:
@@ -342,6 +345,7 @@ class Service:
         """Time and memory of a training before it starts, measured on one small step."""
         from .training.estimate import estimate
 
+        self._check_source(request)
         config, steps = operations.configure(self.workspace, request, self.host.device())
         count = self.workspace.store(request.dataset).counts()["kept"] if request.dataset else 0
         with self.host.gpu_slice():

@@ -175,7 +175,7 @@ class Watch:
 
     def preview_path(self, model: str, step: int) -> Path:
         path = self._workspace().run_folder(model) / "previews" / f"step-{step:09d}.png"
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():  # a link could lead anywhere
             raise UserError("There is no such preview.")
         return path
 

@@ -10,6 +10,7 @@ import errno
 import io
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -21,7 +22,7 @@ from PIL import Image
 
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, write_json
+from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, temporary_beside, write_json
 from .names import check_name, check_no_twin, is_name
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
@@ -68,7 +69,8 @@ class Workspace:
     def _sweep(self) -> None:
         """Clear away what was being written when a process was cut off; datasets do so when they are opened."""
         runs = _below(self.root / "runs")
-        for folder in (self.root, self.models_folder, *runs, *(run / part for run in runs for part in _RUN_PARTS)):
+        places = (*(self.root / part for part in ("", "datasets", "runs", "evaluations")), self.models_folder, *runs)
+        for folder in (*places, *(run / part for run in runs for part in _RUN_PARTS)):
             sweep(folder)
         for place in _below(self.root / "trash"):
             # begun and never filled, or restored and never removed
@@ -410,6 +412,8 @@ def _is_run(info: Any) -> bool:
         return False
     if not all(isinstance(info.get(key), str) for key in texts) or not is_name(info["dataset"]):
         return False
+    if not re.fullmatch(r"[0-9a-f]{64}", info["fingerprint"]):  # files are named by it
+        return False
     if not all(isinstance(info.get(key), int) and abs(info[key]) < 2**53 for key in numbers):
         return False
     minutes, source = info.get("minutes"), info.get("init_from")
@@ -450,16 +454,21 @@ def _move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV and getattr(error, "winerror", None) != 17:  # ERROR_NOT_SAME_DEVICE
             raise
-    part = target.with_name(f".{target.name}.part")  # cut off, it counts for nothing
-    if source.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part)
+    part = temporary_beside(target)  # cut off, it counts for nothing
+    try:
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, part)
         part.rename(target)
-        shutil.rmtree(source, ignore_errors=True)
+    except BaseException:
+        _remove(part)
+        raise
+    _remove(source)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        shutil.copy2(source, part)
-        part.rename(target)
-        source.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:

@@ -141,9 +141,11 @@ def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
             assert answer.status_code == 400 and answer.json()["detail"].endswith((".", "?")), (path, answer.text)
     for path, body, said in (  # what does not even have the right form
         ("train", '{"model": "m", "steps": "many"}', "The request's steps is wrong: "),
-        ("train", '{"model": "m", "steps": NaN}', "The request's steps is wrong: "),
-        ("sample", '{"model": "m", "count": "\\ud800"}', "The request's count is wrong: "),
-        ("train", '{"model": "m", "settings": {"\\ud800": []}}', "The request's settings"),
+        ("train", '{"model": "m", "steps": NaN}', "The request holds a number that is not finite"),
+        ("train", '{"model": "m", "minutes": 1e999}', "The request holds a number that is not finite"),
+        ("sample", '{"model": "m", "count": "\\ud800"}', "The request holds a number that is not finite, or text"),
+        ("collect", '{"dataset": "d", "prompt": "\\ud800"}', "The request holds a number that is not finite, or text"),
+        ("train", '{"model": "m", "settings": {"a": []}}', "The request's settings"),
         ("sample", '{"model": "m"', "The request is no valid JSON."),
         ("sample", "[]", "The request's "),
     ):

@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from .. import operations
 from ..errors import UserError, mendable
+from ..files import parse_json
 from ..jobs import Job
 from ..service import Service
 
@@ -23,6 +24,7 @@ PREFIX = "/ddpm/ui"
 _log = logging.getLogger("ddpm_core")
 _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
+MOST_IDS = 10_000  # decided on at once
 _ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 Handler = Callable[[Service, dict[str, Any]], Any]
@@ -119,7 +121,7 @@ def post_decide(service: Service, values: dict[str, Any]) -> Any:
     if (
         not isinstance(ids, list)
         or not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**53 for i in ids)
-        or len(ids) > 10_000
+        or len(ids) > MOST_IDS
     ):
         raise UserError("The request lacks a list of item ids.")
     dataset, action = _text(values, "dataset"), _text(values, "action")
@@ -223,8 +225,8 @@ def _endpoint(
             if request.headers.get("x-ddpm") != "1":
                 return JSONResponse({"error": "The request did not come from the tab."}, status_code=403)
             try:
-                values = await request.json()
-            except (ValueError, RecursionError):
+                values = parse_json(await request.body())
+            except ValueError:
                 values = None
             if not isinstance(values, dict):
                 return JSONResponse({"error": "The request is no JSON object."}, status_code=400)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -19,10 +20,12 @@ from starlette.concurrency import run_in_threadpool
 
 from .. import operations
 from ..errors import UserError
+from ..files import parse_json
 from ..jobs import Job
 from ..operations.pictures import png
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
+from .page import MOST_IDS
 
 PREFIX = "/ddpm/v1"
 
@@ -99,6 +102,14 @@ class _Route(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
+                body = await request.body()
+                if body and parse_json(body) != json.loads(body):
+                    raise HTTPException(
+                        422, "The request holds a number that is not finite, or text that is no Unicode."
+                    )
+            except ValueError:
+                pass  # it is no JSON: FastAPI says so
+            try:
                 return await handler(request)
             except RequestValidationError as error:
                 raise HTTPException(422, str(UserError(_sentence(error)))) from None
@@ -167,8 +178,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     def decide(name: str, body: DecideBody) -> Any:
         workspace = service.workspace
-        if body.action not in ("keep", "reject") or any(abs(i) >= 2**53 for i in body.ids):
-            raise HTTPException(400, "The action is keep or reject, on ids of items.")
+        if body.action not in ("keep", "reject") or any(abs(i) >= 2**53 for i in body.ids) or len(body.ids) > MOST_IDS:
+            raise HTTPException(400, f"The action is keep or reject, on ids of items, at most {MOST_IDS} at once.")
         act = workspace.keep if body.action == "keep" else workspace.reject
         return told(lambda: {"changed": act(name, body.ids)})
 

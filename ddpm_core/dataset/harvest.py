@@ -145,7 +145,7 @@ def check_folder(folder: Path) -> Path:
         if not os.access(resolved, os.R_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
         os.scandir(resolved).close()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # the last: no file has such a name
         raise UserError(f"The folder {folder} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
     return resolved
 

@@ -12,13 +12,15 @@ import re
 from dataclasses import dataclass, field
 
 from ..files import parse_json
+from ..text import legible
 
 NEGATIVE = "Negative prompt:"
 OWN_KEY = "DDPM model"  # marks pictures sampled from our models, so that a dataset never eats its own output
 
-# `key: value` pairs: a key begins with a word character; a value is a JSON string or runs to the next comma
+# `key: value` pairs: a key begins with a word character; a value is a JSON string or runs to the next comma. Every
+# repetition ends soon or is followed by what it cannot hold, so that no text takes more than time in proportion to it.
 _QUOTED = r'"(?:[^"\\]|\\.)+"'
-_PAIR = re.compile(rf"\s*(?P<key>\w[\w \-/]{{1,100}}):\s*(?P<value>{_QUOTED}|[^,]*)(?:,|$)")
+_PAIR = re.compile(rf"(?P<key>\w[\w \-/]{{1,100}}):\s*(?P<value>{_QUOTED}|[^,]*)(?:,|$)")
 _FEWEST_PAIRS = 3  # a last line with fewer is taken for prompt
 
 
@@ -37,7 +39,7 @@ class Infotext:
 
 def parse(text: str) -> Infotext:
     """Parse a generation text; any text is accepted, and what is not settings is prompt."""
-    lines = text.strip().split("\n")
+    lines = legible(text).strip().split("\n")
     pairs = [(m["key"], m["value"]) for m in _PAIR.finditer(lines[-1])]
     if len(pairs) < _FEWEST_PAIRS:
         pairs = []
@@ -59,7 +61,7 @@ def parse(text: str) -> Infotext:
 def _unquote(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] == '"':
         try:
-            return str(parse_json(value)).encode("utf-8", "replace").decode("utf-8")  # an escaped lone surrogate
+            return str(parse_json(value))
         except ValueError:
             return value
     return value

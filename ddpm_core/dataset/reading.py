@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
@@ -15,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
+# by content, whatever the name says; no others: Pillow hands some of them to programs of their own (EPS to Ghostscript)
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the host's log
 MAX_TEXT_BYTES = 64 * 1024
@@ -80,7 +83,7 @@ def decode(data: bytes, short_side: int) -> Picture:
     if data.startswith(_PNG_SIGNATURE):
         text, data = _png_text(data)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
             check_dimensions(width, height)
             if not text:
@@ -102,6 +105,13 @@ def decode(data: bytes, short_side: int) -> Picture:
     except Exception as error:  # decoders raise anything on broken data
         detail = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
         raise Rejected("undecodable", f"The image is damaged: {detail}.") from None
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def check_dimensions(width: int, height: int, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
@@ -234,9 +244,12 @@ def decode_user_comment(raw: bytes) -> str:
 
 
 def sidecar_text(path: Path) -> str:
-    """The generation text of a ``.txt`` file beside the image, or an empty string."""
+    """The generation text of a ``.txt`` file beside the image, or an empty string; a link could lead to anyone's text."""
+    path = path.with_suffix(".txt")
+    if path.is_symlink():
+        return ""
     try:
-        data = read_bytes(path.with_suffix(".txt"))
+        data = read_bytes(path)
     except (Skipped, Rejected):
         return ""
     return "" if len(data) > MAX_TEXT_BYTES else data.decode("utf-8", "replace").lstrip("\ufeff")

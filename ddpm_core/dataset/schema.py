@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
 import sqlite3
 
 VERSION = 2
@@ -47,23 +50,56 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
 
 def create(db: sqlite3.Connection) -> None:
     """Make the tables in an empty file, within the caller's transaction."""
-    for statement in _SCHEMA.split(";\n"):
-        db.execute(statement)
-    db.execute("INSERT INTO meta VALUES ('schema', '1')")
+    _create(db)
     upgrade(db, 1)
 
 
+def _create(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";\n"):
+        db.execute(statement)
+    db.execute("INSERT INTO meta VALUES ('schema', '1')")
+
+
 def version(db: sqlite3.Connection) -> int:
-    """The format of an open file; ValueError for one that never was."""
+    """The format of an open file; ValueError for one that never was, or whose table of it is none."""
+    if _what_is_in(db).get("meta") != _tables_of(1)["meta"]:
+        raise ValueError("it does not say its format")
     found = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
     if found < 1:
         raise ValueError(f"there was no format {found}")
     return found
 
 
-def upgrade(db: sqlite3.Connection, found: int) -> None:
-    """From that format to today's, within the caller's transaction."""
-    for step in range(found, VERSION):
+def check(db: sqlite3.Connection, found: int) -> None:
+    """ValueError where the file holds other tables than those of that format.
+
+    Such a file is forged: a view in a table's place may never end, a trigger may change what nobody asked for.
+    """
+    if found <= VERSION and _what_is_in(db) != _tables_of(found):
+        raise ValueError("its tables are not ours")
+
+
+@functools.cache
+def _tables_of(found: int) -> dict[str, tuple[str, str]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        _create(db)
+        upgrade(db, 1, found)
+        return _what_is_in(db)
+
+
+def _what_is_in(db: sqlite3.Connection) -> dict[str, tuple[str, str]]:
+    """Kind and definition of each table, index, view and trigger by name, comments and spaces aside; SQLite's own are not."""
+    rows = db.execute("SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return {
+        str(name): (str(kind), "".join(re.sub(r"--[^\n]*", "", str(sql)).split()))
+        for name, kind, sql in rows
+        if not (str(name).startswith("sqlite_stat") and kind == "table")  # of ANALYZE
+    }
+
+
+def upgrade(db: sqlite3.Connection, found: int, target: int = VERSION) -> None:
+    """From that format to another, today's as a rule, within the caller's transaction."""
+    for step in range(found, target):
         for statement in _UPGRADES[step]:
             db.execute(statement)
-    db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(VERSION),))
+    db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(target),))

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import re
 import sqlite3
 import threading
@@ -100,6 +101,21 @@ def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[S
     return reading
 
 
+_TEXTS = ("source", "prompt", "negative_prompt", "status", "reason", "message", "decided_by", "sha256")
+
+
+def _item(row: sqlite3.Row) -> dict[str, Any]:
+    """A row as :meth:`Store.items` gives it; ValueError for a forged one, for SQLite keeps anything in any column."""
+    suspicion = row["suspicion"]
+    if not all(isinstance(row[name], str) for name in _TEXTS) or not (
+        suspicion is None or (isinstance(suspicion, float) and math.isfinite(suspicion))
+    ):
+        raise ValueError(f"item {row['id']} holds what no item can")
+    if not all(isinstance(row[name], (int, type(None))) for name in ("width", "height", "twin_group")):
+        raise ValueError(f"item {row['id']} holds what no item can")
+    return {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])}
+
+
 class _Connection(sqlite3.Connection):
     """One that can be referred to weakly."""
 
@@ -122,6 +138,7 @@ class Store:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
                     schema.create(db)
                 version = schema.version(db)
+                schema.check(db, version)
             if version < schema.VERSION:
                 self._upgrade_with_a_backup()
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
@@ -228,13 +245,16 @@ class Store:
     def copy_path(self, sha256: str) -> Path:
         """Where the shrunken lossless copy of a picture lies, or shall lie.
 
-        WebP; PNG where Pillow came without WebP. UserError for what is no SHA-256, as in a forged file.
+        WebP; PNG where Pillow came without WebP. UserError for what is no SHA-256, as in a forged file, and for a link.
         """
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
         path = self.folder / "images" / sha256[:2] / f"{sha256[:32]}.webp"
         png = path.with_suffix(".png")
-        return png if not path.exists() and (png.exists() or not _writes_webp()) else path
+        found = png if not path.exists() and (png.exists() or not _writes_webp()) else path
+        if found.is_symlink():  # it could lead anywhere, and what a copy holds is handed out
+            raise UserError(f"The dataset in {self.folder} is damaged ({found.name} is a link).")
+        return found
 
     @_plainly
     def copy_of(self, item_id: int) -> Path:
@@ -341,9 +361,7 @@ class Store:
             f"SELECT {_PUBLIC} FROM items {'WHERE ' + ' AND '.join(where) if where else ''} ORDER BY {order} LIMIT ? OFFSET ?",
             (*values, -1 if limit is None else limit, offset),
         )
-        return [
-            {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])} for row in rows
-        ]
+        return [_item(row) for row in rows]
 
     @_plainly
     def changes(self) -> str:
@@ -377,7 +395,7 @@ class Store:
             .execute("SELECT status, reason, COUNT(*) AS n FROM items GROUP BY status, reason")
             .fetchall()
         )
-        rejected = {row["reason"]: row["n"] for row in rows if row["status"] == REJECTED}
+        rejected = {str(row["reason"]): row["n"] for row in rows if row["status"] == REJECTED}
         return {
             "items": sum(row["n"] for row in rows),
             "kept": sum(row["n"] for row in rows if row["status"] == KEPT),
@@ -388,7 +406,10 @@ class Store:
     def kept(self) -> list[tuple[int, str]]:
         """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
         rows = self._connection().execute("SELECT id, sha256 FROM items WHERE status = ? ORDER BY sha256, id", (KEPT,))
-        return [(row["id"], row["sha256"]) for row in rows]
+        kept = [(row["id"], row["sha256"]) for row in rows]
+        if not all(isinstance(sha256, str) for _, sha256 in kept):
+            raise ValueError("an item has no SHA-256")
+        return kept
 
     def fingerprint(self) -> str:
         """Names the exact set of kept pictures: SHA-256 over their sorted SHA-256s."""

@@ -39,8 +39,8 @@ class Wanted:
         if size.strip() and match is None:
             raise UserError(f"A size is written like 512x768; got {size.strip()!r}.")
         return cls(
-            None if first is None else first.timestamp(),
-            None if last is None else (last + datetime.timedelta(days=1)).timestamp(),
+            None if first is None else _seconds(first, since),
+            None if last is None else _seconds(last, until, days=1),
             words_of(prompt),
             model.strip().casefold(),
             (int(match[1]), int(match[2])) if match else None,
@@ -58,6 +58,13 @@ class Wanted:
             return False
         names = f"{info.settings.get('Model', '')} {info.settings.get('Model hash', '')}".casefold()
         return not self.model or self.model in names
+
+
+def _seconds(day: datetime.datetime, text: str, days: int = 0) -> float:
+    try:
+        return (day + datetime.timedelta(days=days)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise UserError(f"No file is of {text.strip()}; give a day between 1970 and 9999.") from None
 
 
 def _day(text: str) -> datetime.datetime | None:

@@ -156,10 +156,13 @@ class ModelConfig:
     def from_json(cls, values: Any) -> ModelConfig:
         if not isinstance(values, dict) or not {"unet", "diffusion"} <= set(values):
             raise UserError("The model configuration is incomplete.")
+        tags = values.get("tags", [])
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise UserError("The model configuration's tags are no list of words.")
         return cls(
             unet=dataclass_from_json(UNetConfig, values["unet"], "network configuration"),
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
-            tags=tuple(str(tag) for tag in values.get("tags", ())),
+            tags=tuple(tags),
         )
 
 

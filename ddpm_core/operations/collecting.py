@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..dataset.harvest import add_file, add_picture
 from ..errors import UserError
-from ..files import read_json, write_json
+from ..files import read_json, read_record, write_json
 from ..names import check_name
 from ..workspace import Workspace
 from .context import Context
@@ -73,8 +73,8 @@ class Collection:
     @classmethod
     def from_json(cls, values: Any) -> Collection:
         try:
-            return cls(**{**values, "request": GenerationRequest(**values["request"])})
-        except (TypeError, KeyError):
+            return read_record(cls, {**values, "request": read_record(GenerationRequest, values["request"])})
+        except (ValueError, TypeError, KeyError):
             raise UserError("What was to be generated cannot be read any more; start it anew.") from None
 
     def check(self) -> None:

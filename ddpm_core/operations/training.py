@@ -21,7 +21,7 @@ from ..errors import Stopped, UserError
 from ..files import FolderLock, replace_with, write_json
 from ..model import file as model_file
 from ..model.config import ModelConfig
-from ..names import check_name, check_no_twin
+from ..names import check_name, check_no_twin, is_name
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
 from ..training.distributed import Team, follow
@@ -338,11 +338,16 @@ def _run(
     if newest is not None:
         with context.gpu_slice():
             _load_checkpoint(trainer, newest)
-        spent = float(newest.numbers.get("seconds", 0.0))
+        seconds = newest.numbers.get("seconds")
+        spent = float(seconds) if isinstance(seconds, (int, float)) else 0.0
         newest = None  # the trainer has it; a second copy would only take memory
         if trainer.step >= info["steps"] and request.minutes is None:
             context.say(f"{name} already has {trainer.step} steps; give a larger number of steps to train it further.")
     elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
+        if request.resume and not is_name(info["init_from"]):  # a record could point anywhere
+            raise UserError(
+                f"The run {name!r} was cut off before its first step, and was to begin with a file; start it anew."
+            )
         weights = model_file.load(workspace.model_path(info["init_from"])).weights
         with context.gpu_slice():
             trainer.start_from(weights)

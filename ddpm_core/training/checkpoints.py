@@ -71,7 +71,7 @@ class CheckpointFolder:
                 loss = self._numbers(path).get("heldout_loss")
             except UserError:
                 continue
-            if loss is not None:
+            if isinstance(loss, (int, float)):  # null where it was not finite
                 scored.append((loss, path))
         return min(scored)[1] if scored else None
 

@@ -273,9 +273,10 @@ class Trainer:
                 else:
                     ready = torch.empty_like(parameter).copy_(value)  # in the parameter's memory format
                 self.optimizer.state[parameter][key] = ready
-        self.step = int(numbers["step"])
-        self.lr_scale = float(numbers["lr_scale"])
-        self.pieces = int(numbers["pieces"])
+        step, lr_scale, pieces = int(numbers["step"]), float(numbers["lr_scale"]), int(numbers["pieces"])
+        if not (0 <= step < 2**53 and 0.0 < lr_scale <= 1.0 and 1 <= pieces <= self.settings.batch_size):
+            raise ValueError("its step, learning rate or pieces cannot be")
+        self.step, self.lr_scale, self.pieces = step, lr_scale, pieces
         if self._scaler is not None and "loss_scale" in numbers:
             self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": float(numbers["loss_scale"])})
 

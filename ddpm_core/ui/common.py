@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError, mendable
+from ..text import legible
 
 _log = logging.getLogger("ddpm_core")
 
@@ -31,11 +32,16 @@ def failure(text: str) -> str:
 
 
 def said(action: Callable[..., str]) -> Callable[..., str]:
-    """Wrap an event handler that returns a line: bad input becomes a message in the tab, never a traceback."""
+    """Wrap an event handler that returns a line: bad input becomes a message in the tab, never a traceback.
 
-    def handler(*values: Any) -> str:
+    What a page of another site asks for is refused: the host may let any site's browser fire the page's events.
+    """
+
+    def handler(request: gr.Request, *values: Any) -> str:
         try:
-            return note(action(*values))
+            if _from_another_site(request):
+                raise UserError("The request did not come from this page.")
+            return note(action(*map(_legible, values)))
         except UserError as error:
             return failure(str(error))
         except Exception as error:
@@ -44,6 +50,16 @@ def said(action: Callable[..., str]) -> Callable[..., str]:
             return failure(mendable(error) or f"That failed ({type(error).__name__}: {error}); the console has more.")
 
     return handler
+
+
+def _from_another_site(request: Any) -> bool:
+    """Whether the browser says so. It does to https and to this machine's own addresses; others have to say nothing."""
+    headers = getattr(request, "headers", None) or {}
+    return headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+
+
+def _legible(value: Any) -> Any:
+    return legible(value) if isinstance(value, str) else value
 
 
 def whole(value: Any, what: str, default: int = 0) -> int:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import io
 import json
+import os
 import random
 import shutil
 import signal
 import sqlite3
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +30,7 @@ from safetensors.torch import save_file
 
 from ddpm_core.dataset import infotext, packing
 from ddpm_core.dataset.harvest import judge
+from ddpm_core.dataset.reading import MAX_TEXT_BYTES
 from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
@@ -40,6 +44,7 @@ from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.settings import RunConfig
 from ddpm_core.training.trainer import Trainer
+from ddpm_core.workspace import Workspace
 
 MOST_SECONDS = 5
 MOST_MEGABYTES = 1024
@@ -80,20 +85,28 @@ def image(data: bytes) -> None:
 
 
 def text(data: bytes) -> None:
-    """Generation text, which anyone can write into a picture."""
+    """Generation text, which anyone can write into a picture, up to what is read of it."""
+    data = data[:MAX_TEXT_BYTES]
     found = infotext.parse(data.decode("utf-8", "replace"))
     infotext.parse(infotext.build(found))
 
 
 def database(data: bytes) -> None:
-    folder = fresh("database")
+    root = fresh("database")
+    folder = root / "datasets" / "d"
+    folder.mkdir(parents=True)
     (folder / "dataset.sqlite").write_bytes(data)
-    store = Store(folder)
+    service = Service(StandaloneHost(root))
+    store = service.workspace.store("d")
     try:
-        store.items(limit=60)
-        store.counts()
-        store.kept()
-        store.undo()
+        for view in ("unusual", "twins", "all", "kept", "rejected"):
+            answerable(service.watch.items("d", view, 0, 60))
+        answerable(store.items())
+        store.fingerprint()
+        for row in (1, 2):
+            with contextlib.suppress(UserError):
+                service.workspace.thumbnail("d", row, None)
+        answerable(store.undo())
         store.decide([1], "rejected")
         store.rank_suspects()
     finally:
@@ -101,18 +114,20 @@ def database(data: bytes) -> None:
 
 
 def model(data: bytes) -> None:
-    path = fresh("model") / "m.safetensors"
+    workspace = Workspace(fresh("model"))
+    path = workspace.models_folder / "m.safetensors"
     path.write_bytes(data)
-    model_file.read_config(path)
+    answerable(workspace.list_models())
     loaded = model_file.load(path)
     model_file.build_network(loaded.config, loaded.weights, "cpu")
 
 
 def checkpoint(data: bytes) -> None:
     folder = fresh("checkpoint")
-    (folder / "step-000000001.safetensors").write_bytes(data)
-    found = CheckpointFolder(folder).load_newest()
+    for step, content in enumerate([*_checkpoints(), data]):  # one that is whole, and this
+        (folder / f"step-{step:09d}.safetensors").write_bytes(content)
     CheckpointFolder(folder).best()
+    found = CheckpointFolder(folder).load_newest()
     if found is not None:
         from ddpm_core.operations.training import _load_checkpoint
 
@@ -140,13 +155,19 @@ def run_folder(data: bytes) -> None:
     (root / "trash" / "x" / "trash.json").write_bytes(data)
     (root / "trash" / "x" / "0").write_bytes(b"")
     service = Service(StandaloneHost(root))
-    json.dumps(service.watch.status(), allow_nan=False)
-    json.dumps(service.watch.curves("m"), allow_nan=False)
+    service.watch.status_text().encode("utf-8")
+    answerable(service.watch.status())
+    answerable(service.watch.curves("m"))
     service.collector.wants("a prompt")
     workspace = service.workspace
     with contextlib.suppress(UserError):
         workspace.restore("x")
     _reopen(workspace, workspace.run_folder("m"), TrainRequest("m", resume=True), Context(TORCH_CPU))
+
+
+def answerable(values: Any) -> None:
+    """What a page is answered can be written as every FastAPI there is writes it."""
+    json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
 _database_path: Path | None = None
@@ -208,6 +229,7 @@ def _images() -> list[bytes]:
         ("GIF", {}),
         ("BMP", {}),
         ("TIFF", {}),
+        ("EPS", {}),  # a kind that is not read: Pillow would start Ghostscript
     ):
         out = io.BytesIO()
         picture.save(out, format=form, **options)
@@ -229,10 +251,12 @@ def _models() -> list[bytes]:
     return [path.read_bytes()]
 
 
+@functools.cache
 def _checkpoints() -> list[bytes]:
     trainer = Trainer(SMALL, torch.zeros((4, 3, 8, 8), dtype=torch.uint8), "cpu")
     folder = CheckpointFolder(fresh("seed-checkpoint"))
-    return [folder.save(trainer.state_tensors(), trainer.state_numbers()).read_bytes()]
+    numbers = {**trainer.state_numbers(), "seconds": 1.0, "heldout_loss": 0.5, "precision": "fp32"}
+    return [folder.save(trainer.state_tensors(), numbers).read_bytes()]
 
 
 def _packed() -> list[bytes]:
@@ -247,8 +271,8 @@ def _packed() -> list[bytes]:
 
 
 def _jsons() -> list[bytes]:
-    run: dict[str, Any] = {"format": 1, "config": SMALL.to_json(), "dataset": "d", "fingerprint": "f", "images": 4}
-    run |= {"steps": 10, "minutes": None, "began": 1.0, "state": "running", "version": "0", "init_from": None}
+    run: dict[str, Any] = {"format": 1, "config": SMALL.to_json(), "dataset": "d", "images": 4}
+    run |= {"fingerprint": "0f" * 32, "steps": 10, "minutes": None, "began": 1.0, "state": "running", "version": "0", "init_from": None}
     line = {"kind": "train", "step": 1, "loss": 0.5, "images_per_second": 3.0, "seconds": 1.0, "learning_rate": 0.1}
     held = {"kind": "heldout", "step": 1, "heldout_loss": 0.5, "seen_loss": 0.5, "bands": {"0-9": 0.1}}
     request = {"prompt": "p", "negative_prompt": "", "sampler": "Euler", "scheduler": "", "steps": 1}
@@ -288,7 +312,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
     for _ in range(1 + int(chance.expovariate(0.7))):
         place = chance.randrange(len(changed) + 1)
         length = int(2 ** chance.uniform(0, max(1, len(changed).bit_length())))
-        kind = chance.randrange(7)
+        kind = chance.randrange(8)
         if kind == 0 and place < len(changed):
             changed[place] ^= 1 << chance.randrange(8)
         elif kind == 1:
@@ -303,6 +327,8 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
             del changed[place : place + length]
         elif kind == 5:
             changed[place:place] = changed[place : place + length]
+        elif kind == 6:  # what takes time in proportion to the square shows only in long runs
+            changed[place:place] = changed[place : place + min(length, 8)] * (2**16 // max(1, min(length, 8)))
         else:
             other = chance.randrange(len(changed) + 1)
             changed[place : place + length] = changed[other : other + length]
@@ -328,10 +354,42 @@ def watched(seconds: float = MOST_SECONDS) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+_HOME = Path(__file__).resolve().parents[2]
+# what the interpreter and its libraries read; all else that is touched must lie in the target's own folder
+_LIBRARIES = [sys.prefix, sys.base_prefix, str(_HOME / "ddpm_core"), str(_HOME / "tests"), "/proc", "/sys", "/usr", "/dev"]
+_LIBRARIES += [str(Path(part).resolve()) for part in sys.path if part]
+_touching = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"}
+_watching = False
+_strays: list[str] = []
+
+
+def _touched(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
+    if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "socket.connect"):
+        _strays.append(f"{event} {arguments!r:.300}")
+    elif event in _touching:
+        for argument in arguments[:2]:
+            if isinstance(argument, (str, bytes)) and len(argument) > 1:
+                path = os.path.realpath(os.fsdecode(argument))
+                if not path.startswith((str(_FOLDER.resolve()), *_LIBRARIES)):
+                    _strays.append(f"{event} {path}")
+
+
+sys.addaudithook(_touched)
+
+
 def attempt(name: str, data: bytes) -> None:
-    """Once; anything but a return or our own sentence is raised."""
-    with contextlib.suppress(UserError):
-        TARGETS[name](data)
+    """Once; anything but a return or our own sentence is raised, and so is any touch of what lies elsewhere."""
+    global _watching
+    _strays.clear()
+    _watching = True
+    try:
+        with contextlib.suppress(UserError):
+            TARGETS[name](data)
+    finally:
+        _watching = False
+    assert not _strays, _strays
 
 
 def megabytes() -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...collector import Rule
 from . import doors
-from .facts import data_path, flag, models_path, option
+from .facts import data_path, every_folder_allowed, flag, models_path, option
 from .memory import ModelMemory
 
 if TYPE_CHECKING:
@@ -61,19 +61,16 @@ class WebUIHost:
         folders["saved"] = option("outdir_save", "")
         return {label: Path(folder).absolute() for label, folder in folders.items() if folder}
 
-    def _every_folder_allowed(self) -> bool:
-        return not flag("webui_is_non_local", True) and not flag("hide_ui_dir_config", False)
-
     def folders_may_be_typed(self) -> bool:
-        return self._every_folder_allowed() or bool(flag("ddpm_allow_folder"))
+        return every_folder_allowed() or bool(flag("ddpm_allow_folder"))
 
     def typed_folder_allowed(self, path: Path) -> bool:
-        if self._every_folder_allowed():
+        if every_folder_allowed():
             return True
         try:
             resolved = path.expanduser().resolve()
             allowed = [Path(folder).expanduser().resolve() for folder in flag("ddpm_allow_folder") or []]
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, ValueError):
             return False
         return any(resolved.is_relative_to(folder) for folder in allowed)
 

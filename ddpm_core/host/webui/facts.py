@@ -25,6 +25,11 @@ def flag(name: str, default: Any = None) -> Any:
     return getattr(shared.cmd_opts, name, default)
 
 
+def every_folder_allowed() -> bool:
+    """Whether who sees the page may name any folder of this machine: only where no one else can reach it."""
+    return not flag("webui_is_non_local", True) and not flag("hide_ui_dir_config", False)
+
+
 def data_path() -> Path:
     return Path(paths_internal.data_path).absolute()
 

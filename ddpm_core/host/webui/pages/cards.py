@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from modules import shared, ui_extra_networks
 from ....errors import UserError
 from ....model import file as model_file
 from ....service import Service
+
+_log = logging.getLogger("ddpm_core")
 
 
 class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
@@ -33,7 +36,9 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
                 return None
             path = workspace.model_path(name)
             config, info = model_file.read_config(path)
-        except UserError:
+        except Exception as error:  # the host lists all its cards, Loras too, or none
+            if not isinstance(error, UserError):
+                _log.exception("the card of a model could not be made")
             return None
         stem = str(path.with_suffix(""))
         height, width = config.unet.image_size

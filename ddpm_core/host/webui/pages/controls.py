@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,8 @@ class Controls:
         """The dropdown on the model of a card."""
         names = self._names()
         if name not in names:
-            gr.Warning(f"There is no model {name!r} here; another one is chosen.")
+            text = f"There is no model {name!r} here; another one is chosen."
+            gr.Warning(text if gr.__version__.startswith("3.") else html.escape(text))  # from 4 on it takes markup
             return gr.update(choices=[NEWEST, *names])
         return gr.update(choices=[NEWEST, *names], value=name)
 
