@@ -272,7 +272,15 @@ def _packed() -> list[bytes]:
 
 def _jsons() -> list[bytes]:
     run: dict[str, Any] = {"format": 1, "config": SMALL.to_json(), "dataset": "d", "images": 4}
-    run |= {"fingerprint": "0f" * 32, "steps": 10, "minutes": None, "began": 1.0, "state": "running", "version": "0", "init_from": None}
+    run |= {
+        "fingerprint": "0f" * 32,
+        "steps": 10,
+        "minutes": None,
+        "began": 1.0,
+        "state": "running",
+        "version": "0",
+        "init_from": None,
+    }
     line = {"kind": "train", "step": 1, "loss": 0.5, "images_per_second": 3.0, "seconds": 1.0, "learning_rate": 0.1}
     held = {"kind": "heldout", "step": 1, "heldout_loss": 0.5, "seen_loss": 0.5, "bands": {"0-9": 0.1}}
     request = {"prompt": "p", "negative_prompt": "", "sampler": "Euler", "scheduler": "", "steps": 1}
@@ -356,9 +364,28 @@ def watched(seconds: float = MOST_SECONDS) -> Iterator[None]:
 
 _HOME = Path(__file__).resolve().parents[2]
 # what the interpreter and its libraries read; all else that is touched must lie in the target's own folder
-_LIBRARIES = [sys.prefix, sys.base_prefix, str(_HOME / "ddpm_core"), str(_HOME / "tests"), "/proc", "/sys", "/usr", "/dev"]
+_LIBRARIES = [
+    sys.prefix,
+    sys.base_prefix,
+    str(_HOME / "ddpm_core"),
+    str(_HOME / "tests"),
+    "/proc",
+    "/sys",
+    "/usr",
+    "/dev",
+]
 _LIBRARIES += [str(Path(part).resolve()) for part in sys.path if part]
-_touching = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"}
+_touching = {
+    "open",
+    "os.listdir",
+    "os.scandir",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+}
 _watching = False
 _strays: list[str] = []
 

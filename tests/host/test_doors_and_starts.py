@@ -11,13 +11,14 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import Page, make_driver, needs_browser
-from conftest import ROOT
+from conftest import ROOT, random_pictures
 from running import NAME, OPTIONS, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, reload_ui
 
 pytestmark = [
@@ -104,6 +105,44 @@ def test_two_doors(fresh: WebUI, page_login: bool, api_login: bool) -> None:
     if isinstance(documented, dict) and "paths" in documented:
         assert {path for path in documented["paths"] if path.startswith("/ddpm/v1")}
         assert not [path for path in documented["paths"] if path.startswith("/ddpm/ui")]
+
+
+def fire(host: WebUI, pressed: str, values: dict[str, Any], headers: dict[str, str]) -> tuple[int, str]:
+    """An event of the page, as anyone who reaches the port can fire it: the button pressed, other values of fields."""
+    config = host.get("config")
+    fields = {part["id"]: part["props"] for part in config["components"]}
+    button = next(number for number, props in fields.items() if props.get("elem_id") == pressed)
+    number, event = next(
+        (event.get("id", number), event)
+        for number, event in enumerate(config["dependencies"])
+        if any((target[0] if isinstance(target, list) else target) == button for target in event["targets"])
+    )
+    data = [values.get(fields[part].get("elem_id"), fields[part].get("value")) for part in event["inputs"]]
+    code, answer, _ = host.ask("run/predict", {"fn_index": number, "data": data, "session_hash": "x"}, headers)
+    return code, str(answer)
+
+
+def test_no_folder_is_named_from_elsewhere_and_no_event_is_fired_by_another_site(fresh: WebUI, tmp_path: Path) -> None:
+    fresh.install()
+    given = random_pictures(tmp_path / "given", 3)
+    fields = {"ddpm_dataset_name": "d", "ddpm_dataset_folders": str(given), "ddpm_dataset_offered": []}
+    fresh.start("--listen")
+    assert "not one of the WebUI" in fire(fresh, "ddpm_harvest", fields, {})[1]
+    elsewhere = tmp_path / "elsewhere"
+    fresh.get(f"probe/set?key=ddpm_workspace&value={urllib.parse.quote(str(elsewhere))}")
+    assert not elsewhere.exists() and fresh.get("probe/set?key=ddpm_workspace")["now"] in ("", None)
+    assert "The folder of datasets and runs stays" in fresh.log()
+    fresh.kill()
+
+    fresh.start()
+    for site in ("cross-site", "same-site"):
+        assert "did not come from this page" in fire(fresh, "ddpm_harvest", fields, {"Sec-Fetch-Site": site})[1]
+    assert fresh.counts("d") is None
+    code, said = fire(fresh, "ddpm_harvest", fields, {"Sec-Fetch-Site": "same-origin"})
+    assert code == 200, said
+    fresh.wait_for(lambda: (fresh.counts("d") or {}).get("kept") == 3, "the harvest")
+    fresh.get(f"probe/set?key=ddpm_workspace&value={urllib.parse.quote(str(elsewhere))}")
+    fresh.wait_for(lambda: fresh.status()["datasets"] == [] and elsewhere.is_dir(), "the other workspace")
 
 
 def test_without_api_there_is_none_and_folder_names_and_flags(fresh: WebUI, tmp_path: Path) -> None:

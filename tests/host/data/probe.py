@@ -113,7 +113,14 @@ def _started(demo, app):
             costs.clear()
         return found
 
+    def change(key: str, value: str = ""):
+        """A setting, as the settings page changes it."""
+        if value:
+            shared.opts.set(key, value)
+        return {"now": shared.opts.data.get(key)}
+
     app.add_api_route("/probe", facts, methods=["GET"])
+    app.add_api_route("/probe/set", change, methods=["GET"])
 
 
 script_callbacks.on_app_started(_started)
