@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import numpy as np
 import pytest
 from conftest import CommandLine, random_pictures, serve
 from PIL import Image
@@ -28,6 +29,7 @@ CLIENTS = 50
 ITEMS = 100_000
 LISTS = ["many", "few", "", "m", "m", "few"]  # what the page's lists show
 SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
+ROUNDS, CALM_SECONDS = 5, 40.0
 
 
 def many_items(folder: Path) -> None:
@@ -84,8 +86,9 @@ class Client(threading.Thread):
         self.status_seconds: list[float] = []
         self.samples = 0
         self.wait = 0.5
-        self.wanted = [self.until - self.chance.uniform(0.1, 0.9) * SECONDS]
+        self.wanted = [self.until - self.chance.uniform(0.2, 0.9) * (SECONDS + ROUNDS * CALM_SECONDS)]
         self.errors: list[str] = []
+        self.going = threading.Event()
 
     def ask(self, method: str, path: str, values: dict[str, Any]) -> float:
         began = time.perf_counter()
@@ -124,6 +127,7 @@ class Client(threading.Thread):
         time.sleep(self.chance.random())
         self.press(self.refresh, LISTS)  # as our script does in a page that has just been opened
         while time.monotonic() < self.until:
+            self.going.wait()
             self.status_seconds.append(self.ask("GET", "ui/status", {"page": self.name}))
             if self.wanted and time.monotonic() > self.wanted[0]:
                 self.wanted.pop(0)
@@ -150,19 +154,23 @@ def watch(pid: int, until: float, moments: list[float], sizes: list[float]) -> N
             time.sleep(0.5)
 
 
-def rate(url: str, seconds: float) -> float:
-    """Steps a second of the running training, from what the server says of it."""
+Windows = list[tuple[float, float]]  # from when to when, by the clock
 
-    def step() -> int:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-        connection.request("GET", "/ddpm/ui/status")
-        found = json.loads(connection.getresponse().read())
-        connection.close()
-        return int(found["jobs"]["train"]["progress"].get("done", 0))
 
-    first, began = step(), time.perf_counter()
-    time.sleep(seconds)
-    return (step() - first) / (time.perf_counter() - began)
+def paces(metrics: Path, windows: Windows) -> list[float]:
+    """Steps a second of a training in each window, by what it wrote of itself."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    told = [(line["time"], line["step"]) for line in lines if line["kind"] == "train"]
+    times, steps = [np.array(column) for column in zip(*told)]
+    return [float(np.diff(np.interp(window, times, steps))[0]) / (window[1] - window[0]) for window in windows]
+
+
+def window(seconds: float) -> tuple[float, float]:
+    """So long from now, but for the first seconds, in which what was asked before is still being answered."""
+    time.sleep(min(3.0, seconds / 4))
+    began = time.time()
+    time.sleep(seconds - min(3.0, seconds / 4))
+    return began, time.time()
 
 
 def slope(moments: list[float], sizes: list[float]) -> float:
@@ -188,28 +196,38 @@ def test_fifty_pages_while_it_trains(tmp_path: Path) -> None:
         connection.request("POST", "/ddpm/ui/resume", json.dumps({"model": "m"}), headers)
         assert connection.getresponse().read()
         time.sleep(20)
-        before = rate(url, 30)
         refresh, generate = event_of(address, "ddpm_refresh"), event_of(address, "ddpm_generate")
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + SECONDS + ROUNDS * CALM_SECONDS
         clients = [Client(url, number, until, refresh, generate) for number in range(CLIENTS)]
         for client in clients:
             client.start()
         moments: list[float] = []
         sizes: list[float] = []
         measuring = threading.Thread(target=watch, args=(process.pid, until, moments, sizes), daemon=True)
-        time.sleep(SECONDS / 3)  # until every thread that there will be is there, and the model has sampled
-        measuring.start()
-        during = rate(url, SECONDS * 2 / 3 - 5)
+        calm: Windows = []
+        loaded: Windows = []
+        for number in range(ROUNDS):  # in turn: what else this machine does changes from minute to minute
+            for client in clients:
+                client.going.set()
+            loaded.append(window(SECONDS / ROUNDS))
+            if number == ROUNDS // 3:  # every thread that there will be is there, and the model has sampled
+                measuring.start()
+            for client in clients:
+                client.going.clear()
+            calm.append(window(CALM_SECONDS))
         for client in clients:
-            client.join(SECONDS)
+            client.going.set()
+            client.join(60)
         measuring.join()
-        after = rate(url, 30)
         asked = sorted(seconds for client in clients for seconds in client.status_seconds)
-        slowed = 1 - during / statistics.mean([before, after])
+        metrics = workspace / "runs" / "m" / "metrics.jsonl"
+        fast, slow = paces(metrics, calm), paces(metrics, loaded)
+        slowed = 1 - statistics.mean(slow) / statistics.mean(fast)
         grows = slope(moments, sizes)
         late = asked[int(0.95 * len(asked))]
         print(
-            f"{len(asked)} status answers, 95 % within {1000 * late:.0f} ms; training {slowed:.1%} slower; "
+            f"{len(asked)} status answers, 95 % within {1000 * late:.0f} ms; training {slowed:.1%} slower "
+            f"({', '.join(f'{1 - b / a:.1%}' for a, b in zip(fast, slow))}); "
             f"{sizes[0]:.0f} to {sizes[-1]:.0f} MiB, {grows:+.1f} MiB a minute"
         )
         assert not [error for client in clients for error in client.errors]

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import gradio as gr
 from modules import shared
 from modules.options import OptionInfo
 
-from .facts import ALWAYS, AUTOMATIC, NEVER, every_folder_allowed, option
+from .facts import ALWAYS, AUTOMATIC, NEVER, every_folder_allowed
 
 SECTION = ("ddpm", "DDPM")
-_log = logging.getLogger("ddpm_core")
 
 
 def add_settings(collecting_changed: Callable[[], object]) -> None:
     """``collecting_changed`` is called when a person has changed whether to collect."""
-    folder = option("ddpm_workspace", "")
-
-    def folder_changed() -> None:
-        nonlocal folder
-        if not every_folder_allowed():  # who reaches the page from elsewhere names no folder of this machine
-            shared.opts.data["ddpm_workspace"] = folder
-            _log.warning("The folder of datasets and runs stays: other machines can reach this WebUI.")
-            return
-        folder = option("ddpm_workspace", "")
-        collecting_changed()  # another workspace has another rule
-
     options = {
         "ddpm_workspace": OptionInfo(
             "",
             "Folder of datasets and runs",
-            component_args={"visible": every_folder_allowed()},
-            onchange=folder_changed,
+            component_args={"visible": every_folder_allowed()},  # the host lets no one change what is not visible
+            onchange=collecting_changed,  # another workspace has another rule
             section=SECTION,
             restrict_api=True,
         ).info("empty: ddpm in the WebUI's data folder; what is in the old folder stays there"),
