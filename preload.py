@@ -3,6 +3,12 @@
 
 def preload(parser):
     parser.add_argument(
+        "--ddpm-workspace",
+        default="",
+        metavar="FOLDER",
+        help="where the DDPM tab keeps datasets and runs while its setting is empty, instead of ddpm in the data folder",
+    )
+    parser.add_argument(
         "--ddpm-allow-folder",
         action="append",
         default=[],

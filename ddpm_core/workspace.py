@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, temporary_beside, write_json
@@ -49,7 +47,7 @@ class Workspace:
         except OSError as error:
             raise UserError(
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
-                "DDPM_WORKSPACE."
+                "DDPM_WORKSPACE, in the WebUI with --ddpm-workspace."
             ) from None
         self._sweep()
         self._own: OwnPictures | None = None
@@ -162,6 +160,8 @@ class Workspace:
 
     def export_dataset(self, name: str, target: Path) -> list[str]:
         """Copy the kept pictures, each with its prompt in a text file of the same name, into a folder."""
+        from .dataset.reading import read_copy
+
         store = self.store(name)
         items = [item for item in store.items(status=KEPT) if item["has_copy"]]
         try:
@@ -172,8 +172,7 @@ class Workspace:
                 if path.suffix == ".png":
                     shutil.copyfile(path, out)
                 else:
-                    with Image.open(path) as image:
-                        image.save(out, format="PNG")
+                    read_copy(path).save(out, format="PNG")
                 if item["prompt"]:
                     out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
                 files.append(str(out))
@@ -186,6 +185,7 @@ class Workspace:
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
         """An item's picture as stored (WebP or PNG), or (with ``size``, height and width) a PNG as the network sees it."""
         from .dataset.packing import fit
+        from .dataset.reading import read_copy
 
         store = self.store(name)
         try:
@@ -193,8 +193,7 @@ class Workspace:
             if size is None:
                 return path.read_bytes()
             out = io.BytesIO()
-            with Image.open(path) as image:
-                fit(image.convert("RGB"), size, crop).save(out, format="PNG", compress_level=1)
+            fit(read_copy(path), size, crop).save(out, format="PNG", compress_level=1)
             return out.getvalue()
         except OSError:
             raise UserError(f"The copy of item {item_id} is missing or damaged.") from None

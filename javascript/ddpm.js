@@ -106,7 +106,7 @@ window.ddpm = (function () {
             bar.firstChild.style.width = (100 * job.fraction).toFixed(1) + "%";
             box.append(bar);
         }
-        const words = { queued: T("waiting"), running: "", done: T("finished"), failed: T("failed"), stopped: ["train", "harvest", "collect"].includes(job.kind) ? T("stopped, the work is saved") : T("stopped") };
+        const words = { queued: T("waiting"), running: "", done: T("finished"), failed: T("failed"), stopped: job.result && ["train", "harvest", "collect"].includes(job.kind) ? T("stopped, the work is saved") : T("stopped") };
         const line = el("div", "ddpm-line", title(job), words[job.state] ? " " : null, words[job.state] || null);
         const p = job.progress || {};
         if (running) {

@@ -180,10 +180,6 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     page.wait(lambda: kept() == "12", "twelve kept")
     harvest = page.driver.find_element("css selector", "[data-ddpm=harvest]")
     page.wait(lambda: "finished" in harvest.text, "the end of the harvest")  # while it is written to it is not deleted
-    page.tab("Train")
-    trained_on = lambda: page.js("return document.querySelector('#ddpm_train_dataset input').value")  # noqa: E731
-    page.wait(lambda: trained_on() == "passing", "what the next training would learn from")
-    page.tab("Dataset")
     page.click("#ddpm_trash_dataset .label-wrap")
     press = lambda text: page.wait(  # noqa: E731
         lambda: page.js(
@@ -198,9 +194,6 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     page.wait(lambda: not (workspace / "datasets" / "passing").exists(), "the dataset in the trash")
     page.wait(lambda: "Choose a dataset above to delete it." in page.text(), "that it is gone")
     page.wait(lambda: kept() is None, "the review without its pictures")
-    page.tab("Train")
-    page.wait(lambda: trained_on() == "", "that nothing trains on it")
-    page.tab("Dataset")
     page.shot("trash")
     press("Restore")
     page.wait(lambda: (workspace / "datasets" / "passing" / "dataset.sqlite").exists(), "the dataset again")

@@ -122,7 +122,7 @@ def harvest(
                     result.found -= 1
                     result.skipped["filtered"] += 1
                     continue
-                pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted))
+                pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted, root=root))
                 while len(pending) >= 4 * workers:  # in order, and never more than this in memory
                     take()
         while pending:
@@ -226,8 +226,9 @@ def examine(
     own: OwnPictures | None = None,
     wanted: Wanted | None = None,
     text: str = "",
+    root: Path | None = None,
 ) -> tuple[NewItem | None, str]:
-    """Read, check and copy one file: the item to store, or None and why it is skipped."""
+    """Read, check and copy one file: the item to store, or None and why it is skipped. ``root``: the folder being harvested."""
     try:
         data = read_bytes(path)
     except Skipped as skip:
@@ -237,7 +238,9 @@ def examine(
             str(path), status.st_size, status.st_mtime_ns, f"unread:{path}", reason=why.reason, message=why.message
         ), ""
     base = NewItem(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())
-    return judge(store, base, data, lambda: sidecar_text(path) or text, keep_size, own, wanted)
+    return judge(
+        store, base, data, lambda: sidecar_text(path, root or path.parent.resolve()) or text, keep_size, own, wanted
+    )
 
 
 def judge(

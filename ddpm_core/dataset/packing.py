@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import Stopped, UserError
 from ..files import replace_with, tensors_of
+from .reading import read_copy
 from .store import Store, fingerprint_of
 
 CROPS = ("center", "top", "pad")
@@ -120,8 +121,7 @@ def pack(
     def one(index: int) -> bytes:
         source = store.copy_path(kept[index][1])
         try:
-            with Image.open(source) as image:
-                small = fit(image.convert("RGB"), size, crop)
+            small = fit(read_copy(source), size, crop)
         except OSError as error:
             raise UserError(
                 f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "

@@ -107,6 +107,18 @@ def decode(data: bytes, short_side: int) -> Picture:
         raise Rejected("undecodable", f"The image is damaged: {detail}.") from None
 
 
+def read_copy(path: Path) -> Image.Image:
+    """A dataset's own picture as RGB; OSError where somebody has put in its place what we would not write."""
+    try:
+        with Image.open(path, formats=[name for name in ("WEBP", "PNG") if name in known_formats()]) as image:
+            check_dimensions(*image.size, smallest=1, longest_ratio=float("inf"))
+            return image.convert("RGB")
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise anything on broken data
+        raise OSError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
 @functools.cache
 def known_formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that this Pillow can read."""
@@ -243,13 +255,13 @@ def decode_user_comment(raw: bytes) -> str:
     return raw.decode("utf-8", "replace").strip("\0")
 
 
-def sidecar_text(path: Path) -> str:
-    """The generation text of a ``.txt`` file beside the image, or an empty string; a link could lead to anyone's text."""
+def sidecar_text(path: Path, root: Path) -> str:
+    """The generation text of a ``.txt`` file beside the image, or an empty string; a link must stay below ``root``."""
     path = path.with_suffix(".txt")
-    if path.is_symlink():
-        return ""
     try:
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            return ""
         data = read_bytes(path)
-    except (Skipped, Rejected):
+    except (Skipped, Rejected, OSError, RuntimeError):  # the last: links in a circle
         return ""
     return "" if len(data) > MAX_TEXT_BYTES else data.decode("utf-8", "replace").lstrip("\ufeff")

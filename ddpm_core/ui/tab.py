@@ -31,7 +31,7 @@ def build_tab(service: Service) -> None:
         first = datasets[0] if datasets else None
         return (
             choices(datasets, data, first),
-            existing(datasets, data_train, first),
+            choices(datasets, data_train, first),
             choices(["", *models], init, None),
             choices(models, trained, job.subject if job else None),
             existing(models, model, service.newest_model()),

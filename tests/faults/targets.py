@@ -60,12 +60,16 @@ SMALL = RunConfig(ModelConfig(NET))
 _FOLDER = Path(tempfile.mkdtemp(prefix="ddpm-fuzz-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 TORCH_CPU = torch.device("cpu")
+_watching = False  # what is touched
 
 
 def fresh(name: str) -> Path:
+    global _watching
+    watching, _watching = _watching, False  # removing names files relative to folders that are open
     folder = _FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    _watching = watching
     return folder
 
 
@@ -98,6 +102,9 @@ def database(data: bytes) -> None:
     (folder / "dataset.sqlite").write_bytes(data)
     service = Service(StandaloneHost(root))
     store = service.workspace.store("d")
+    copy = store.copy_path("0" * 64)  # that of every item of the seed, where somebody has put something else
+    copy.parent.mkdir()
+    copy.write_bytes((REGRESSIONS / "image" / "postscript").read_bytes())
     try:
         for view in ("unusual", "twins", "all", "kept", "rejected"):
             answerable(service.watch.items("d", view, 0, 60))
@@ -105,7 +112,7 @@ def database(data: bytes) -> None:
         store.fingerprint()
         for row in (1, 2):
             with contextlib.suppress(UserError):
-                service.workspace.thumbnail("d", row, None)
+                service.workspace.thumbnail("d", row, (32, 32))
         answerable(store.undo())
         store.decide([1], "rejected")
         store.rank_suspects()
@@ -374,7 +381,7 @@ _LIBRARIES = [
     "/usr",
     "/dev",
 ]
-_LIBRARIES += [str(Path(part).resolve()) for part in sys.path if part]
+_LIBRARIES += [str(Path(part).resolve()) for part in sys.path if part and Path(part).resolve() != _HOME]
 _touching = {
     "open",
     "os.listdir",
@@ -386,7 +393,6 @@ _touching = {
     "os.link",
     "os.symlink",
 }
-_watching = False
 _strays: list[str] = []
 
 
@@ -396,7 +402,7 @@ def _touched(event: str, arguments: tuple[Any, ...]) -> None:
     if event in ("subprocess.Popen", "os.system", "os.posix_spawn", "socket.connect"):
         _strays.append(f"{event} {arguments!r:.300}")
     elif event in _touching:
-        for argument in arguments[:2]:
+        for argument in arguments[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
             if isinstance(argument, (str, bytes)) and len(argument) > 1:
                 path = os.path.realpath(os.fsdecode(argument))
                 if not path.startswith((str(_FOLDER.resolve()), *_LIBRARIES)):

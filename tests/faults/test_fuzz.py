@@ -348,12 +348,10 @@ OF_THE_TAB = {ids.DATASET_NAME: "d", ids.TRAIN_DATASET: "d", ids.TRAIN_MODEL: "n
 
 
 def arguments_for(event: Any, guarded: Guarded, chance: random.Random) -> list[Any]:
-    """Mostly what stands in the page's fields, now and then something hostile; a request of the page itself."""
+    """Mostly what stands in the page's fields, now and then something hostile."""
     found: list[Any] = []
     for name in inspect.signature(event.fn).parameters:
-        if name == "request":
-            found.append(gr.Request(headers={}))
-        elif name == "event":
+        if name == "event":
             found.append(
                 gr.SelectData(None, {key: values_for(guarded, chance) for key in ("index", "value", "selected")})
             )

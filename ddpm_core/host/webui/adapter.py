@@ -39,7 +39,7 @@ class WebUIHost:
         self._attend = attend
 
     def workspace_folder(self) -> Path:
-        chosen = str(option("ddpm_workspace", "")).strip()
+        chosen = str(option("ddpm_workspace", "")).strip() or str(flag("ddpm_workspace", ""))
         return Path(chosen).expanduser() if chosen else data_path() / "ddpm"
 
     def models_folder(self) -> Path:
