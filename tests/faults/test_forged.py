@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, CommandLine, random_pictures
+from conftest import DATA, random_pictures
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 
@@ -22,6 +22,8 @@ from ddpm_core.errors import UserError
 from ddpm_core.files import temporary_beside
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.names import check_name
+from ddpm_core.operations import TrainRequest, train
+from ddpm_core.operations.context import Context
 from ddpm_core.service import Service
 from ddpm_core.ui.common import said
 from ddpm_core.workspace import Workspace
@@ -100,10 +102,12 @@ def test_no_picture_starts_a_program(service: Service, tmp_path: Path, monkeypat
 
 def test_a_run_goes_on_with_nothing_from_outside_the_workspace(tmp_path: Path) -> None:
     """Its record names packed pictures, and a model to begin with: by what they are, never by where they lie."""
-    line = CommandLine(tmp_path / "ws")
-    line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "in", 8))
-    train = ["train", "--model", "m", "--dataset", "d", "--preset", "tiny-32", "--size", "16", "--batch-size", "4"]
-    line.run(*train, "--steps", 1)
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [random_pictures(tmp_path / "in", 8)])
+    context = Context(torch.device("cpu"))
+    request = TrainRequest("m", "d", preset="tiny-32", size=16, batch_size=4, steps=1, precision="fp32")
+    train(workspace, request, context)
+    again = TrainRequest("m", resume=True, steps=2)
     run = tmp_path / "ws" / "runs" / "m"
     info = json.loads((run / "run.json").read_text())
     elsewhere = tmp_path / "elsewhere-16x16-center.safetensors"
@@ -115,11 +119,13 @@ def test_a_run_goes_on_with_nothing_from_outside_the_workspace(tmp_path: Path) -
     save_file(pictures, elsewhere, metadata={"fingerprint": "f"})
     for place in (str(tmp_path / "elsewhere"), "../../../../elsewhere"):
         (run / "run.json").write_text(json.dumps({**info, "fingerprint": place}))
-        assert "damaged" in line.run("train", "--model", "m", "--resume", "--steps", 2, code=2)["error"]
+        with pytest.raises(UserError, match="damaged"):
+            train(workspace, again, context)
     shutil.move(tmp_path / "ws" / "models" / "m.safetensors", tmp_path / "m.safetensors")
     shutil.rmtree(run / "checkpoints")
     (run / "run.json").write_text(json.dumps({**info, "init_from": str(tmp_path / "m.safetensors")}))
-    assert "was to begin with a file" in line.run("train", "--model", "m", "--resume", "--steps", 2, code=2)["error"]
+    with pytest.raises(UserError, match="was to begin with a file"):
+        train(workspace, again, context)
 
 
 def test_text_that_no_file_can_hold_is_made_legible() -> None:
