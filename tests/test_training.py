@@ -40,6 +40,8 @@ NET = UNetConfig(
     dropout=0.1,
 )
 
+LONG = pytest.mark.long  # each minutes of learning where the machine is slow; one of each kind is in the short form
+
 
 def config(**changes: Any) -> RunConfig:
     return RunConfig(
@@ -514,12 +516,14 @@ def overfit(diffusion: DiffusionConfig, steps: int = 700, sabotage: str = "") ->
     return float(((found.d1 < 0.2) & found.memorised).float().mean())
 
 
-@pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
+@pytest.mark.parametrize("prediction", ["v", pytest.param("epsilon", marks=LONG), pytest.param("x0", marks=LONG)])
 def test_it_learns_eight_pictures_by_heart(prediction: str) -> None:
     assert overfit(DiffusionConfig("cosine" if prediction != "epsilon" else "linear", prediction=prediction)) > 0.8
 
 
-@pytest.mark.parametrize("sabotage", ["loss", "schedule", "sampler"])
+@pytest.mark.parametrize(
+    "sabotage", ["loss", pytest.param("schedule", marks=LONG), pytest.param("sampler", marks=LONG)]
+)
 def test_a_broken_part_would_be_noticed(sabotage: str) -> None:
     """The check above can fail: with the loss, the schedule or the sampler broken it does."""
     assert overfit(DiffusionConfig("cosine"), steps=300, sabotage=sabotage) < 0.2
