@@ -18,8 +18,9 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError, mendable
-from .files import read_json, read_record, write_json
+from .files import write_json
 from .names import check_name
+from .parsing import read_json, read_record
 from .workspace import Workspace
 
 _FILE = "collecting.json"

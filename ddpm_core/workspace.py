@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, is_alive, machine, parse_json, read_json, sweep, temporary_beside, write_json
+from .files import FolderLock, is_alive, machine, sweep, temporary_beside, write_json
 from .names import check_name, check_no_twin, is_name
+from .parsing import parse_json, read_json
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
 if TYPE_CHECKING:

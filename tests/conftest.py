@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -54,10 +58,14 @@ def cli(tmp_path: Path) -> Iterator[CommandLine]:
 
 
 class CommandLine:
-    """``python -m ddpm_core`` as a subprocess on a workspace of its own."""
+    """``python -m ddpm_core`` on a workspace of its own: what it answers with --json.
 
-    def __init__(self, workspace: Path) -> None:
+    Called in this process, since a program of its own takes seconds to start; as such a program where ``apart``.
+    """
+
+    def __init__(self, workspace: Path, apart: bool = False) -> None:
         self.workspace = workspace
+        self.apart = apart
 
     def start(self, *arguments: object, **options: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "ddpm_core", "--workspace", str(self.workspace), *map(str, arguments)]
@@ -65,17 +73,35 @@ class CommandLine:
 
     def run(self, *arguments: object, code: int = 0) -> dict[str, object]:
         """Run with --json; the last line of stdout. Fails unless the exit status is ``code``; no traceback is ever shown."""
-        import json
-
-        process = self.start(*arguments, "--json")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, err
+        if self.apart:
+            process = self.start(*arguments, "--json")
+            out, err = process.communicate(timeout=300)
+            status = process.returncode
+        else:
+            status, out, err = self._here(*arguments, "--json")
+        assert status == code, err
         assert "Traceback" not in err, err
         answer = json.loads(out.strip().splitlines()[-1])
         assert isinstance(answer, dict)
         if code == 2:
             assert err.count("ddpm: ") == 1, err
         return answer
+
+    def _here(self, *arguments: object) -> tuple[int, str, str]:
+        from ddpm_core import cli
+
+        out, err = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        folder = Path.cwd()
+        os.chdir(ROOT)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = cli.main(["--workspace", str(self.workspace), *map(str, arguments)])
+        finally:
+            os.chdir(folder)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return status, out.getvalue(), err.getvalue()
 
 
 def random_pictures(folder: Path, count: int, side: int = 48, seed: int = 0) -> Path:

@@ -42,6 +42,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
 
 
 def test_the_whole_way(ready: CommandLine, tmp_path: Path) -> None:
+    ready = CommandLine(ready.workspace, apart=True)
     found = ready.run("sample", "--model", "m", "--count", 5, "--out", tmp_path / "out", "--steps", 6, "--seed", 3)
     files = [Path(f) for f in found["files"]]  # type: ignore[attr-defined]
     assert found["evaluations"] == 6 and len(files) == 5
@@ -175,6 +176,16 @@ def test_bad_input_gets_one_clear_sentence(arguments: list[str], word: str, read
     assert word in str(ready.run(*arguments, code=2)["error"])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["sample", "--model", "nope", "--out", "o"], ["dataset", "show", "nope"], ["frobnicate"]],
+    ids=lambda arguments: str(arguments[0]),
+)
+def test_the_program_answers_bad_input_as_its_function_does(arguments: list[str], ready: CommandLine) -> None:
+    apart = CommandLine(ready.workspace, apart=True)
+    assert apart.run(*arguments, code=2) == ready.run(*arguments, code=2)
+
+
 def test_broken_model_files_get_one_clear_sentence(ready: CommandLine, tmp_path: Path) -> None:
     whole = (ready.workspace / "models" / "m.safetensors").read_bytes()
     cut, other = tmp_path / "cut.safetensors", tmp_path / "other.safetensors"
@@ -242,7 +253,7 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        line = CommandLine(place / "ws")
+        line = CommandLine(place / "ws", apart=True)  # this process would keep its files open
         line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "in", 20))
         line.run("train", "--dataset", "d", "--model", "m", "--steps", 2, *SMALL)
         with open(place / "filler", "wb", buffering=0) as file:
@@ -268,7 +279,7 @@ def test_a_read_only_workspace_can_be_sampled_from_and_says_what_it_cannot(tmp_p
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", place], capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        line = CommandLine(place / "ws")
+        line = CommandLine(place / "ws", apart=True)  # this process would keep its files open
         line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "in", 20))
         line.run("train", "--dataset", "d", "--model", "m", "--steps", 2, *SMALL)
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)

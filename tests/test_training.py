@@ -172,7 +172,7 @@ def test_pictures_beyond_the_memory_are_streamed(monkeypatch: pytest.MonkeyPatch
 def test_resuming_after_kill_is_exact(tmp_path: Path) -> None:
     """The real program, killed with SIGKILL between arbitrary steps, several times; the end is bit for bit that of an undisturbed run."""
     source = random_pictures(tmp_path / "in", 50)
-    lines = [CommandLine(tmp_path / "a"), CommandLine(tmp_path / "b")]
+    lines = [CommandLine(tmp_path / name, apart=True) for name in ("a", "b")]
     options = [
         "--preset",
         "tiny-32",

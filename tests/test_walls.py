@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "text"},
     {"errors", "screen"},
-    {"names", "files"},
+    {"names", "files", "parsing"},
     {"model"},
     {"sampling", "dataset", "evaluation"},
     {"training"},

@@ -16,8 +16,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from .. import operations
 from ..errors import UserError, mendable
-from ..files import parse_json
 from ..jobs import Job
+from ..parsing import parse_json
 from ..service import Service
 
 PREFIX = "/ddpm/ui"

@@ -20,9 +20,9 @@ from starlette.concurrency import run_in_threadpool
 
 from .. import operations
 from ..errors import UserError
-from ..files import parse_json
 from ..jobs import Job
 from ..operations.pictures import png
+from ..parsing import parse_json
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
 from .page import MOST_IDS

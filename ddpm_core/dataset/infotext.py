@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from ..files import parse_json
+from ..parsing import parse_json
 from ..text import legible
 
 NEGATIVE = "Negative prompt:"

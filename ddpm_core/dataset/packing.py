@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import Stopped, UserError
-from ..files import replace_with, tensors_of
+from ..files import replace_with
+from ..parsing import tensors_of
 from .reading import read_copy
 from .store import Store, fingerprint_of
 

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import features
 
 from ..errors import UserError
-from ..files import parse_json, replace_with, sweep
+from ..files import replace_with, sweep
+from ..parsing import parse_json
 from . import KEPT, REJECTED, schema
 from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
 

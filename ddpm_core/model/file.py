@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import parse_json, tensors_of
+from ..parsing import parse_json, tensors_of
 from .config import ModelConfig
 from .unet import UNet
 

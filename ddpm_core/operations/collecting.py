@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..dataset.harvest import add_file, add_picture
 from ..errors import UserError
-from ..files import read_json, read_record, write_json
+from ..files import write_json
 from ..names import check_name
+from ..parsing import read_json, read_record
 from ..workspace import Workspace
 from .context import Context
 

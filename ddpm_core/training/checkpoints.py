@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import parse_json, replace_with, sweep, tensors_of
+from ..files import replace_with, sweep
+from ..parsing import parse_json, tensors_of
 
 FORMAT = 1
 _NAME = re.compile(r"^step-(\d{9})\.safetensors$")

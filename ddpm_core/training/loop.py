@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
-from ..files import parse_json, replace_with
+from ..files import replace_with
 from ..model.diffusion import model_to_uint8
+from ..parsing import parse_json
 from ..sampling.generate import SampleSettings, generate
 from .checkpoints import CheckpointFolder
 from .heldout import MOST_IMAGES, loss_by_band

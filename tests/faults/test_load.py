@@ -30,6 +30,7 @@ ITEMS = 100_000
 LISTS = ["many", "few", "", "m", "m", "few"]  # what the page's lists show
 SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
 ROUNDS, CALM_SECONDS = 5, 40.0
+KEPT_SECONDS = 3.0  # the server hangs up on who has asked nothing for five; a browser opens a new connection then
 
 
 def many_items(folder: Path) -> None:
@@ -89,6 +90,14 @@ class Client(threading.Thread):
         self.wanted = [self.until - self.chance.uniform(0.2, 0.9) * (SECONDS + ROUNDS * CALM_SECONDS)]
         self.errors: list[str] = []
         self.going = threading.Event()
+        self.connection = http.client.HTTPConnection(self.address, timeout=30)
+        self.answered = 0.0
+
+    def connect(self) -> http.client.HTTPConnection:
+        """The connection, opened anew where the server may have closed it."""
+        if time.monotonic() - self.answered > KEPT_SECONDS:
+            self.connection.close()
+        return self.connection
 
     def ask(self, method: str, path: str, values: dict[str, Any]) -> float:
         began = time.perf_counter()
@@ -96,9 +105,10 @@ class Client(threading.Thread):
         if method == "POST":
             body, target = json.dumps(values), f"/ddpm/{path}"
         try:
-            self.connection.request(method, target, body, {"X-DDPM": "1", "Content-Type": "application/json"})
+            self.connect().request(method, target, body, {"X-DDPM": "1", "Content-Type": "application/json"})
             answer = self.connection.getresponse()
             content = answer.read()
+            self.answered = time.monotonic()
             if answer.status != 200:
                 self.errors.append(f"{target}: {answer.status} {content[:200]!r}")
             elif path == "ui/status":
@@ -111,7 +121,8 @@ class Client(threading.Thread):
     def press(self, event: int, values: list[Any]) -> None:
         said = ""
         try:
-            said = press(self.connection, self.session, event, values)
+            said = press(self.connect(), self.session, event, values)
+            self.answered = time.monotonic()
         except (OSError, http.client.HTTPException) as error:
             said = str(error)
             self.connection.close()
@@ -123,11 +134,12 @@ class Client(threading.Thread):
         self.samples += 1
 
     def run(self) -> None:
-        self.connection = http.client.HTTPConnection(self.address, timeout=30)
         time.sleep(self.chance.random())
         self.press(self.refresh, LISTS)  # as our script does in a page that has just been opened
         while time.monotonic() < self.until:
-            self.going.wait()
+            if not self.going.is_set():
+                self.going.wait()
+                time.sleep(self.chance.uniform(0, self.wait))  # fifty pages do not ask at one moment
             self.status_seconds.append(self.ask("GET", "ui/status", {"page": self.name}))
             if self.wanted and time.monotonic() > self.wanted[0]:
                 self.wanted.pop(0)
