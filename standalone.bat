@@ -1,25 +1,56 @@
 @echo off
 rem Sets up a private environment in .venv (the first time) and runs a command of ddpm_core there; without arguments the demo.
 setlocal
-cd /d "%~dp0"
-if not exist .venv\.ready (
-    echo Setting up .venv; this takes a few minutes the first time. 1>&2
-    if not exist .venv\Scripts\python.exe (
-        py -3.11 -m venv .venv 2>nul || py -3.12 -m venv .venv 2>nul || py -3.10 -m venv .venv 2>nul || python -m venv .venv || exit /b 2
-    )
-    .venv\Scripts\python -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2 || exit /b 1
-    .venv\Scripts\python -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2 || exit /b 1
-    type nul > .venv\.ready
-)
-if "%~1"=="--with-benchmarks" (
-    .venv\Scripts\python -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2 || exit /b 1
-    .venv\Scripts\python -c "import torchvision" 2>nul || .venv\Scripts\python -m pip uninstall --quiet --yes torchvision 1>&2
-    echo The benchmarks can run now: .venv\Scripts\python -m benchmarks.training and others. 1>&2
-    exit /b 0
-)
-if "%~1"=="" (
-    .venv\Scripts\python -m ddpm_core demo
-) else (
-    .venv\Scripts\python -m ddpm_core %*
-)
+set "root=%~dp0"
+set "python=%root%.venv\Scripts\python.exe"
+rem .ready holds the pyproject.toml that it was set up for
+fc /b "%root%pyproject.toml" "%root%.venv\.ready" >nul 2>nul
+if errorlevel 1 call :set_up
+if errorlevel 1 exit /b %ERRORLEVEL%
+if "%~1"=="--with-benchmarks" goto with_benchmarks
+set "PYTHONPATH=%root%;%PYTHONPATH%"
+if "%~1"=="" goto demo
+"%python%" -m ddpm_core %*
 exit /b %ERRORLEVEL%
+
+:demo
+"%python%" -m ddpm_core demo
+exit /b %ERRORLEVEL%
+
+:set_up
+echo Setting up .venv; this takes a few minutes the first time. 1>&2
+if exist "%root%.venv\.ready" goto install
+rem one that was never finished may lack pip: begin anew
+set "base="
+if defined PYTHON call :try "%PYTHON%"
+if not defined base call :try py -3.11
+if not defined base call :try py -3.12
+if not defined base call :try py -3.10
+if not defined base call :try python
+if not defined base goto no_python
+%base% -m venv --clear "%root%.venv"
+if errorlevel 1 exit /b 2
+:install
+"%python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2
+if errorlevel 1 exit /b 1
+"%python%" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
+if errorlevel 1 exit /b 1
+copy /y "%root%pyproject.toml" "%root%.venv\.ready" >nul
+exit /b 0
+
+:try
+%* -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" >nul 2>nul
+if not errorlevel 1 set "base=%*"
+exit /b 0
+
+:no_python
+echo ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with: set PYTHON=C:\path\to\python.exe 1>&2
+exit /b 2
+
+:with_benchmarks
+"%python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2
+if errorlevel 1 exit /b 1
+"%python%" -c "import torchvision" 2>nul
+if errorlevel 1 "%python%" -m pip uninstall --quiet --yes torchvision 1>&2
+echo The benchmarks can run now: .venv\Scripts\python -m benchmarks.training and others. 1>&2
+exit /b 0

@@ -186,6 +186,13 @@ class Service:
         operations.check_limits(request)
         self._check_source(request)
         workspace = self.workspace
+        if request.resume and request.steps is not None and request.model in workspace.run_names():
+            reached = workspace.run_info(request.model)["step"]
+            if reached >= request.steps:  # the page has a number there, and would see a training that ends at once
+                raise UserError(
+                    f"{request.model} already has {reached} steps: set Steps above that to train it further, or to 0 to go "
+                    "on by minutes alone."
+                )
 
         def work(job: Job) -> dict[str, Any]:
             summary = operations.train(workspace, request, self._context(job))
@@ -306,7 +313,7 @@ class Service:
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
         if model not in self.workspace.model_names():
-            raise UserError(f"There is no model {model!r}; train one first or refresh the list.")
+            raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
@@ -350,7 +357,9 @@ class Service:
         count = self.workspace.store(request.dataset).counts()["kept"] if request.dataset else 0
         with self.host.gpu_slice():
             measured = estimate(config, self.host.device())
-        minutes = request.minutes if request.minutes is not None else steps * measured.seconds_per_step / 60
+        if request.minutes is not None:  # whichever comes first ends it
+            steps = max(1, min(steps, round(60 * request.minutes / measured.seconds_per_step)))
+        minutes = steps * measured.seconds_per_step / 60
         return {
             "minutes": minutes,
             "megabytes": measured.megabytes,

@@ -48,7 +48,7 @@ class Workspace:
         except OSError as error:
             raise UserError(
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
-                "DDPM_WORKSPACE, in the WebUI with --ddpm-workspace."
+                "DDPM_WORKSPACE, in the WebUI in Settings, DDPM, or with --ddpm-workspace where that is empty."
             ) from None
         self._sweep()
         self._own: OwnPictures | None = None

@@ -54,7 +54,11 @@ window.ddpm = (function () {
     async function answer(response) {
         let body = null;
         try { body = await response.json(); } catch (error) { /* told below */ }
-        if (!response.ok) throw new Error((body && body.error) || T("The server answered") + " " + response.status + ".");
+        if (!response.ok) {
+            const refusal = new Error((body && body.error) || T("The server answered") + " " + response.status + ".");
+            refusal.answered = true;
+            throw refusal;
+        }
         return body;
     }
 
@@ -165,7 +169,7 @@ window.ddpm = (function () {
             } catch (error) {
                 // a server that restarts, a laptop that slept: it goes on where it was when the answer comes
                 connected = false;
-                offline(T("No connection to the server. Trying again; what runs there goes on.") + " (" + error.message + ")");
+                offline(error.answered ? error.message : T("No connection to the server. Trying again; what runs there goes on.") + " (" + error.message + ")");
                 wait = 2000;
             }
             try { drawAll(); } catch (error) { console.error("ddpm", error); }

@@ -168,7 +168,7 @@
                 return;
             }
             if (!this.counts) {
-                this.node.replaceChildren(el("div", "ddpm-empty", T("No pictures yet: choose folders above and press Harvest.")));
+                this.node.replaceChildren(el("div", "ddpm-empty", T("No pictures yet: harvest a folder first.")));
                 return;
             }
             const views = [["unusual", T("Unusual first")], ["twins", T("Near duplicates")], ["all", T("All")], ["rejected", T("Rejected")]];

@@ -21,6 +21,7 @@ from torch import Tensor
 from ddpm_core.api import public
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.unet import UNet
+from ddpm_core.operations import TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.service import Service
 
@@ -73,6 +74,8 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     body = {"model": "m", "dataset": "faces", "preset": "tiny-32", "steps": 2, "batch_size": 4, "settings": settings}
     assert done(client, client.post("/ddpm/v1/train", json=body))["state"] == "done"
     assert [m["name"] for m in client.get("/ddpm/v1/models").json()["models"]] == ["m"]
+    nothing = client.post("/ddpm/v1/train", json={"model": "m", "resume": True, "steps": 2, "minutes": 30})
+    assert nothing.status_code == 400 and "m already has 2 steps" in nothing.json()["detail"]
     made = client.post("/ddpm/v1/sample", json={"model": "m", "count": 2, "steps": 2, "seed": 7}).json()
     assert len(made["images"]) == 2 and "Seed: 7" in made["infotexts"][0]
     assert Image.open(io.BytesIO(base64.b64decode(made["images"][1]))).size == (32, 32)
@@ -83,6 +86,17 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     assert "Size: 96x96" in enlarged["infotexts"][0] and "DDPM upscaler: Nearest" in enlarged["infotexts"][0]
     everything = client.get("/ddpm/v1/status").text + client.get("/ddpm/v1/models").text + str(page)
     assert str(few) not in everything and str(few.parent) not in everything
+
+
+def test_an_estimate_ends_with_what_comes_first(tmp_path: Path) -> None:
+    service = Service(StandaloneHost(tmp_path))
+    try:
+        by_steps = service.estimate(TrainRequest("m", preset="tiny-32", steps=50, minutes=1e6))
+        assert by_steps["steps"] == 50 and by_steps["minutes"] < 60
+        by_minutes = service.estimate(TrainRequest("m", preset="tiny-32", steps=10**6, minutes=2.0))
+        assert by_minutes["steps"] < 10**5 and by_minutes["minutes"] == pytest.approx(2.0, rel=0.1)
+    finally:
+        service.shutdown()
 
 
 def test_an_animation_is_of_one_batch_also_where_the_memory_runs_out(

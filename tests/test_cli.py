@@ -117,6 +117,13 @@ def test_more_steps_on_a_finished_run_and_a_new_run_from_its_weights(ready: Comm
     assert all(torch.allclose(parent[k], child[k], atol=1e-4) for k in parent)
 
 
+def test_fewer_steps_than_a_run_has_leave_it_as_it_was_planned(ready: CommandLine) -> None:
+    record = ready.workspace / "runs" / "m" / "run.json"
+    before = record.read_bytes()
+    assert "already has" in str(ready.run("train", "--model", "m", "--resume", "--steps", 1, code=2)["error"])
+    assert record.read_bytes() == before
+
+
 def test_review_delete_restore_export(ready: CommandLine, tmp_path: Path) -> None:
     items = ready.run("dataset", "show", "d", "--suspects")["items"]
     assert [i["suspicion"] for i in items] == sorted((i["suspicion"] for i in items), reverse=True)  # type: ignore[attr-defined]

@@ -142,6 +142,18 @@ def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:
         page.shot(f"{name.lower()}-dark")
     assert page.own_errors() == []
 
+    # what the server refuses is told in its own words, and not as a connection that is lost
+    page.js(
+        "window.ownFetch = window.fetch;"
+        "window.fetch = async () => new Response(JSON.stringify({error: 'Sign in to the page first.'}), {status: 403})"
+    )
+    said = lambda: page.js("return (document.querySelector('.ddpm-offline') || {}).textContent")  # noqa: E731
+    page.wait(lambda: said() == "Sign in to the page first.", "the server's sentence")
+    page.js("window.fetch = () => Promise.reject(new TypeError('gone'))")
+    page.wait(lambda: "No connection" in (said() or ""), "that the connection is lost")
+    page.js("window.fetch = window.ownFetch")
+    page.wait(lambda: said() is None, "the connection again")
+
     # and a narrow window: nothing sticks out sideways
     driver.set_window_size(400, 900)
     time.sleep(0.5)

@@ -47,12 +47,12 @@ def _load_weights(workspace: Workspace, model: str, weights: str) -> tuple[Model
         raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
     if path.parent != workspace.models_folder:
         raise UserError(
-            "Raw weights lie in a run of this workspace; name its model instead of a file, or use --weights ema."
+            "Raw weights lie in a run of this workspace; name its model instead of a file, or use the weights ema."
         )
     newest = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints").load_newest()
     if newest is None:
         raise UserError(
-            f"The raw weights of {path.stem} lie in its run, which is not in this workspace; use --weights ema."
+            f"The raw weights of {path.stem} lie in its run, which is not in this workspace; use the weights ema."
         )
     return loaded.config, {k[4:]: v for k, v in newest.tensors.items() if k.startswith("net.")}, path.stem
 

@@ -74,7 +74,7 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     if request.size is not None:
         if request.init_from and (request.size, request.size) != config.model.unet.image_size:
             raise UserError(
-                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave --size away."
+                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave the size away."
             )
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
         config = RunConfig(ModelConfig(unet, config.model.diffusion, config.model.tags), config.train)
@@ -182,9 +182,9 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         raise UserError(
             f"There is no run {name!r} to resume"
             + (
-                ", only its model file; start a new one from it with --init-from."
+                ", only its model file; start a new one from its weights (--init-from, or More settings in the tab)."
                 if model_path.exists()
-                else "; leave --resume away to start it."
+                else "; start it with Train (on the command line without --resume)."
             )
         )
     lock = FolderLock(
@@ -280,7 +280,11 @@ def _reopen(
     if request.dataset is not None and request.dataset != info["dataset"]:
         raise UserError(
             f"The run {request.model!r} was trained on {info['dataset']!r}; to train on {request.dataset!r} start a new one "
-            f"with --init-from {request.model}."
+            f"from the weights of {request.model} (--init-from)."
+        )
+    if request.steps is not None and request.steps < info["step"]:  # the record must not say that this was the plan
+        raise UserError(
+            f"{request.model} already has {info['step']} steps; give a larger number of steps to train it further."
         )
     packed = _pictures_of(workspace, info, config, context)
     minutes = info.get("minutes")
@@ -312,7 +316,7 @@ def _pictures_of(workspace: Workspace, info: dict[str, Any], config: RunConfig, 
     else:
         raise UserError(
             f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
-            "start a new run from its model (--init-from)."
+            "start a new run from its weights (--init-from, or More settings in the tab)."
         )
     return packed
 
@@ -341,7 +345,7 @@ def _run(
         seconds = newest.numbers.get("seconds")
         spent = float(seconds) if isinstance(seconds, (int, float)) else 0.0
         newest = None  # the trainer has it; a second copy would only take memory
-        if trainer.step >= info["steps"] and request.minutes is None:
+        if trainer.step >= info["steps"]:
             context.say(f"{name} already has {trainer.step} steps; give a larger number of steps to train it further.")
     elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
         if request.resume and not is_name(info["init_from"]):  # a record could point anywhere

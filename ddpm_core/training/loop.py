@@ -324,7 +324,7 @@ class TrainingLoop:
         if checkpoint is None or self._rollbacks > _MOST_ROLLBACKS:
             raise UserError(
                 f"Training diverged {self._rollbacks} times ({why}); the last good checkpoint is kept. Start again with a "
-                "lower learning rate (--lr)."
+                "lower learning rate."
             )
         scale = self.trainer.lr_scale * 0.5
         with self.out.gpu_slice():

@@ -25,7 +25,7 @@ def choose(requested: str, device: torch.device) -> str:
     if requested == "auto":
         return "bf16" if supports_bf16(device) else "fp32"
     if requested == "fp16" and device.type == "cpu":
-        raise UserError("This CPU cannot train in fp16; use --precision auto, bf16 or fp32.")
+        raise UserError("This CPU cannot train in fp16; set the precision to auto, bf16 or fp32.")
     if requested == "bf16" and device.type == "cuda" and not supports_bf16(device):
-        raise UserError("This GPU has no bf16; use --precision auto, or fp16 at your own risk.")
+        raise UserError("This GPU has no bf16; set the precision to auto, or to fp16 at your own risk.")
     return requested

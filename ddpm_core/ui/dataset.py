@@ -20,8 +20,12 @@ _INTRO = (
 )
 _CANNOT_SEE = (
     "The checks find broken, blank, noisy and repeated pictures, and put unusual ones first. They cannot see a deformed hand or "
-    "a third arm: that takes your eyes. Arrow keys or a click move, X or a double click rejects or keeps, Enter turns the page, Z takes "
-    "the last step back."
+    "a third arm: that takes your eyes. Click a picture: the arrow keys move from there, X or a double click rejects or keeps, Enter "
+    "turns the page, Z takes the last step back."
+)
+_NO_FOLDERS = (
+    "No folder can be named here, since other machines can reach this page. Harvest on the machine itself, with ./standalone.sh "
+    "harvest --dataset NAME FOLDER; the dataset then appears here."
 )
 _COLLECTING = (
     "While this is on, every picture that txt2img and img2img save goes into the dataset too, without grids, masks and "
@@ -66,6 +70,10 @@ def build(service: Service) -> dict[str, Any]:
 def _folders(service: Service, name: Any) -> None:
     host = service.host
     offered = list(host.image_folders())
+    if not offered and not host.folders_may_be_typed():
+        gr.HTML(note(_NO_FOLDERS))
+        live("harvest")
+        return
     with gr.Row():
         folders = None
         if offered:

@@ -117,7 +117,7 @@ def build(service: Service) -> dict[str, Any]:
     def guess(*values: Any) -> str:
         found = service.estimate(request(values, False))
         lines = [
-            f"About {_duration(found['minutes'])} on {service.host.device()} for {found['steps']} steps, "
+            f"About {_duration(found['minutes'])} on {service.host.device()} for {found['steps']:,} steps, "
             f"about {found['megabytes'] / 1024:.1f} GB of memory; {found['parameters'] / 1e6:.1f} million parameters, "
             f"{found['images']} images.",
             *found["warnings"],

@@ -159,3 +159,14 @@ def test_a_file_named_in_an_event_is_not_fetched(served: tuple[TestClient, Path]
                     break
     assert asked > 20 and completed > 5
     assert SECRET not in client.get("/gradio_api/file=" + str(root / "secret.txt")).text
+
+
+def test_where_no_folder_can_be_named_the_tab_says_how_to_harvest(tmp_path: Path) -> None:
+    host = StandaloneHost(tmp_path / "ws")
+    host.local = False
+    app, service = build_app(host)
+    try:
+        config = TestClient(app).get("/config").text
+        assert "No folder can be named here" in config and '"ddpm_harvest"' not in config
+    finally:
+        service.shutdown()

@@ -131,11 +131,13 @@ def failed_tab(error: BaseException) -> list[tuple[Any, str, str]]:
     if not isinstance(error, UserError):
         _log.error("the DDPM tab could not be built", exc_info=error)
     said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    remedy = "Restart the WebUI; if it stays, update the extension, or report this with the lines in the console."
+    if isinstance(error, UserError):  # says itself what to do
+        remedy = "Then restart the WebUI."
     with gr.Blocks(analytics_enabled=False) as page:
         gr.HTML(
             '<div class="ddpm-failure"><p>The DDPM tab could not be built.</p>'
-            f"<p>{html.escape(said)}</p>"
-            "<p>Restart the WebUI; if it stays, update the extension, or report this with the lines in the console.</p></div>"
+            f"<p>{html.escape(said)}</p><p>{remedy}</p></div>"
         )
     return [(page, "DDPM", "ddpm")]
 
