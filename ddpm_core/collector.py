@@ -24,6 +24,7 @@ from .parsing import read_json, read_record
 from .workspace import Workspace
 
 _FILE = "collecting.json"
+_MOST_WORDS = 1000  # characters
 _MOST_WAITING = 2000
 _MOST_PICTURES = 64  # in memory: pictures that are on no disk
 _RANK_AFTER_SECONDS = 4.0
@@ -79,11 +80,14 @@ class Collector:
                 return self._default()  # a setting of the host: not kept, so that a change counts at once
             self._rule = Rule()
             with contextlib.suppress(UserError, ValueError):
-                self._rule = read_record(Rule, read_json(path, "rule of collecting"))
+                rule = read_record(Rule, read_json(path, "rule of collecting"))
+                self._rule = rule if len(rule.words) <= _MOST_WORDS else Rule()
         return self._rule
 
     def set_rule(self, rule: Rule) -> None:
         """Collect by this rule from now on. UserError for a dataset's name that cannot be one."""
+        if len(rule.words) > _MOST_WORDS:
+            raise UserError(f"The words of a prompt to collect by can have at most {_MOST_WORDS} characters.")
         if rule.enabled or rule.dataset:
             check_name(rule.dataset, "dataset")
         write_json(self._workspace().root / _FILE, asdict(rule))

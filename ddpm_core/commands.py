@@ -57,7 +57,7 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
 def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     workspace = open_workspace(a)
     if a.action == "list":
-        return {"datasets": [{"name": name, **workspace.store(name).counts()} for name in workspace.dataset_names()]}
+        return {"datasets": workspace.list_datasets()}
     if a.action == "show":
         items = workspace.show_dataset(a.name, status=a.status, suspects=a.suspects)
         keys = (

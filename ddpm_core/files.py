@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -20,8 +21,11 @@ from .errors import UserError
 
 # of this process, which in a container may have the number of the one before
 _OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
-_TEMPORARY = re.compile(r"^\..+\.([0-9a-f]{8})-((\d+)-[0-9a-f]{8})-\d+\.tmp$")
+_TEMPORARY = re.compile(
+    r"^\..+\.([0-9a-f]{8})-((\d+)-[0-9a-f]{8})-\d+\.tmp(-journal|-wal|-shm)?$"
+)  # the last of SQLite beside one
 _SURELY_OLD_SECONDS = 24 * 3600.0
+_ATTEMPTS = 20  # to lock a folder whose lock others remove
 
 
 def temporary_beside(target: Path) -> Path:
@@ -138,27 +142,49 @@ class FolderLock:
 
     def acquire(self) -> None:
         """UserError with the ``busy`` sentence when another holds it."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
-        except OSError as error:
-            raise UserError(
-                f"{self.path.parent} cannot be written ({error.strerror}); check the permissions."
-            ) from None
-        try:
-            if os.name == "nt":
-                import msvcrt
+        for attempt in range(_ATTEMPTS):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.is_symlink():  # it could lead anywhere, and opening makes the file
+                    raise OSError(errno.ELOOP, "its .lock is a link")
+                file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - held open on purpose
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and attempt < _ATTEMPTS - 1:
+                    continue  # just removed by who held it before
+                raise UserError(
+                    f"{self.path.parent} cannot be written ({error.strerror}); check the permissions."
+                ) from None
+            try:
+                if os.name == "nt":
+                    import msvcrt
 
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-            else:
-                import fcntl
+                    file.seek(0)
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+                else:
+                    import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                raise UserError(self.busy) from None
+            if self._is_in_place(file) or attempt == _ATTEMPTS - 1:
+                self._file = file
+                return
             file.close()
-            raise UserError(self.busy) from None
-        self._file = file
+
+    def _is_in_place(self, file: IO[str]) -> bool:
+        """Whether a locked file is still the one that others would open: it may have been removed before it was locked."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the lock, which is held, and its folder, if that holds nothing else; where the system refuses, both stay."""
+        if os.name != "nt":  # where an open file cannot be removed
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+                self.path.parent.rmdir()
 
     def release(self) -> None:
         if self._file is not None:

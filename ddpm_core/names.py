@@ -23,12 +23,15 @@ def is_name(name: str) -> bool:
 
 def check_name(name: str, what: str) -> str:
     """The name, normalised (NFC), or UserError. Letters of any script, digits, spaces, ``. _ -``; no path."""
+    too_long = UserError(f"The {what}'s name is too long; use at most {_MOST} bytes.")
+    if len(name) > 4 * _MOST:  # normalising takes time in proportion to the square of some texts
+        raise too_long
     # a lone surrogate, which no file system takes, becomes what is refused below
     name = unicodedata.normalize("NFC", legible(name)).strip()
     if not name:
         raise UserError(f"The {what} needs a name.")
     if len(name.encode("utf-8")) > _MOST:
-        raise UserError(f"The {what}'s name is too long; use at most {_MOST} bytes.")
+        raise too_long
     if name.lower().endswith(".safetensors"):  # which would say a file, not a name
         raise UserError(f"The {what}'s name cannot end in .safetensors; leave that away.")
     if (

@@ -1,20 +1,48 @@
-"""Reading what someone may have damaged or forged: JSON, records made of it, safetensors files."""
+"""Reading what someone may have damaged or forged: files that are none, JSON, records made of it, safetensors files."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from .errors import UserError, is_out_of_memory
 from .text import legible
 
 T = TypeVar("T")
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
+
+
+_MOST_BYTES = 16 * 2**20  # of a record of ours; a list of a run's settings has some kilobytes
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file of a workspace for reading; OSError for a link, a pipe or a device, and never waits for one."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link", str(path))
+    # without O_NONBLOCK opening a pipe waits for a writer
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(handle, "rb")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return file
+
+
+def read_regular(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """The content of a file of a workspace; OSError for what :func:`open_regular` refuses, and for more than ``most`` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has {size} bytes", str(path))
+        return file.read(size)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -55,7 +83,7 @@ def read_record(kind: type[T], values: Any) -> T:
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file of ours; UserError naming ``what`` when it is missing or damaged."""
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(read_regular(path))
     except (OSError, ValueError) as error:
         raise UserError(f"The {what} {path} is missing or damaged ({error}).") from None
 
@@ -69,6 +97,8 @@ def tensors_of(path: Path, problem: str, remedy: str = ".") -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open  # a host that starts needs it not
 
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "it is no file")
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:

@@ -34,6 +34,7 @@ _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
 _MOST_FRAMES = 60
 _SAMPLE_BATCH = 64
+_MOST_PIXELS = 2**28  # of one sampling, held in memory until all are saved: 1 GiB
 _MOST_WAITING = 100  # samplings; each waiting one holds a request, and its pictures when they are made
 
 
@@ -215,6 +216,13 @@ class Service:
             raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
         if enlarging is not None and enlarging.upscaler not in self.host.upscalers():
             raise UserError(f"There is no upscaler {enlarging.upscaler!r}; choose one of those in the list.")
+        height, width = self.workspace.model_config(model).unet.image_size
+        width, height = enlarging.target(width, height) if enlarging is not None else (width, height)
+        if count * width * height > _MOST_PIXELS:
+            most = _MOST_PIXELS // (width * height)
+            raise UserError(
+                f"That is too much to hold at once: make at most {most} pictures of {width}x{height} at a time."
+            )
 
     def start_sampling(
         self,

@@ -32,6 +32,7 @@ _STATUS_SECONDS = 0.2
 _POLLS_A_SECOND = 20  # of all pages together; each costs a training some half a millisecond of one core
 _LONGEST_WAIT = 2500
 _MOST_PAGES = 1000
+_MOST_PROMPT = 300  # characters of one in the status, which every page is sent
 
 
 class Watch:
@@ -60,7 +61,7 @@ class Watch:
             "models": workspace.model_names(),
             "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
             "uncollected": [
-                {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt}
+                {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}
                 for name in datasets
                 if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
             ],
@@ -159,7 +160,9 @@ class Watch:
         train = [line for line in lines if line.get("kind") == "train" and _is_number(line.get("loss"))]
         stride = max(1, len(train) // _CURVE_POINTS)
         watched = [line for line in lines if line.get("kind") == "heldout"]
-        previews = sorted((folder / "previews").glob("step-*.png")) if (folder / "previews").is_dir() else []
+        in_bands = [line for line in watched if isinstance(line.get("seen_bands"), dict)]
+        here = (folder / "previews").is_dir() and not (folder / "previews").is_symlink()
+        previews = sorted((folder / "previews").glob("step-*.png")) if here else []
         steps = [int(match[1]) for path in previews if (match := re.match(r"step-(\d+)$", path.stem))]
         return {
             "model": model,
@@ -168,14 +171,14 @@ class Watch:
                 [line["step"], line["heldout_loss"]] for line in watched if _is_number(line.get("heldout_loss"))
             ],
             "seen": [[line["step"], line["seen_loss"]] for line in watched if _is_number(line.get("seen_loss"))],
-            "bands": watched[-1] if watched and _is_plain(watched[-1]) else None,
+            "bands": in_bands[-1] if in_bands and _is_plain(in_bands[-1]) else None,
             "notes": [str(line.get("text", "")) for line in lines if line.get("kind") == "note"][-5:],
             "previews": steps,
         }
 
     def preview_path(self, model: str, step: int) -> Path:
         path = self._workspace().run_folder(model) / "previews" / f"step-{step:09d}.png"
-        if path.is_symlink() or not path.is_file():  # a link could lead anywhere
+        if path.is_symlink() or path.parent.is_symlink() or not path.is_file():  # a link could lead anywhere
             raise UserError("There is no such preview.")
         return path
 

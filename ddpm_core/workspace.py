@@ -22,7 +22,8 @@ from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, is_alive, machine, sweep, temporary_beside, write_json
 from .names import check_name, check_no_twin, is_name
-from .parsing import parse_json, read_json
+from .parsing import parse_json, read_json, read_regular
+from .text import legible
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
 if TYPE_CHECKING:
@@ -68,8 +69,12 @@ class Workspace:
     def _sweep(self) -> None:
         """Clear away what was being written when a process was cut off; datasets do so when they are opened."""
         runs = _below(self.root / "runs")
+        for run in runs:
+            if is_name(run.name) and _is_leftover(run):
+                _clear(run)
         places = (*(self.root / part for part in ("", "datasets", "runs", "evaluations")), self.models_folder, *runs)
-        for folder in (*places, *(run / part for run in runs for part in _RUN_PARTS)):
+        parts = (run / part for run in runs for part in _RUN_PARTS)
+        for folder in (*places, *(part for part in parts if not _is_link(part))):
             sweep(folder)
         for place in _below(self.root / "trash"):
             # begun and never filled, or restored and never removed
@@ -81,9 +86,7 @@ class Workspace:
 
     def dataset_names(self) -> list[str]:
         folders = _below(self.root / "datasets")
-        return sorted(
-            (f.name for f in folders if is_name(f.name) and (f / "dataset.sqlite").exists()), key=str.casefold
-        )
+        return sorted((f.name for f in folders if is_name(f.name) and is_there(f / "dataset.sqlite")), key=str.casefold)
 
     def dataset_folder(self, name: str) -> Path:
         return self.root / "datasets" / check_name(name, "dataset")
@@ -92,7 +95,7 @@ class Workspace:
         """The dataset of that name; unless ``create``, UserError when there is none."""
         folder = self.dataset_folder(name)
         name = folder.name
-        if not create and not (folder / "dataset.sqlite").exists():
+        if not create and not is_there(folder / "dataset.sqlite"):
             known = ", ".join(self.dataset_names())
             raise UserError(
                 f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
@@ -109,6 +112,16 @@ class Workspace:
             if known_store is None:
                 known_store = self._stores[name] = Store(folder)
             return known_store
+
+    def list_datasets(self) -> list[dict[str, Any]]:
+        """Every dataset with its counts; those that cannot be opened with their error."""
+        found: list[dict[str, Any]] = []
+        for name in self.dataset_names():
+            try:
+                found.append({"name": name, **self.store(name).counts()})
+            except UserError as error:
+                found.append({"name": name, "error": str(error)})
+        return found
 
     def harvest(
         self,
@@ -186,13 +199,13 @@ class Workspace:
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
         """An item's picture as stored (WebP or PNG), or (with ``size``, height and width) a PNG as the network sees it."""
         from .dataset.packing import fit
-        from .dataset.reading import read_copy
+        from .dataset.reading import MAX_COPY_BYTES, read_copy
 
         store = self.store(name)
         try:
             path = store.copy_of(item_id)
             if size is None:
-                return path.read_bytes()
+                return read_regular(path, MAX_COPY_BYTES)
             out = io.BytesIO()
             fit(read_copy(path), size, crop).save(out, format="PNG", compress_level=1)
             return out.getvalue()
@@ -205,7 +218,7 @@ class Workspace:
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
-        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and (f / "run.json").exists())
+        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and is_there(f / "run.json"))
 
     def run_info(self, name: str) -> dict[str, Any]:
         """The run's description with the step of its newest checkpoint."""
@@ -299,14 +312,18 @@ class Workspace:
     def delete_model(self, name: str) -> str:
         """Move a model, its preview and its run to the trash."""
         name = check_name(name, "model")
-        parts = [*self.model_parts(name), self.root / "runs" / name]
-        if not any(path.exists() for path in parts):
-            known = ", ".join(self.model_names())
-            raise UserError(f"There is no model {name!r}" + (f"; there are: {known}." if known else "."))
-        if self.run_folder(name).exists():
-            with FolderLock(self.run_folder(name), f"The model {name!r} is being trained; stop that first.").held():
-                pass
-        self._to_trash("model", name, [path for path in parts if path.exists()])
+        run = self.run_folder(name)
+        lock = FolderLock(run, f"The model {name!r} is being trained; stop that first.")
+        with lock.held() if run.exists() else contextlib.nullcontext():
+            clear_leftover(run, lock)
+            # the run goes first: without it nobody goes on with what is just being moved
+            parts = [path for path in (run, *self.model_parts(name)) if path.exists() and not _is_leftover(path)]
+            if not parts:
+                known = ", ".join(self.model_names())
+                raise UserError(f"There is no model {name!r}" + (f"; there are: {known}." if known else "."))
+            if os.name == "nt":
+                lock.release()  # there no folder can be moved of which a file is open
+            self._to_trash("model", name, parts)
         return name
 
     def restore_model(self, name: str) -> str:
@@ -336,12 +353,12 @@ class Workspace:
         found = []
         for place in _below(self.root / "trash"):
             try:
-                record = parse_json((place / "trash.json").read_text(encoding="utf-8"))
+                record = parse_json(read_regular(place / "trash.json"))
                 kind, name, when = record["kind"], record["name"], float(record["when"])
                 names = [Path(str(path)).name for path in record["paths"]]
             except (OSError, ValueError, KeyError, TypeError, OverflowError):
                 continue
-            if not math.isfinite(when):
+            if not math.isfinite(when) or place.name != legible(place.name):
                 continue
             if kind in ("dataset", "model") and isinstance(name, str) and is_name(name) and _parts(place):
                 found.append({"kind": kind, "name": name, "when": when, "names": names, "place": place.name})
@@ -378,6 +395,11 @@ class Workspace:
             by_name = {path.name: path for path in belongs}
             if not set(record["names"]) <= set(by_name):
                 raise UserError(f"The record of {name} in the trash is damaged; its parts lie in {record['place']}.")
+            if kind == "model":
+                run = self.run_folder(name)
+                _clear(run)
+                if _is_leftover(run):  # somebody has just begun, and has no file yet
+                    raise UserError(f"A model {name!r} is being trained; stop that first, or wait for its end.")
             place = self.root / "trash" / record["place"]
             # those that are there: moving them may have been cut off, here or there
             parts = [
@@ -405,6 +427,51 @@ def _below(folder: Path) -> list[Path]:
         return []
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there and can be asked about: a folder of somebody else's must not hide all others."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:
+        return True  # nobody of ours goes there
+
+
+def _is_leftover(run: Path) -> bool:
+    """Whether a run's folder holds nothing but its lock: a training ended, or was refused, before it had begun."""
+    try:
+        return all(path.name == ".lock" or (path.name in _RUN_PARTS and not _below(path)) for path in run.iterdir())
+    except OSError:
+        return False
+
+
+def clear_leftover(run: Path, lock: FolderLock) -> None:
+    """Remove the folder of a run that never began; ``lock`` is held."""
+    if _is_leftover(run):
+        for part in _RUN_PARTS:
+            with contextlib.suppress(OSError):
+                (run / part).rmdir()
+        lock.remove()
+
+
+def _clear(run: Path) -> None:
+    """:func:`clear_leftover`, unless somebody has just begun there."""
+    if not _is_leftover(run):
+        return
+    lock = FolderLock(run, "")
+    with contextlib.suppress(UserError), lock.held():
+        clear_leftover(run, lock)
+    if os.name == "nt" and _is_leftover(run):  # where what is open, also by somebody else, cannot be removed
+        with contextlib.suppress(OSError):
+            (run / ".lock").unlink(missing_ok=True)
+            run.rmdir()
+
+
 def _is_run(info: Any) -> bool:
     """Whether a parsed run.json has what every run has, of the right kinds."""
     texts, numbers = ("dataset", "fingerprint", "state"), ("format", "images", "steps")
@@ -417,7 +484,9 @@ def _is_run(info: Any) -> bool:
     if not all(isinstance(info.get(key), int) and abs(info[key]) < 2**53 for key in numbers):
         return False
     minutes, source = info.get("minutes"), info.get("init_from")
-    return isinstance(minutes, (int, float, type(None))) and (source is None or isinstance(source, str))
+    if not isinstance(minutes, (int, float, type(None))) or not abs(minutes or 0) < 2**53:
+        return False
+    return source is None or isinstance(source, str)
 
 
 def _remove_empty(place: Path) -> None:

@@ -131,12 +131,17 @@ window.ddpm = (function () {
 
     // -- the loop --------------------------------------------------------------------------------------------------------
 
+    /** One part that cannot be drawn must not keep the others from it. */
+    function apart(action) {
+        try { action(); } catch (error) { console.error("ddpm", error); }
+    }
+
     function drawAll() {
         if (!status) return;
         for (const node of root().querySelectorAll("[data-ddpm]")) {
-            if (draw[node.dataset.ddpm]) draw[node.dataset.ddpm](node, status);
+            if (draw[node.dataset.ddpm]) apart(() => draw[node.dataset.ddpm](node, status));
         }
-        for (const tick of ticks) tick(status);
+        for (const tick of ticks) apart(() => tick(status));
         const now = JSON.stringify([status.datasets, status.models]);
         const refresh = byId("ddpm_refresh");
         if (refresh && now !== lists) {
@@ -172,7 +177,7 @@ window.ddpm = (function () {
                 offline(error.answered ? error.message : T("No connection to the server. Trying again; what runs there goes on.") + " (" + error.message + ")");
                 wait = 2000;
             }
-            try { drawAll(); } catch (error) { console.error("ddpm", error); }
+            apart(drawAll);
         }
         window.setTimeout(poll, wait);
     }

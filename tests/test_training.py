@@ -344,6 +344,60 @@ def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(pa
     assert all(torch.isfinite(v).all() for v in weights(t).values())
 
 
+def test_a_heldout_loss_that_is_not_finite_is_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp16 an average may overflow on pictures that are not trained on, and the training goes on."""
+    monkeypatch.setattr(
+        "ddpm_core.training.loop.loss_by_band", lambda *values, **named: {"0-499": float("nan"), "500-999": 0.1}
+    )
+    told: list[dict[str, Any]] = []
+    loop, _ = make_loop(trainer(), tmp_path, 4, every=2)
+    loop.held = tiny_training_images(4)
+    loop.out.progress = told.append
+    summary = loop.run()
+    json.dumps([summary, told], allow_nan=False)
+    assert summary["steps"] == 4 and summary["heldout_loss"] is None
+    for path in CheckpointFolder(tmp_path / "checkpoints").paths():
+        assert json.loads(safe_open(path, "pt").metadata()["numbers"])["heldout_loss"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this torch scales on CUDA only")
+def test_resuming_keeps_the_course_of_the_loss_scale() -> None:
+    def scaled() -> Trainer:
+        t = trainer()
+        t._scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        return t
+
+    whole, half = scaled(), scaled()
+    whole.run_steps(6)
+    half.run_steps(2)
+    again = scaled()
+    again.load_state(half.state_tensors(), half.state_numbers())
+    again.run_steps(4)
+    assert again.state_numbers() == whole.state_numbers() and whole.state_numbers()["loss_scale"] == 16.0
+    assert same(weights(again), weights(whole))
+
+
+def test_memory_that_runs_out_in_the_optimizers_first_step_is_no_obstacle() -> None:
+    plain, starved = trainer(), trainer()
+    step, calls = starved.optimizer.step, []
+
+    def short(*values: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            for parameter in starved.parameters[:3]:  # as AdamW leaves it
+                starved.optimizer.state[parameter]["step"] = torch.tensor(0.0)
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(*values, **named)
+
+    starved.optimizer.step = short  # type: ignore[method-assign]
+    plain.pieces = 2  # as the other one goes on
+    starved.run_steps(3)
+    plain.run_steps(3)
+    assert starved.pieces == 2 and starved.step == 3
+    assert same(weights(starved), weights(plain))
+
+
 def test_a_run_that_keeps_diverging_stops_and_says_so(tmp_path: Path) -> None:
     t = trainer()
     t.diffusion.target = lambda *values: torch.full((8, 3, 16, 16), float("nan"))  # type: ignore[method-assign]
@@ -396,6 +450,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     newest.write_bytes(newest.read_bytes()[:1000])
     loaded = folder.load_newest()
     assert loaded is not None and loaded.numbers["step"] == 2
+
+
+def test_a_damaged_newest_checkpoint_takes_no_place_of_a_good_one(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=lambda: 1)
+    for step, loss in ((2, 0.1), (5, 0.2)):
+        folder.save({"a": torch.zeros(1000)}, {"step": step, "heldout_loss": loss})
+    damaged = folder.paths()[-1]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    for step in (3, 4):
+        folder.save({"a": torch.zeros(1000)}, {"step": step, "heldout_loss": 0.3})
+        newest = folder.load_newest()
+        assert newest is not None and newest.numbers["step"] == step
+    assert [path.name[5:14] for path in folder.paths()] == ["000000002", "000000004", "000000005"]
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -168,10 +168,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return {"folders": list(service.host.image_folders())}
 
     def datasets() -> Any:
-        workspace = service.workspace
-        return told(
-            lambda: {"datasets": [{"name": n, **workspace.store(n).counts()} for n in workspace.dataset_names()]}
-        )
+        return told(lambda: {"datasets": service.workspace.list_datasets()})
 
     def items(name: str, view: str = "all", page: int = 0, size: int = 60) -> Any:
         return told(lambda: service.watch.items(name, view, page, size))

@@ -259,6 +259,8 @@ def judge(
         picture = decode(data, keep_size)
     except Rejected as why:
         return NewItem(**{**base.__dict__, "reason": why.reason, "message": why.message}), ""
+    except MemoryError:  # no verdict: it is looked at again when the folder is harvested again
+        return None, "no_memory"
     info = infotext.parse(picture.text or more_text())
     if info.is_ours or (own is not None and own.holds(base.sha256, picture.image)):
         return None, "own"
@@ -316,7 +318,7 @@ def write_copy(target: Path, picture: Picture) -> None:
     """Write the lossless copy under a temporary name and rename it, so that no half copy is ever found."""
     temporary = temporary_beside(target.parents[1] / target.name)  # all in one folder, where a sweep finds them
     try:
-        if target.exists():
+        if target.exists() and target.stat().st_size:  # an empty one is what a power loss leaves
             return
         target.parent.mkdir(exist_ok=True)
         # each at its fastest, for pictures: lossless WebP, or PNG by run lengths alone
@@ -325,9 +327,13 @@ def write_copy(target: Path, picture: Picture) -> None:
         else:
             picture.image.save(temporary, format="PNG", compress_type=zlib.Z_RLE)
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, ValueError) and "encoding error 1" in str(error):  # VP8_ENC_ERROR_OUT_OF_MEMORY
+            raise MemoryError(str(error)) from None
+        if not isinstance(error, OSError):
+            raise
         raise UserError(
             f"A picture could not be written to {target.parent} ({error.strerror or error}); "
             "make room or check the permissions and harvest again, what is done stays."

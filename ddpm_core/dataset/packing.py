@@ -90,7 +90,10 @@ class Packed:
 
 
 def packed_path(store: Store, fingerprint: str, size: tuple[int, int], crop: str) -> Path:
-    return store.folder / "packed" / f"{fingerprint[:20]}-{size[1]}x{size[0]}-{crop}.safetensors"
+    folder = store.folder / "packed"
+    if folder.is_symlink():  # it could lead anywhere
+        raise UserError(f"The dataset in {store.folder} is damaged (packed is a link).")
+    return folder / f"{fingerprint[:20]}-{size[1]}x{size[0]}-{crop}.safetensors"
 
 
 def holdout(sha256s: list[str]) -> list[bool]:
@@ -126,7 +129,7 @@ def pack(
         except OSError as error:
             raise UserError(
                 f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
-                "harvest its folder into a new dataset, or reject the item."
+                "delete that file and harvest its folder again, or reject the item."
             ) from None
         pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
         return pixels

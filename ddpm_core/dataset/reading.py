@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import math
 import os
 import stat
 import struct
@@ -15,12 +17,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..parsing import read_regular
+from .structure import MOST_PIECES, TooManyPieces, bounded_gif, check_jpeg
+
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
 # by content, whatever the name says; no others: Pillow hands some of them to programs of their own (EPS to Ghostscript)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the host's log
 MAX_TEXT_BYTES = 64 * 1024
+MAX_COPY_BYTES = 64 * 2**20  # of a dataset's own shrunken picture
 _BIG_PIXELS = 16_000_000
 _one_big_at_a_time = threading.Lock()  # several threads each holding a 60-megapixel picture would not be bounded
 
@@ -76,13 +82,20 @@ class Picture:
 
 
 def decode(data: bytes, short_side: int) -> Picture:
-    """Decode an image file's bytes; the first frame of several. Raises Rejected with a reason a person can read."""
+    """Decode an image file's bytes; the first frame of several.
+
+    Raises Rejected with a reason a person can read; MemoryError where memory has run out, which says nothing of the picture.
+    """
     if not data:
         raise Rejected("undecodable", "The file is empty.")
     text = ""
-    if data.startswith(_PNG_SIGNATURE):
-        text, data = _png_text(data)
     try:
+        if data.startswith(_PNG_SIGNATURE):
+            text, data = _png_text(data)
+        elif data.startswith(b"GIF8"):
+            data = bounded_gif(data, MAX_TEXT_BYTES)
+        elif data.startswith(b"\xff\xd8"):
+            check_jpeg(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
             check_dimensions(width, height)
@@ -96,23 +109,31 @@ def decode(data: bytes, short_side: int) -> Picture:
             return Picture(upright, width, height, text)
     except Rejected:
         raise
+    except TooManyPieces as error:
+        raise Rejected("bomb", str(error)) from None
     except Image.DecompressionBombError:
         raise Rejected("bomb", "The picture is so large that decoding it could exhaust the memory.") from None
     except UnidentifiedImageError:
         raise Rejected("undecodable", "The content is no image of a kind that can be read.") from None
     except MemoryError:
-        raise Rejected("bomb", "There is not enough memory to decode the picture.") from None
+        raise
     except Exception as error:  # decoders raise anything on broken data
+        if isinstance(error, OSError) and "out of memory" in str(error).lower():  # so Pillow's decoders say it
+            raise MemoryError(str(error)) from None
         detail = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
         raise Rejected("undecodable", f"The image is damaged: {detail}.") from None
 
 
 def read_copy(path: Path) -> Image.Image:
     """A dataset's own picture as RGB; OSError where somebody has put in its place what we would not write."""
+    data = read_regular(path, MAX_COPY_BYTES)
     try:
-        with Image.open(path, formats=[name for name in ("WEBP", "PNG") if name in known_formats()]) as image:
+        with Image.open(
+            io.BytesIO(data), formats=[name for name in ("WEBP", "PNG") if name in known_formats()]
+        ) as image:
             check_dimensions(*image.size, smallest=1, longest_ratio=float("inf"))
-            return image.convert("RGB")
+            with _one_big_at_a_time if math.prod(image.size) > _BIG_PIXELS else contextlib.nullcontext():
+                return image.convert("RGB")
     except (OSError, MemoryError):
         raise
     except Exception as error:  # decoders raise anything on broken data
@@ -184,7 +205,11 @@ def _png_text(data: bytes) -> tuple[str, bytes]:
     pieces = [data[:8]]
     offset = 8
     dropped = False
+    count = 0
     while offset + 8 <= len(data):
+        count += 1
+        if count > MOST_PIECES:
+            raise TooManyPieces
         (length,) = struct.unpack_from(">I", data, offset)
         kind = data[offset + 4 : offset + 8]
         end = offset + 12 + length

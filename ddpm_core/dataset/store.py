@@ -7,8 +7,10 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import sqlite3
+import stat
 import threading
 import time
 import weakref
@@ -117,6 +119,9 @@ def _item(row: sqlite3.Row) -> dict[str, Any]:
     return {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])}
 
 
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
+
 class _Connection(sqlite3.Connection):
     """One that can be referred to weakly."""
 
@@ -189,6 +194,27 @@ class Store:
         """Whether the file that this opened is still the one in its place: another process may have put it in the trash."""
         return self._on_disk() == self._identity
 
+    def _harmless_file(self) -> Path:
+        """``dataset.sqlite``; UserError where to open it would touch what lies elsewhere."""
+        path = self.folder / "dataset.sqlite"
+        parts = [path, *(path.with_name(path.name + end) for end in ("-journal", "-wal", "-shm"))]
+        for part in parts:
+            try:
+                is_file = stat.S_ISREG(part.lstat().st_mode)
+            except OSError:
+                continue
+            if not is_file:
+                raise UserError(f"The dataset in {self.folder} is damaged ({part.name} is a link, or no file).")
+        with contextlib.suppress(OSError), open(parts[1], "rb") as journal:
+            # of several databases changed at once, which ours never is: SQLite deletes the file that such a journal names
+            # (https://www.sqlite.org/fileformat2.html#the_rollback_journal)
+            if journal.seek(0, os.SEEK_END) >= 8 and journal.seek(-8, os.SEEK_END) and journal.read() == _JOURNAL_MAGIC:
+                raise UserError(
+                    f"The dataset in {self.folder} is damaged ({parts[1].name} is none of ours); delete that file if you "
+                    "do not know where it came from."
+                )
+        return path
+
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connection(self) -> sqlite3.Connection:
@@ -196,7 +222,7 @@ class Store:
         if self._closed:
             raise self._moved_away()
         if db is None:
-            path = self.folder / "dataset.sqlite"
+            path = self._harmless_file()
             db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False, factory=_Connection)
             with self._guard:
                 self._open.add(db)
@@ -253,8 +279,9 @@ class Store:
         path = self.folder / "images" / sha256[:2] / f"{sha256[:32]}.webp"
         png = path.with_suffix(".png")
         found = png if not path.exists() and (png.exists() or not _writes_webp()) else path
-        if found.is_symlink():  # it could lead anywhere, and what a copy holds is handed out
-            raise UserError(f"The dataset in {self.folder} is damaged ({found.name} is a link).")
+        # it could lead anywhere, and what a copy holds is handed out
+        if any(part.is_symlink() for part in (found, *found.parents[:2])):
+            raise UserError(f"The dataset in {self.folder} is damaged ({found.name} is a link, or lies behind one).")
         return found
 
     @_plainly
@@ -267,13 +294,19 @@ class Store:
 
     @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
-        """Whether this very file (path, size, time) has been harvested."""
-        row = (
-            self._connection()
-            .execute("SELECT 1 FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?", (source, size, mtime_ns))
-            .fetchone()
-        )
-        return row is not None
+        """Whether this very file (path, size, time) has been harvested, and the copy made of it is there."""
+        query = "SELECT sha256, has_copy FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?"
+        row = self._connection().execute(query, (source, size, mtime_ns)).fetchone()
+        return row is not None and (not row["has_copy"] or self._has_copy(str(row["sha256"])))
+
+    def _has_copy(self, sha256: str) -> bool:
+        """Whether there is more than an empty file, as a power loss leaves; without :meth:`copy_path`'s checks, for it is quick."""
+        stem = f"{self.folder}{os.sep}images{os.sep}{sha256[:2]}{os.sep}{sha256[:32]}"
+        for end in (".webp", ".png"):
+            with contextlib.suppress(OSError, ValueError):
+                if os.stat(stem + end).st_size:
+                    return True
+        return False
 
     @_plainly
     def add(self, items: Sequence[NewItem]) -> list[NewItem]:

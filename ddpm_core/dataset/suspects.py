@@ -6,6 +6,7 @@ blends, shuffled and broken pictures, and honest rarities too. It cannot see a s
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ THUMB = 24  # pixels; thumbnails are (24, 24, 3) uint8
 _COMPONENTS = 48
 _FIT_ON = 2000  # principal components need no more pictures than this, and memory stays bounded
 _HASH_BITS = 3
+_MOST_COMPARED = 256  # with one picture, in one quarter of the hash
 _ALIKE = 10.0  # root mean square difference of thumbnails, of 255
 
 Bytes = NDArray[np.uint8]
@@ -86,7 +88,8 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
     mirrored = [difference_hash(t) for t in thumbs[:, :, ::-1]]
     straight = np.array(hashes, dtype=np.uint64)
     flipped = np.array(mirrored, dtype=np.uint64)
-    flat, flat_mirrored = thumbs.reshape(n, -1), thumbs[:, :, ::-1].reshape(n, -1)
+    flat = _Pixels(thumbs.reshape(n, -1))
+    flat_mirrored = _Pixels(thumbs[:, :, ::-1].reshape(n, -1))
     parent = list(range(n))
 
     def root(i: int) -> int:
@@ -97,23 +100,29 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
 
     for quarter in range(4):
         shift = np.uint64(16 * quarter)
-        buckets: dict[int, list[int]] = defaultdict(list)
+        lists: dict[int, list[int]] = defaultdict(list)
         for i, key in enumerate(((straight >> shift) & np.uint64(0xFFFF)).tolist()):
-            buckets[key].append(i)
+            lists[key].append(i)
+        buckets = {key: np.array(members, dtype=np.int64) for key, members in lists.items()}
+        none = np.empty(0, np.int64)
         for hashes_of, pixels in ((straight, flat), (flipped, flat_mirrored)):
             keys = ((hashes_of >> shift) & np.uint64(0xFFFF)).tolist()
             for i in range(n):
-                others = np.array([j for j in buckets.get(keys[i], ())[:4096] if j > i], dtype=np.int64)
+                bucket = buckets.get(keys[i], none)
+                others = bucket[np.searchsorted(bucket, i, "right") :]
                 if not len(others):
                     continue
-                near = others[_bit_count(straight[others] ^ hashes_of[i]) <= _HASH_BITS]
+                other_bits = straight[others] ^ hashes_of[i]
+                new = _bit_count(other_bits) <= _HASH_BITS
+                for earlier in range(quarter):  # in which it was compared
+                    new &= ((other_bits >> np.uint64(16 * earlier)) & np.uint64(0xFFFF)) != 0
+                # of very many that look alike to the hash a part is enough: what is truly alike is joined through others
+                mine = root(i)
+                apart = (j for j in others[new].tolist() if root(j) != mine)
+                near = np.fromiter(itertools.islice(apart, _MOST_COMPARED), np.int64)
                 if not len(near):
                     continue
-                alike = [
-                    part[_distance(flat[part], pixels[i]) < _ALIKE]
-                    for part in np.array_split(near, -(-len(near) // 256))
-                ]
-                for j in np.concatenate(alike).tolist():
+                for j in near[flat.distance(near, pixels, i) < _ALIKE].tolist():
                     parent[max(root(i), root(j))] = min(root(i), root(j))
     groups: dict[int, list[int]] = defaultdict(list)
     for i in range(n):
@@ -121,10 +130,19 @@ def near_duplicates(ids: list[int], thumbs: Bytes, hashes: list[int]) -> dict[in
     return {ids[i]: min(ids[j] for j in members) for members in groups.values() if len(members) > 1 for i in members}
 
 
-def _distance(some: Bytes, one: Bytes) -> NDArray[np.float32]:
-    """Root mean square difference of (n, d) from (d,)."""
-    found: NDArray[np.float32] = np.sqrt(((some.astype(np.float32) - one.astype(np.float32)) ** 2).mean(1))
-    return found
+class _Pixels:
+    """(n, d) uint8 as numbers, for many distances."""
+
+    def __init__(self, pixels: Bytes) -> None:
+        self.values = pixels.astype(np.float32)
+        self.squares = np.einsum("nd,nd->n", self.values, self.values)
+
+    def distance(self, some: NDArray[np.int64], others: _Pixels, one: int) -> NDArray[np.float32]:
+        """Root mean square difference of rows ``some`` from row ``one`` of ``others``."""
+        products = self.values[some] @ others.values[one]
+        squared = self.squares[some] + others.squares[one] - 2 * products
+        found: NDArray[np.float32] = np.sqrt(np.maximum(squared, 0) / self.values.shape[1])
+        return found
 
 
 def _bit_count(values: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -69,13 +72,18 @@ class _Guard:
         self.host = host
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] not in ("http", "websocket") or self._allows(scope):
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if scope["type"] == "websocket":
+        refusal = "" if self._allows(scope) else "This page is for this machine only."
+        if not refusal and not _is_of_the_page(scope["path"]):
+            refusal = "That is no file of this page."
+        if not refusal:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        await JSONResponse({"error": "This page is for this machine only."}, status_code=403)(scope, receive, send)
+        else:
+            await JSONResponse({"error": refusal}, status_code=403)(scope, receive, send)
 
     def _allows(self, scope: Any) -> bool:
         request = HTTPConnection(scope)
@@ -85,6 +93,24 @@ class _Guard:
         # OPTIONS does not count as reading: gradio would tell any site's browser that it may send anything
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
         return reads or origin is None or urlsplit(origin).netloc == request.headers.get("host")
+
+
+_FILE = re.compile(r"/+(?:gradio_api/+)?file[=/]")
+
+
+def _is_of_the_page(path: str) -> bool:
+    """Whether a path is none of gradio's file routes, or asks for what gradio keeps for its pages.
+
+    gradio 3.41 hands out whatever lies below the current folder, which the workspace is in as a rule.
+    """
+    match = _FILE.match(path)
+    if match is None:
+        return True
+    kept = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio").resolve()
+    try:
+        return Path(path[match.end() :]).resolve().is_relative_to(kept)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def build_app(host: StandaloneHost) -> tuple[Any, Any]:

@@ -67,6 +67,22 @@ def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     return ModelConfig.from_json(values.get("config")), _info(values)
 
 
+def known_of(info: dict[str, Any]) -> dict[str, Any]:
+    """Of a model file's info what a training writes there, where it is of its kind: another's file may say anything."""
+    return {
+        key: info[key]
+        for key, kind in _KNOWN.items()
+        if isinstance(info.get(key), kind) and not isinstance(info[key], bool)
+    }
+
+
+_KNOWN: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("steps", "images_seen", "images"), int),
+    **dict.fromkeys(("crop", "dataset", "fingerprint", "date", "version"), str),
+    "heldout_loss": (int, float),
+}
+
+
 def _info(values: dict[str, Any]) -> dict[str, Any]:
     info = values.get("info")
     return info if isinstance(info, dict) else {}

@@ -23,6 +23,7 @@ from .context import Context
 
 COLLECTION_STATE = "generating.json"
 MOST_IMAGES = 100_000
+MOST_TEXT = 20_000  # characters of a prompt
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class GenerationRequest:
     height: int = 512
 
     def check(self) -> None:
+        if max(len(self.prompt), len(self.negative_prompt)) > MOST_TEXT:
+            raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
         if not 1 <= self.steps <= 150:
             raise UserError(f"Sampling steps must be between 1 and 150; got {self.steps}.")
         if not 1 <= self.cfg_scale <= 30:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
 from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..training.trainer import Trainer
-from ..workspace import Workspace
+from ..workspace import Workspace, clear_leftover
 from .context import Context
 from .pictures import make_grid
 
@@ -190,9 +191,14 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
     lock = FolderLock(
         folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
     )
-    with lock.held():
+    with lock.held(), _nothing_left_of(folder, lock):
+        for part in ("run.json", "metrics.jsonl", "checkpoints", "previews"):
+            if (folder / part).is_symlink():  # it could lead anywhere, and is written to
+                raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
         config, info, packed = (_reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
+            if not request.resume and model_path.exists():
+                raise UserError(f"There is a model {name!r} now, made meanwhile; choose another name.")
             with context.room_for(lambda: _megabytes(config, packed, context)):
                 if context.stop.is_set() and not checkpoints.paths():
                     raise Stopped("Stopped before the first step; nothing was made.")
@@ -207,6 +213,15 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
             elif workspace.run_info(name).get("state") == "running":
                 write_json(folder / "run.json", {**info, "state": "failed"})
             raise
+
+
+@contextlib.contextmanager
+def _nothing_left_of(folder: Path, lock: FolderLock) -> Iterator[None]:
+    """Around what may end before there is a run: an empty folder would take the name."""
+    try:
+        yield
+    finally:
+        clear_leftover(folder, lock)
 
 
 def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
@@ -290,6 +305,10 @@ def _reopen(
     minutes = info.get("minutes")
     if request.steps is not None or request.minutes is not None:
         minutes = request.minutes
+        if (
+            minutes is not None
+        ):  # the record counts from the run's beginning, so that a rest of it is known after a kill
+            minutes += _spent(CheckpointFolder(folder / "checkpoints").newest_numbers()) / 60
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else info["steps"])
     info = {
         **{k: v for k, v in info.items() if k != "step"},
@@ -300,6 +319,12 @@ def _reopen(
     }
     write_json(folder / "run.json", info)
     return config, info, packed
+
+
+def _spent(numbers: dict[str, Any]) -> float:
+    """Seconds that a run had taken at a checkpoint."""
+    seconds = numbers.get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) and 0 <= seconds < 2**53 else 0.0
 
 
 def _pictures_of(workspace: Workspace, info: dict[str, Any], config: RunConfig, context: Context) -> Packed:
@@ -342,8 +367,7 @@ def _run(
     if newest is not None:
         with context.gpu_slice():
             _load_checkpoint(trainer, newest)
-        seconds = newest.numbers.get("seconds")
-        spent = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+        spent = _spent(newest.numbers)
         newest = None  # the trainer has it; a second copy would only take memory
         if trainer.step >= info["steps"]:
             context.say(f"{name} already has {trainer.step} steps; give a larger number of steps to train it further.")

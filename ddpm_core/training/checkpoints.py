@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -53,11 +54,12 @@ class CheckpointFolder:
         metadata = {"format": str(FORMAT), "numbers": json.dumps(numbers)}
         target = self.folder / f"step-{numbers['step']:09d}.safetensors"
         replace_with(target, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-        self._prune()
+        self._prune(target)
         return target
 
-    def _prune(self) -> None:
-        paths = self.paths()
+    def _prune(self, newest: Path) -> None:
+        # one of a later step could not be read when the training went on from before it: it takes no place of a good one
+        paths = [path for path in self.paths() if path.name <= newest.name]
         best = self.best()
         for path in paths[: -max(1, self.keep())]:
             if path != best:
@@ -87,6 +89,13 @@ class CheckpointFolder:
                 raise UserError(
                     f"The checkpoint {path} was written by a newer version; update this extension to resume it."
                 )
+
+    def newest_numbers(self) -> dict[str, Any]:
+        """The numbers of the newest checkpoint whose head can be read; empty where there is none."""
+        for path in reversed(self.paths()):
+            with contextlib.suppress(UserError):
+                return self._numbers(path)
+        return {}
 
     @staticmethod
     def _numbers(path: Path) -> dict[str, Any]:
@@ -118,6 +127,8 @@ class CheckpointFolder:
 
 
 def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():  # a pipe would be waited for
+        raise OSError(errno.ENOENT, "it is no file")
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 

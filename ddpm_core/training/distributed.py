@@ -131,7 +131,7 @@ class Team:
         numbers = trainer.state_numbers()
         tensors = trainer.state_tensors()
         begun = any(name.startswith("optimizer.") for name in tensors)
-        fixed = ["step", "lr_scale", "pieces", "loss_scale"]
+        fixed = ["step", "lr_scale", "pieces", "loss_scale", "loss_scale_steps"]
         row = torch.tensor([*(float(numbers.get(name, 0.0)) for name in fixed), float(begun)], dtype=torch.float64)
         with self.reaching():
             dist.broadcast(row, 0)

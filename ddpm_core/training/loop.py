@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..errors import UserError, is_out_of_memory
 from ..files import replace_with
 from ..model.diffusion import model_to_uint8
-from ..parsing import parse_json
+from ..parsing import open_regular, parse_json
 from ..sampling.generate import SampleSettings, generate
 from .checkpoints import CheckpointFolder
 from .heldout import MOST_IMAGES, loss_by_band
@@ -82,7 +83,8 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; a last line cut by a crash is left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
     return _parsed(text)
@@ -95,7 +97,11 @@ def _parsed(text: str) -> list[dict[str, Any]]:
             lines.append(parse_json(raw))
         except ValueError:
             continue
-    return [line for line in lines if isinstance(line, dict)]
+    return [line for line in lines if isinstance(line, dict) and _is_step(line.get("step", 0))]
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class MetricsFollower:
@@ -112,7 +118,7 @@ class MetricsFollower:
     def lines(self) -> list[dict[str, Any]]:
         with self._guard:
             try:
-                with open(self.path, "rb") as file:
+                with open_regular(self.path) as file:
                     status = os.fstat(file.fileno())
                     # an inode may be used again: what the file begins with must be the same, too
                     same = (status.st_dev, status.st_ino) == self._file and status.st_size >= self._read
@@ -268,16 +274,16 @@ class TrainingLoop:
         options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
         some = trainer.some_pictures(min(max(len(self.held), 32), MOST_IMAGES))
         seen = loss_by_band(trainer.ema, trainer.diffusion, some, **options)  # type: ignore[arg-type]
-        values: dict[str, Any] = {
-            "step": trainer.step,
-            "seen_bands": _rounded(seen),
-            "seen_loss": round(_mean(seen), 6),
-        }
+        values: dict[str, Any] = {"step": trainer.step}
+        if math.isfinite(_mean(seen)):
+            values.update(seen_bands=_rounded(seen), seen_loss=round(_mean(seen), 6))
         if len(self.held):
             held = loss_by_band(trainer.ema, trainer.diffusion, self.held, **options)  # type: ignore[arg-type]
-            self.heldout_loss = round(_mean(held), 6)
-            self.heldout_step = trainer.step
-            values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
+            self.heldout_loss = self.heldout_step = None
+            if math.isfinite(_mean(held)):  # in fp16 an average may overflow on a picture that is not trained on
+                self.heldout_loss = round(_mean(held), 6)
+                self.heldout_step = trainer.step
+                values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
         self.metrics.write("heldout", **values)
         self.out.preview(trainer.step, self.sample_preview())
         return time.monotonic() - began
@@ -329,6 +335,7 @@ class TrainingLoop:
         scale = self.trainer.lr_scale * 0.5
         with self.out.gpu_slice():
             self.trainer.load_state(checkpoint.tensors, {**checkpoint.numbers, "lr_scale": scale})
+        self.heldout_loss = self.heldout_step = None  # of the course that is abandoned
         text = f"{why}: back to step {self.trainer.step} with the learning rate at {scale:g} of its value."
         self.metrics.write("note", step=self.trainer.step, text=text)
         self.out.say(text)

@@ -206,6 +206,11 @@ class Trainer:
                         "A process ran out of memory; use a smaller --batch-size or more processes. What was saved is intact."
                     ) from None
             self.optimizer.zero_grad(set_to_none=True)
+            for parameter, state in list(self.optimizer.state.items()):
+                if "exp_avg_sq" not in state:  # the memory ran out while its first step made them
+                    del self.optimizer.state[parameter]
+            if self._scaler is not None:  # it refuses to unscale twice in one step
+                self._scaler._per_optimizer_states.clear()
             self.pieces = min(self.pieces * 2, self.settings.batch_size)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -235,7 +240,10 @@ class Trainer:
         return [*self.net.named_parameters(), ("flip_mark", self.flip_mark)]
 
     def state_numbers(self) -> dict[str, float | int]:
-        scale = {} if self._scaler is None else {"loss_scale": self._scaler.get_scale()}
+        scale = {}
+        if self._scaler is not None:
+            growth = self._scaler.state_dict().get("_growth_tracker", 0)  # steps since the scale last changed
+            scale = {"loss_scale": self._scaler.get_scale(), "loss_scale_steps": growth}
         return {"step": self.step, "lr_scale": self.lr_scale, "pieces": self.pieces, **scale}
 
     def empty_state(self, with_moments: bool) -> dict[str, Tensor]:
@@ -278,7 +286,8 @@ class Trainer:
             raise ValueError("its step, learning rate or pieces cannot be")
         self.step, self.lr_scale, self.pieces = step, lr_scale, pieces
         if self._scaler is not None and "loss_scale" in numbers:
-            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": float(numbers["loss_scale"])})
+            scaler = {"scale": float(numbers["loss_scale"]), "_growth_tracker": int(numbers.get("loss_scale_steps", 0))}
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **scaler})
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin a new run from the weights of a model."""

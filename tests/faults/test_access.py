@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, serve
 from fastapi.testclient import TestClient
 
 from ddpm_core.host.server import build_app
@@ -159,6 +164,25 @@ def test_a_file_named_in_an_event_is_not_fetched(served: tuple[TestClient, Path]
                     break
     assert asked > 20 and completed > 5
     assert SECRET not in client.get("/gradio_api/file=" + str(root / "secret.txt")).text
+
+
+@pytest.mark.parametrize("generation", ["gradio3", "gradio4", ""])
+def test_no_file_below_the_current_folder_on_any_gradio(generation: str, tmp_path: Path) -> None:
+    """gradio 3.41 hands out all that lies there (its routes.py), and standalone the workspace does."""
+    python = ROOT / f".venv-{generation}" / "bin" / "python" if generation else Path(sys.executable)
+    if not python.exists():
+        pytest.skip(f"skipped: {python} is not set up; ./test.sh does it")
+    process, url = serve(python, tmp_path / "served" / "ws")  # with the project's folder as the current one
+    try:
+        for place in ("README.md", "ddpm_core/cli.py", str(ROOT / "README.md"), f"{tempfile.gettempdir()}/gradio/../x"):
+            for route in ("file=", "file/", "gradio_api/file=", "/file=", "%66ile="):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    urllib.request.urlopen(url + route + place)
+                assert refused.value.code in (403, 404), (route, place)
+        assert b"ddpm.js" in urllib.request.urlopen(url).read()  # the page itself is there
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 def test_where_no_folder_can_be_named_the_tab_says_how_to_harvest(tmp_path: Path) -> None:

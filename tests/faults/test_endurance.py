@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
 RESUME = ["train", "--model", "m", "--resume", "--steps", str(STEPS), "--checkpoint-every", "3"]
 
 
+Trouble = Callable[[random.Random, list[str]], dict[str, Any]]
+
+
 class Lives:
     """The program that forks and kills."""
 
@@ -54,14 +58,17 @@ class Lives:
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
 
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
 
 @pytest.fixture
 def lives(tmp_path: Path) -> Iterator[Lives]:
     found = Lives(tmp_path)
     yield found
-    assert found.process.stdin is not None
-    found.process.stdin.close()
-    found.process.wait(30)
+    found.end()
 
 
 class Known:
@@ -145,9 +152,7 @@ def looked_at(known: Known, place: str) -> Workspace:
         raise AssertionError(f"{place}: {error}") from error
 
 
-def endure(
-    lives: Lives, folder: Path, many: int, seed: int, choose: Callable[[random.Random, list[str]], dict[str, Any]]
-) -> Counter[str]:
+def endure(lives: Lives, folder: Path, many: int, seed: int, choose: Trouble) -> Counter[str]:
     """Live whole lives, in trouble again and again, until so many troubles are survived; each must end as a calm one.
 
     ``choose`` gives the trouble, if any, that a command gets into.
@@ -228,6 +233,28 @@ def denied(chance: random.Random, command: list[str]) -> dict[str, Any]:
     return {"point": point, "passage": int(chance.expovariate(0.25)), "after": chance.random() < 0.5, "denied": mode}
 
 
+Endured = dict[str, "Future[tuple[int, Counter[str]]]"]  # seed, and how often what was survived
+
+
+@pytest.fixture(scope="module")
+def endured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endured]:
+    """Two hundred troubles of each kind; they run beside each other, for each is one process at work after the other."""
+    many = int(os.environ.get("DDPM_TROUBLES", "200"))
+
+    def run(trouble: Trouble) -> tuple[int, Counter[str]]:
+        seed = int(os.environ.get("DDPM_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
+        folder = tmp_path_factory.mktemp(trouble.__name__)
+        lives = Lives(folder)
+        try:
+            return seed, endure(lives, folder, many, seed, trouble)
+        finally:
+            lives.end()
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {trouble.__name__: pool.submit(run, trouble) for trouble in (killed, full, starved, denied)}
+    pool.shutdown(cancel_futures=True)
+
+
 def test_killed_anywhere_nothing_finished_is_lost(lives: Lives, tmp_path: Path) -> None:
     endure(lives, tmp_path, 10, 1, killed)
 
@@ -245,12 +272,8 @@ def test_without_permissions_one_sentence_and_nothing_lost(lives: Lives, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("trouble", [killed, full, starved, denied], ids=lambda trouble: trouble.__name__)
-def test_two_hundred_times(
-    lives: Lives, tmp_path: Path, trouble: Callable[[random.Random, list[str]], dict[str, Any]]
-) -> None:
-    seed = int(os.environ.get("DDPM_SEED", "0")) or int.from_bytes(os.urandom(4), "big")
-    print(f"{trouble.__name__}: seed {seed} (DDPM_SEED)")
-    survived = endure(lives, tmp_path, int(os.environ.get("DDPM_TROUBLES", "200")), seed, trouble)
-    print(f"{trouble.__name__}: {survived.total()} survived: {dict(survived)}")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("trouble", ["killed", "full", "starved", "denied"])
+def test_two_hundred_times(endured: Endured, trouble: str) -> None:
+    seed, survived = endured[trouble].result()
+    print(f"{trouble}: seed {seed} (DDPM_SEED), {survived.total()} survived: {dict(survived)}")

@@ -42,8 +42,10 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
             return None
         stem = str(path.with_suffix(""))
         height, width = config.unet.image_size
-        seen = f"{width}x{height}, {info.get('images', '?')} pictures, {info.get('steps', '?')} steps"
-        metadata = {"size": f"{width}x{height}", **info, "config": config.to_json()}
+        # someone else's file may say anything: the host shows descriptions as HTML if told to, and acts on some metadata
+        known = model_file.known_of(info)
+        seen = f"{width}x{height}, {known.get('images', '?')} pictures, {known.get('steps', '?')} steps"
+        metadata = {"size": f"{width}x{height}", **known, "config": config.to_json()}
         return {
             "name": name,
             "filename": str(path),
