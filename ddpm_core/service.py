@@ -360,6 +360,7 @@ class Service:
         """Time and memory of a training before it starts, measured on one small step."""
         from .training.estimate import estimate
 
+        operations.check_limits(request)
         self._check_source(request)
         config, steps = operations.configure(self.workspace, request, self.host.device())
         count = self.workspace.store(request.dataset).counts()["kept"] if request.dataset else 0

@@ -86,7 +86,9 @@ class Workspace:
 
     def dataset_names(self) -> list[str]:
         folders = _below(self.root / "datasets")
-        return sorted((f.name for f in folders if is_name(f.name) and is_there(f / "dataset.sqlite")), key=str.casefold)
+        return sorted(
+            (f.name for f in folders if is_name(f.name) and _is_there(f / "dataset.sqlite")), key=str.casefold
+        )
 
     def dataset_folder(self, name: str) -> Path:
         return self.root / "datasets" / check_name(name, "dataset")
@@ -95,7 +97,7 @@ class Workspace:
         """The dataset of that name; unless ``create``, UserError when there is none."""
         folder = self.dataset_folder(name)
         name = folder.name
-        if not create and not is_there(folder / "dataset.sqlite"):
+        if not create and not _is_there(folder / "dataset.sqlite"):
             known = ", ".join(self.dataset_names())
             raise UserError(
                 f"There is no dataset {name!r}; " + (f"there are: {known}." if known else "harvest a folder first.")
@@ -218,7 +220,7 @@ class Workspace:
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
-        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and is_there(f / "run.json"))
+        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and _is_there(f / "run.json"))
 
     def run_info(self, name: str) -> dict[str, Any]:
         """The run's description with the step of its newest checkpoint."""
@@ -427,7 +429,7 @@ def _below(folder: Path) -> list[Path]:
         return []
 
 
-def is_there(path: Path) -> bool:
+def _is_there(path: Path) -> bool:
     """Whether a file is there and can be asked about: a folder of somebody else's must not hide all others."""
     try:
         return path.exists()

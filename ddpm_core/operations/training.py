@@ -305,9 +305,8 @@ def _reopen(
     minutes = info.get("minutes")
     if request.steps is not None or request.minutes is not None:
         minutes = request.minutes
-        if (
-            minutes is not None
-        ):  # the record counts from the run's beginning, so that a rest of it is known after a kill
+        if minutes is not None:
+            # the record counts from the run's beginning, so that the rest is known after a kill
             minutes += _spent(CheckpointFolder(folder / "checkpoints").newest_numbers()) / 60
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else info["steps"])
     info = {

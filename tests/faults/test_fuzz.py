@@ -151,7 +151,7 @@ def values_for(guarded: Guarded, chance: random.Random) -> Any:
             "aux.",
             "\x00",
             "\ud800",
-            "a" + "\u0301\u0327" * 20_000,  # which to normalise takes half a second, and ten times as long a minute
+            "a" + "\u0301\u0327" * 3000,  # which takes long to normalise
         ),
         *(
             "<script>alert(1)</script>",
