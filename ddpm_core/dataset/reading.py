@@ -109,8 +109,8 @@ def decode(data: bytes, short_side: int) -> Picture:
             return Picture(upright, width, height, text)
     except Rejected:
         raise
-    except TooManyPieces as error:
-        raise Rejected("bomb", str(error)) from None
+    except TooManyPieces:
+        raise Rejected("bomb", "The file is made of more pieces than any picture needs; it is not read.") from None
     except Image.DecompressionBombError:
         raise Rejected("bomb", "The picture is so large that decoding it could exhaust the memory.") from None
     except UnidentifiedImageError:

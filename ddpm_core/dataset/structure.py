@@ -14,9 +14,6 @@ _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # JPEG's markers without a lengt
 class TooManyPieces(Exception):
     """A file made to be slow."""
 
-    def __init__(self) -> None:
-        super().__init__("The file is made of more pieces than any picture needs; it is not read.")
-
 
 def bounded_gif(data: bytes, most: int) -> bytes:
     """A GIF without those extension blocks before its first picture that bring them over ``most`` bytes.

@@ -18,7 +18,7 @@ THUMB = 24  # pixels; thumbnails are (24, 24, 3) uint8
 _COMPONENTS = 48
 _FIT_ON = 2000  # principal components need no more pictures than this, and memory stays bounded
 _HASH_BITS = 3
-_MOST_COMPARED = 256  # with one picture, in one quarter of the hash
+_MOST_COMPARED = 64  # with one picture, in one quarter of the hash
 _ALIKE = 10.0  # root mean square difference of thumbnails, of 255
 
 Bytes = NDArray[np.uint8]

@@ -85,7 +85,7 @@ def test_many_pictures_that_look_alike_take_no_longer(kind: str) -> None:
     hashes = [difference_hash(thumb) for thumb in thumbs]
     began = time.monotonic()
     groups = near_duplicates(list(range(count)), thumbs, hashes)
-    assert time.monotonic() - began < 2 * MOST_SECONDS
+    assert time.monotonic() - began < 3 * MOST_SECONDS  # it was eight minutes
     if kind == "all the same":
         assert set(groups.values()) == {0} and len(groups) == count
     elif kind == "two kinds in turn":
