@@ -183,7 +183,7 @@ def test_resuming_after_kill_is_exact(tmp_path: Path) -> None:
         "--precision",
         "fp32",
         "--checkpoint-every",
-        "3",
+        "5",
         "--set",
         "block_out_channels=8,16,16",
         "--set",
@@ -196,7 +196,7 @@ def test_resuming_after_kill_is_exact(tmp_path: Path) -> None:
     for line in lines:
         line.run("harvest", "--dataset", "d", source)
     # few enough steps that the undisturbed run is short, many enough that a kill meets it at work
-    steps = 150
+    steps = 100
     lines[0].run("train", "--dataset", "d", "--model", "m", "--steps", steps, *options)
     kills = 0
     for attempt in range(6):
