@@ -91,7 +91,7 @@ def replace_with(target: Path, write: Any) -> None:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _into_place(temporary, target)
         _sync_folder(target.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -102,6 +102,19 @@ def replace_with(target: Path, write: Any) -> None:
             f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
             "permissions. What was saved before is intact."
         ) from error
+
+
+def _into_place(temporary: Path, target: Path) -> None:
+    # Windows replaces no file that somebody has open, as a page's status or a sampling has for a moment
+    deadline = time.monotonic() + (2.0 if os.name == "nt" else 0.0)
+    while True:
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _of_the_disk(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ def add_settings(collecting_changed: Callable[[], object]) -> None:
             "Collect as I generate, until the tab says otherwise",
             onchange=collecting_changed,
             section=SECTION,
-        ),
+        ).info("in a workspace where the tab's buttons for this were used, they count"),
         "ddpm_collect_dataset": OptionInfo("collected", "Dataset to collect into", section=SECTION),
         "ddpm_memory": OptionInfo(
             AUTOMATIC,
