@@ -267,6 +267,7 @@ def _checkpoints() -> list[bytes]:
 
 
 def _packed() -> list[bytes]:
+    _checkpoints()  # torch makes a folder of its own beside the first training of a process
     path = fresh("seed-packed") / "p.safetensors"
     tensors = {
         "images": torch.zeros((4, 3, 8, 8), dtype=torch.uint8),
