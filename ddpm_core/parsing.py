@@ -20,20 +20,26 @@ T = TypeVar("T")
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "bool": (bool,), "int": (int,), "float": (int, float)}
 
 
+class NotAFile(OSError):
+    """A pipe, a device or a folder in the place of a file."""
+
+
 _MOST_BYTES = 16 * 2**20  # of a record of ours; a list of a run's settings has some kilobytes
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """Open a file of a workspace for reading; OSError for a link, a pipe or a device, and never waits for one."""
-    if path.is_symlink():
+def open_regular(path: Path, follow: bool = False) -> IO[bytes]:
+    """Open a file for reading; NotAFile for a pipe, a device or a folder, and never waits for one.
+
+    A link, too, is refused, as within a workspace, unless ``follow``.
+    """
+    if not follow and path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))
     # without O_NONBLOCK opening a pipe waits for a writer
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    file = os.fdopen(handle, "rb")
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    return file
+        os.close(handle)
+        raise NotAFile(errno.EINVAL, "it is no file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def read_regular(path: Path, most: int = _MOST_BYTES) -> bytes:

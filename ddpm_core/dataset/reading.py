@@ -7,7 +7,6 @@ import functools
 import io
 import math
 import os
-import stat
 import struct
 import threading
 import zlib
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..parsing import read_regular
+from ..parsing import NotAFile, open_regular, read_regular
 from .structure import MOST_PIECES, TooManyPieces, bounded_gif, check_jpeg
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
@@ -55,14 +54,13 @@ def read_bytes(path: Path) -> bytes:
     Raises Skipped when there is no readable regular file, Rejected when it is too large to be an image.
     """
     try:
-        # O_NONBLOCK so that opening a FIFO returns at once instead of waiting for a writer
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        opened = open_regular(path, follow=True)
+    except NotAFile as error:
+        raise Skipped("not_a_file") from error
     except OSError as error:
         raise Skipped("unreadable") from error
-    with os.fdopen(handle, "rb") as file:
+    with opened as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise Skipped("not_a_file")
         if status.st_size > MAX_FILE_BYTES:
             raise Rejected("bomb", f"The file has {status.st_size / 2**20:.0f} MiB; an image of that size is not read.")
         try:
