@@ -1,8 +1,9 @@
 @echo off
 rem Sets up a private environment in .venv (the first time) and runs a command of ddpm_core there; without arguments the demo.
 setlocal
+rem names of variables are the same in capitals: PYTHON is the user's
 set "root=%~dp0"
-set "python=%root%.venv\Scripts\python.exe"
+set "venv_python=%root%.venv\Scripts\python.exe"
 rem .ready holds the pyproject.toml that it was set up for
 fc /b "%root%pyproject.toml" "%root%.venv\.ready" >nul 2>nul
 if errorlevel 1 call :set_up
@@ -10,11 +11,11 @@ if errorlevel 1 exit /b %ERRORLEVEL%
 if "%~1"=="--with-benchmarks" goto with_benchmarks
 set "PYTHONPATH=%root%;%PYTHONPATH%"
 if "%~1"=="" goto demo
-"%python%" -m ddpm_core %*
+"%venv_python%" -m ddpm_core %*
 exit /b %ERRORLEVEL%
 
 :demo
-"%python%" -m ddpm_core demo
+"%venv_python%" -m ddpm_core demo
 exit /b %ERRORLEVEL%
 
 :set_up
@@ -31,9 +32,9 @@ if not defined base goto no_python
 %base% -m venv --clear "%root%.venv"
 if errorlevel 1 exit /b 2
 :install
-"%python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2
+"%venv_python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 1>&2
 if errorlevel 1 exit /b 1
-"%python%" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
+"%venv_python%" -m pip install --quiet --disable-pip-version-check gradio==6.31.0 safetensors pillow numpy 1>&2
 if errorlevel 1 exit /b 1
 copy /y "%root%pyproject.toml" "%root%.venv\.ready" >nul
 exit /b 0
@@ -48,9 +49,9 @@ echo ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with: se
 exit /b 2
 
 :with_benchmarks
-"%python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2
+"%venv_python%" -m pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 diffusers denoising-diffusion-pytorch 1>&2
 if errorlevel 1 exit /b 1
-"%python%" -c "import torchvision" 2>nul
-if errorlevel 1 "%python%" -m pip uninstall --quiet --yes torchvision 1>&2
+"%venv_python%" -c "import torchvision" 2>nul
+if errorlevel 1 "%venv_python%" -m pip uninstall --quiet --yes torchvision 1>&2
 echo The benchmarks can run now: .venv\Scripts\python -m benchmarks.training and others. 1>&2
 exit /b 0

@@ -4,16 +4,16 @@ setlocal
 cd /d "%~dp0"
 call standalone.bat --version >nul
 if errorlevel 1 exit /b 1
-set "python=.venv\Scripts\python.exe"
+set "venv_python=.venv\Scripts\python.exe"
 fc /b pyproject.toml .venv\.tests-ready >nul 2>nul
 if errorlevel 1 call :test_packages
 if errorlevel 1 exit /b 1
 for %%g in (3 4) do call :gradio %%g || exit /b 1
-%python% -m ruff check . || exit /b 1
-%python% -m ruff format --check --quiet . || exit /b 1
-%python% -m mypy || exit /b 1
+%venv_python% -m ruff check . || exit /b 1
+%venv_python% -m ruff format --check --quiet . || exit /b 1
+%venv_python% -m mypy || exit /b 1
 if "%~1"=="--long" goto long
-%python% -m pytest -q %*
+%venv_python% -m pytest -q %*
 exit /b %ERRORLEVEL%
 
 :long
@@ -25,12 +25,12 @@ if "%~1"=="" goto run_long
 set "rest=%rest% %1"
 goto collect
 :run_long
-%python% -m pytest -q -m "long or not long" %rest%
+%venv_python% -m pytest -q -m "long or not long" %rest%
 exit /b %ERRORLEVEL%
 
 :test_packages
 echo Installing the test packages into .venv. 1>&2
-%python% -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "diffusers>=0.30" "scipy>=1.11" "selenium>=4.20" "ruff>=0.6" "mypy>=1.11"
+%venv_python% -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "diffusers>=0.30" "scipy>=1.11" "selenium>=4.20" "ruff>=0.6" "mypy>=1.11"
 if errorlevel 1 exit /b 1
 copy /y pyproject.toml .venv\.tests-ready >nul
 exit /b 0
@@ -39,7 +39,7 @@ exit /b 0
 fc /b tests\requirements-gradio%1.txt .venv-gradio%1\.ready >nul 2>nul
 if not errorlevel 1 exit /b 0
 echo Setting up .venv-gradio%1 for the tab's tests. 1>&2
-if not exist .venv-gradio%1\Scripts\python.exe %python% -m venv .venv-gradio%1
+if not exist .venv-gradio%1\Scripts\python.exe %venv_python% -m venv .venv-gradio%1
 .venv-gradio%1\Scripts\python -m pip install --quiet --disable-pip-version-check -r tests\requirements-gradio%1.txt
 if errorlevel 1 exit /b 1
 copy /y tests\requirements-gradio%1.txt .venv-gradio%1\.ready >nul

@@ -65,6 +65,14 @@ def sweep(folder: Path) -> None:
                 Path(entry.path).unlink()
 
 
+def below(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where somebody has removed it."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 def is_alive(process: int) -> bool:
     """Whether another process of that number runs on this machine; on Windows, where asking is not simple, yes."""
     if process == os.getpid():
@@ -152,6 +160,7 @@ class FolderLock:
         self.path = folder / ".lock"
         self.busy = busy
         self._file: IO[str] | None = None
+        self._removed = False
 
     def acquire(self) -> None:
         """UserError with the ``busy`` sentence when another holds it."""
@@ -197,12 +206,17 @@ class FolderLock:
         if os.name != "nt":  # where an open file cannot be removed
             with contextlib.suppress(OSError):
                 self.path.unlink()
+                self._removed = True
                 self.path.parent.rmdir()
 
     def release(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+            if self._removed:  # NFS keeps what is open under another name until then, and the folder with it
+                self._removed = False
+                with contextlib.suppress(OSError):
+                    self.path.parent.rmdir()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

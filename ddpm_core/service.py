@@ -188,7 +188,7 @@ class Service:
         self._check_source(request)
         workspace = self.workspace
         if request.resume and request.steps is not None and request.model in workspace.run_names():
-            reached = workspace.run_info(request.model)["step"]
+            reached = operations.steps_reached(workspace, request.model)
             if reached >= request.steps:  # the page has a number there, and would see a training that ends at once
                 raise UserError(
                     f"{request.model} already has {reached} steps: set Steps above that to train it further, or to 0 to go "

@@ -1,4 +1,4 @@
-"""Where everything lives, and what can be done with it besides training and sampling: names, lists, trash.
+"""Where everything lives, and what can be done with it besides training and sampling: names, lists, deleting.
 
 datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 """
@@ -6,24 +6,22 @@ datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
-import math
 import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import leftovers
 from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
-from .files import FolderLock, is_alive, machine, sweep, temporary_beside, write_json
+from .files import FolderLock, below, sweep
 from .names import check_name, check_no_twin, is_name
-from .parsing import parse_json, read_json, read_regular
-from .text import legible
+from .parsing import read_json, read_regular
+from .trash import Trash
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from .model.config import ModelConfig
 
 Progress = Callable[[int, int, str], None]
-_RUN_PARTS = ("checkpoints", "previews")
 
 
 class Workspace:
@@ -51,6 +48,7 @@ class Workspace:
                 f"The workspace {self.root} cannot be written ({error.strerror}); choose another with --workspace or "
                 "DDPM_WORKSPACE, in the WebUI in Settings, DDPM, or with --ddpm-workspace where that is empty."
             ) from None
+        self._trash = Trash(self.root / "trash")
         self._sweep()
         self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
@@ -68,24 +66,20 @@ class Workspace:
 
     def _sweep(self) -> None:
         """Clear away what was being written when a process was cut off; datasets do so when they are opened."""
-        runs = _below(self.root / "runs")
+        runs = below(self.root / "runs")
         for run in runs:
-            if is_name(run.name) and _is_leftover(run):
-                _clear(run)
+            if is_name(run.name):
+                leftovers.clear(run)
         places = (*(self.root / part for part in ("", "datasets", "runs", "evaluations")), self.models_folder, *runs)
-        parts = (run / part for run in runs for part in _RUN_PARTS)
+        parts = (run / part for run in runs for part in leftovers.RUN_PARTS)
         for folder in (*places, *(part for part in parts if not _is_link(part))):
             sweep(folder)
-        for place in _below(self.root / "trash"):
-            # begun and never filled, or restored and never removed
-            sweep(place)
-            if not _in_use(place):
-                _remove_empty(place)
+        self._trash.sweep()
 
     # -- datasets -----------------------------------------------------------------------------------------------------
 
     def dataset_names(self) -> list[str]:
-        folders = _below(self.root / "datasets")
+        folders = below(self.root / "datasets")
         return sorted(
             (f.name for f in folders if is_name(f.name) and _is_there(f / "dataset.sqlite")), key=str.casefold
         )
@@ -220,7 +214,7 @@ class Workspace:
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
-        return sorted(f.name for f in _below(self.root / "runs") if is_name(f.name) and _is_there(f / "run.json"))
+        return sorted(f.name for f in below(self.root / "runs") if is_name(f.name) and _is_there(f / "run.json"))
 
     def run_info(self, name: str) -> dict[str, Any]:
         """The run's description with the step of its newest checkpoint."""
@@ -305,11 +299,8 @@ class Workspace:
         with self._guard:
             self._stores.pop(name, None)
         store.close()
-        self._to_trash("dataset", name, [store.folder])
+        self._trash.put("dataset", name, [store.folder])
         return name
-
-    def restore_dataset(self, name: str) -> str:
-        return self._from_trash("dataset", check_name(name, "dataset"))
 
     def delete_model(self, name: str) -> str:
         """Move a model, its preview and its run to the trash."""
@@ -317,116 +308,55 @@ class Workspace:
         run = self.run_folder(name)
         lock = FolderLock(run, f"The model {name!r} is being trained; stop that first.")
         with lock.held() if run.exists() else contextlib.nullcontext():
-            clear_leftover(run, lock)
+            leftovers.clear_held(run, lock)
             # the run goes first: without it nobody goes on with what is just being moved
-            parts = [path for path in (run, *self.model_parts(name)) if path.exists() and not _is_leftover(path)]
+            parts = [path for path in self._model_parts(name) if path.exists() and not leftovers.is_leftover(path)]
             if not parts:
                 known = ", ".join(self.model_names())
                 raise UserError(f"There is no model {name!r}" + (f"; there are: {known}." if known else "."))
             if os.name == "nt":
                 lock.release()  # there no folder can be moved of which a file is open
-            self._to_trash("model", name, parts)
+            try:
+                self._trash.put("model", name, parts)
+            except UserError:
+                # Windows' disks and shares, wherever they are mounted, move no folder of which a file is open either
+                lock.release()
+                self._trash.put("model", name, parts)
         return name
 
-    def restore_model(self, name: str) -> str:
-        return self._from_trash("model", check_name(name, "model"))
-
-    def model_parts(self, name: str) -> list[Path]:
-        return [self.models_folder / f"{name}.safetensors", self.models_folder / f"{name}.preview.png"]
-
-    def _to_trash(self, kind: str, name: str, paths: list[Path]) -> None:
-        place = (
-            self.root
-            / "trash"
-            / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{machine()}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}"
-        )
-        record = {"kind": kind, "name": name, "when": time.time(), "paths": [str(path) for path in paths]}
-        write_json(
-            place / "trash.json", record
-        )  # first, so that nothing ever lies there without a word of where it was
-        try:
-            _move_all(name, [(path, place / f"{number}") for number, path in enumerate(paths)])
-        except UserError:
-            _remove_empty(place)
-            raise
+    def _model_parts(self, name: str) -> list[Path]:
+        files = (f"{name}.safetensors", f"{name}.preview.png")
+        return [self.run_folder(name), *(self.models_folder / file for file in files)]
 
     def trash(self) -> list[dict[str, Any]]:
         """What lies in the trash, newest first; what says nothing sensible of itself is left out."""
-        found = []
-        for place in _below(self.root / "trash"):
-            try:
-                record = parse_json(read_regular(place / "trash.json"))
-                kind, name, when = record["kind"], record["name"], float(record["when"])
-                names = [Path(str(path)).name for path in record["paths"]]
-            except (OSError, ValueError, KeyError, TypeError, OverflowError):
-                continue
-            if not math.isfinite(when) or place.name != legible(place.name):
-                continue
-            if kind in ("dataset", "model") and isinstance(name, str) and is_name(name) and _parts(place):
-                found.append({"kind": kind, "name": name, "when": when, "names": names, "place": place.name})
-        return sorted(found, key=lambda record: -record["when"])
+        return self._trash.records()
 
-    def empty_trash(self) -> int:
-        """Delete for good what lies in the trash; how many things that were."""
-        places = [place for place in _below(self.root / "trash") if place.is_dir() and not place.is_symlink()]
-        for place in places:
-            shutil.rmtree(place, ignore_errors=True)
-        left = [place for place in places if place.exists()]
-        if left:
-            raise UserError(
-                f"{len(left)} of {len(places)} things in the trash could not be deleted; close what uses them, or "
-                "check the permissions, and try again."
-            )
-        return len(places)
+    def restore_dataset(self, name: str) -> str:
+        return self._take_out(self._trash.newest("dataset", check_name(name, "dataset")))
+
+    def restore_model(self, name: str) -> str:
+        return self._take_out(self._trash.newest("model", check_name(name, "model")))
 
     def restore(self, place: str) -> str:
         """Bring back one thing of :meth:`trash`, by its place."""
-        for record in self.trash():
-            if record["place"] == place:
-                return self._from_trash(record["kind"], record["name"], place)
-        raise UserError("That is not in the trash any more.")
+        return self._take_out(self._trash.at(place))
 
-    def _from_trash(self, kind: str, name: str, place_name: str | None = None) -> str:
-        for record in self.trash():
-            if (record["kind"], record["name"]) != (kind, name) or place_name not in (None, record["place"]):
-                continue
-            # where such things belong now, not where the record says: the workspace may have been moved, or tampered with
-            belongs = [self.dataset_folder(name)]
-            if kind == "model":
-                belongs = [*self.model_parts(name), self.run_folder(name)]
-            by_name = {path.name: path for path in belongs}
-            if not set(record["names"]) <= set(by_name):
-                raise UserError(f"The record of {name} in the trash is damaged; its parts lie in {record['place']}.")
-            if kind == "model":
-                run = self.run_folder(name)
-                _clear(run)
-                if _is_leftover(run):  # somebody has just begun, and has no file yet
-                    raise UserError(f"A model {name!r} is being trained; stop that first, or wait for its end.")
-            place = self.root / "trash" / record["place"]
-            # those that are there: moving them may have been cut off, here or there
-            parts = [
-                (place / f"{number}", by_name[part])
-                for number, part in enumerate(record["names"])
-                if (place / f"{number}").exists()
-            ]
-            taken = next((path for _, path in parts if path.exists()), None)
-            if taken is not None:
-                raise UserError(
-                    f"{name} cannot be restored: there is another {kind} of that name now; delete or rename it first."
-                )
-            _move_all(name, parts)
-            _remove_empty(place)
-            return name
-        there = ", ".join(record["name"] for record in self.trash() if record["kind"] == kind)
-        raise UserError(f"There is no {kind} {name!r} in the trash" + (f"; there are: {there}." if there else "."))
+    def _take_out(self, record: dict[str, Any]) -> str:
+        name: str = record["name"]
+        if record["kind"] == "model":
+            run = self.run_folder(name)
+            leftovers.clear(run)
+            if leftovers.is_leftover(run):  # somebody has just begun, and has no file yet
+                raise UserError(f"A model {name!r} is being trained; stop that first, or wait for its end.")
+            self._trash.take_out(record, self._model_parts(name))
+        else:
+            self._trash.take_out(record, [self.dataset_folder(name)])
+        return name
 
-
-def _below(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where somebody has removed it."""
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
+    def empty_trash(self) -> int:
+        """Delete for good what lies in the trash; how many things that were."""
+        return self._trash.empty()
 
 
 def _is_there(path: Path) -> bool:
@@ -444,36 +374,6 @@ def _is_link(path: Path) -> bool:
         return True  # nobody of ours goes there
 
 
-def _is_leftover(run: Path) -> bool:
-    """Whether a run's folder holds nothing but its lock: a training ended, or was refused, before it had begun."""
-    try:
-        return all(path.name == ".lock" or (path.name in _RUN_PARTS and not _below(path)) for path in run.iterdir())
-    except OSError:
-        return False
-
-
-def clear_leftover(run: Path, lock: FolderLock) -> None:
-    """Remove the folder of a run that never began; ``lock`` is held."""
-    if _is_leftover(run):
-        for part in _RUN_PARTS:
-            with contextlib.suppress(OSError):
-                (run / part).rmdir()
-        lock.remove()
-
-
-def _clear(run: Path) -> None:
-    """:func:`clear_leftover`, unless somebody has just begun there."""
-    if not _is_leftover(run):
-        return
-    lock = FolderLock(run, "")
-    with contextlib.suppress(UserError), lock.held():
-        clear_leftover(run, lock)
-    if os.name == "nt" and _is_leftover(run):  # where what is open, also by somebody else, cannot be removed
-        with contextlib.suppress(OSError):
-            (run / ".lock").unlink(missing_ok=True)
-            run.rmdir()
-
-
 def _is_run(info: Any) -> bool:
     """Whether a parsed run.json has what every run has, of the right kinds."""
     texts, numbers = ("dataset", "fingerprint", "state"), ("format", "images", "steps")
@@ -489,70 +389,3 @@ def _is_run(info: Any) -> bool:
     if not isinstance(minutes, (int, float, type(None))) or not abs(minutes or 0) < 2**53:
         return False
     return source is None or isinstance(source, str)
-
-
-def _remove_empty(place: Path) -> None:
-    """Remove a place in the trash that holds nothing but the word of what it was for; one with anything else stays."""
-    with contextlib.suppress(OSError):
-        if {path.name for path in place.iterdir()} <= {"trash.json"}:
-            (place / "trash.json").unlink(missing_ok=True)
-            place.rmdir()
-
-
-def _parts(place: Path) -> list[Path]:
-    """What lies at a place in the trash, besides the word of what it is."""
-    return [path for path in _below(place) if path.name.isdigit()]
-
-
-def _in_use(place: Path) -> bool:
-    """Whether someone may just be filling or emptying it."""
-    where, number = (["", "", *place.name.split("-")])[-3:-1]
-    try:
-        if time.time() - place.stat().st_mtime > 60.0:
-            return False
-    except OSError:
-        return True
-    if where != machine() or not number.isdecimal():
-        return True  # of another machine, whose processes we cannot see
-    return int(number) == os.getpid() or is_alive(int(number))
-
-
-def _move(source: Path, target: Path) -> None:
-    """Rename; only to another file system is copied, and what was copied from goes last and may stay behind."""
-    try:
-        source.rename(target)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV and getattr(error, "winerror", None) != 17:  # ERROR_NOT_SAME_DEVICE
-            raise
-    part = temporary_beside(target)  # cut off, it counts for nothing
-    try:
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, part)
-        part.rename(target)
-    except BaseException:
-        _remove(part)
-        raise
-    _remove(source)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:
-    """Move every pair or, when one fails, none; UserError then."""
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, target in moves:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _move(source, target)
-            done.append((source, target))
-    except OSError as error:
-        for source, target in reversed(done):
-            _move(target, source)
-        raise UserError(
-            f"{name} could not be moved ({error.strerror or error}); close what uses it, make room, and try again."
-        ) from None

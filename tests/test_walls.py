@@ -18,6 +18,7 @@ LAYERS = [
     {"__init__", "text"},
     {"errors", "screen"},
     {"names", "files", "parsing"},
+    {"trash", "leftovers"},
     {"model"},
     {"sampling", "dataset", "evaluation"},
     {"training"},

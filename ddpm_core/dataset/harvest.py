@@ -299,8 +299,7 @@ def add_file(store: Store, path: Path, own: OwnPictures | None = None, text: str
         return None
     if _skip_reason(path) or store.knows(str(path), status.st_size, status.st_mtime_ns):
         return None
-    item, _ = examine(store, path, status, own=own, text=text)
-    return next(iter(store.add([item])), None) if item is not None else None
+    return _added(store, *examine(store, path, status, own=own, text=text))
 
 
 def add_picture(
@@ -310,7 +309,13 @@ def add_picture(
     out = io.BytesIO()
     image.save(out, format="PNG", compress_level=1)
     data = out.getvalue()
-    item, _ = judge(store, NewItem(source, len(data), 0, hashlib.sha256(data).hexdigest()), data, lambda: text, own=own)
+    base = NewItem(source, len(data), 0, hashlib.sha256(data).hexdigest())
+    return _added(store, *judge(store, base, data, lambda: text, own=own))
+
+
+def _added(store: Store, item: NewItem | None, why: str) -> NewItem | None:
+    if why == "no_memory":  # nobody would look at it again
+        raise MemoryError
     return next(iter(store.add([item])), None) if item is not None else None
 
 

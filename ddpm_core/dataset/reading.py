@@ -17,7 +17,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..parsing import NotAFile, open_regular, read_regular
-from .structure import MOST_PIECES, TooManyPieces, bounded_gif, check_jpeg
+from .structure import (
+    MOST_PIECES,
+    TooManyPieces,
+    bounded_gif,
+    bounded_jpeg,
+    check_avif,
+    check_exif,
+    check_run_lengths,
+)
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
 # by content, whatever the name says; no others: Pillow hands some of them to programs of their own (EPS to Ghostscript)
@@ -93,18 +101,19 @@ def decode(data: bytes, short_side: int) -> Picture:
         elif data.startswith(b"GIF8"):
             data = bounded_gif(data, MAX_TEXT_BYTES)
         elif data.startswith(b"\xff\xd8"):
-            check_jpeg(data)
+            data = bounded_jpeg(data)
+        elif data[4:8] == b"ftyp":
+            check_avif(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
             check_dimensions(width, height)
-            if not text:
-                text = _exif_text(image)
-            if width * height > _BIG_PIXELS:
-                with _one_big_at_a_time:
-                    upright = _upright_rgb(image, short_side)
-            else:
-                upright = _upright_rgb(image, short_side)
-            return Picture(upright, width, height, text)
+            check_run_lengths(image, len(data))
+            with _one_big_at_a_time if width * height > _BIG_PIXELS else contextlib.nullcontext():
+                if image.format == "PNG":
+                    image.load()  # its EXIF may stand behind the picture
+                check_exif(image.info.get("exif") or b"")
+                text = text or _exif_text(image)
+                return Picture(_upright_rgb(image, short_side), width, height, text)
     except Rejected:
         raise
     except TooManyPieces:
@@ -126,6 +135,8 @@ def read_copy(path: Path) -> Image.Image:
     """A dataset's own picture as RGB; OSError where somebody has put in its place what we would not write."""
     data = read_regular(path, MAX_COPY_BYTES)
     try:
+        if data.startswith(_PNG_SIGNATURE):
+            _, data = _png_text(data)
         with Image.open(
             io.BytesIO(data), formats=[name for name in ("WEBP", "PNG") if name in known_formats()]
         ) as image:
@@ -169,6 +180,7 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         image = Image.fromarray((deep / 257.0).round().clip(0, 255).astype(np.uint8), "L")
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation != 1:
+        image.info.pop("exif", None)  # else it is written anew, which no one reads
         image = ImageOps.exif_transpose(image) or image
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

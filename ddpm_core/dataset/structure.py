@@ -1,14 +1,43 @@
 """Bounds on the pieces that an image file is made of, before Pillow reads them one by one.
 
-Pillow looks at each marker, chunk and block in Python, and adds up a GIF's comments in time proportional to their square.
-A file within the bounds of :mod:`.reading` can hold a hundred million of them, and would be read for minutes or hours.
+Pillow looks at each marker, chunk and block in Python, and adds up comments and EXIF segments in time proportional to their
+square. A file within the bounds of :mod:`.reading` can hold a hundred million of them, and would be read for minutes or hours.
 """
 
 from __future__ import annotations
 
+import re
+import struct
+
+from PIL import Image
+
 MOST_PIECES = 100_000  # a real picture of 256 MiB in pieces of 4 KiB has 65,000
 _MOST_BEFORE = 4 * 2**20  # bytes of a GIF before its first picture
-_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # JPEG's markers without a length: TEM, RST0 to RST7, SOI
+_MOST_TABLES = 2**18  # bytes of a JPEG's tables before its picture; real ones have less than 2 KiB
+_MOST_SCANS = 100  # of a JPEG that comes in finer and finer; encoders make about ten
+_MOST_RUNS = 4 * 2**20  # bytes of a BMP in run lengths, which Pillow unpacks in Python
+_MOST_RUN_PIXELS = 16_000_000
+_MOST_EXIF = 4 * 2**20  # bytes of all values of an EXIF block
+_MOST_EXIF_SEGMENTS = 16
+_MOST_DIRECTORIES = 16
+_MOST_FIELDS = 10_000  # of all of them together
+_MOST_HEADERS = 16  # bytes that look like the beginning of EXIF, by chance one in 400 MiB
+
+_GRAPHIC_CONTROL, _COMMENT = 0xF9, 0xFE  # GIF's extensions that say something of the first picture
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_EXIF = b"Exif\0\0"
+# JPEG's markers without a length, or which Pillow takes for such: TEM, JPG, RST0 to RST7, SOI, EOI, JPG0 to JPG13
+_ALONE = frozenset((0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
+_APPLICATION = range(0xE0, 0xF0)
+_JFIF, _APP1, _ADOBE, _JPEG_COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
+# a marker within a JPEG's picture, where FF 00 is a byte of it and FF D0 to FF D7 are its restarts
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+
+_TIFF_HEADER = re.compile(rb"II[*\x00][*\x00]|MM[*\x00][*+\x00]")  # as loosely as Pillow takes it
+_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_DIRECTORIES = frozenset(
+    (0x8769, 0x8825, 0xA005, 0x014A)
+)  # tags that lead to one: EXIF, GPS, interoperability, further
 
 
 class TooManyPieces(Exception):
@@ -16,26 +45,31 @@ class TooManyPieces(Exception):
 
 
 def bounded_gif(data: bytes, most: int) -> bytes:
-    """A GIF without those extension blocks before its first picture that bring them over ``most`` bytes.
+    """A GIF with no more before its first picture than what tells of it: the control of its transparency, and comments.
 
-    GIF89a specification, sections 17 to 26. TooManyPieces where there are more than 4 MiB of them.
+    Of those, only the first ``most`` bytes. GIF89a specification, sections 17 to 26. TooManyPieces where there are more
+    than 4 MiB of anything before the picture.
     """
-    offset = 13 + _table(data, 10)
-    pieces, kept, dropped = [data[:offset]], 0, False
-    start = offset
-    while data[offset : offset + 1] == b"!":
-        begun, offset = offset, offset + 2
-        while offset < len(data) and data[offset]:
-            offset += 1 + data[offset]
-            if offset - start > _MOST_BEFORE:
-                raise TooManyPieces
+    start = offset = 13 + _table(data, 10)
+    pieces, kept = [data[:start]], 0
+    while offset < len(data) and data[offset] not in b",;":
+        begun = offset
         offset += 1
-        if kept + offset - begun > most:
-            dropped = True
-            continue
-        kept += offset - begun
-        pieces.append(data[begun:offset])
-    return b"".join([*pieces, data[offset:]]) if dropped else data
+        if data[begun:offset] == b"!":
+            offset += 1
+            while offset < len(data) and data[offset]:
+                offset += 1 + data[offset]
+                if offset - start > _MOST_BEFORE:
+                    raise TooManyPieces
+            offset += 1
+            block = data[begun:offset]
+            if len(block) > 3 and block[1] in (_GRAPHIC_CONTROL, _COMMENT) and kept + len(block) <= most:
+                pieces.append(block)
+                kept += len(block)
+        # else a byte that has no place here, which Pillow passes over
+        if offset - start > _MOST_BEFORE:
+            raise TooManyPieces
+    return b"".join([*pieces, data[offset:]])
 
 
 def _table(data: bytes, place: int) -> int:
@@ -44,19 +78,120 @@ def _table(data: bytes, place: int) -> int:
     return 3 << ((packed & 7) + 1) if packed & 0x80 else 0
 
 
-def check_jpeg(data: bytes) -> None:
-    """TooManyPieces where a JPEG has too many markers, or bytes that fill up, before its picture (ITU-T T.81, annex B)."""
-    offset = 2
+def bounded_jpeg(data: bytes) -> bytes:
+    """A JPEG with no more before its picture than what decodes it, its EXIF, its XMP, and comments (ITU-T T.81, annex B).
+
+    TooManyPieces where there are too many of those, or of the scans that the picture comes in.
+    """
+    pieces, offset, tables = [data[:2]], 2, 0
+    exif: list[bytes] = []
     for _ in range(MOST_PIECES):
         if offset + 4 > len(data):
-            return
+            return b"".join([*pieces, data[offset:]])
         marker = data[offset + 1]
         if data[offset] != 0xFF or marker in (0x00, 0xFF):
-            offset += 1  # filling, or not what stands here: Pillow looks at each such byte, too
-        elif marker in _ALONE:
+            offset += 1  # filling, or not what stands here
+            continue
+        if marker in _ALONE:
             offset += 2
-        elif marker in (0xDA, 0xD9):
-            return
-        else:
-            offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+            continue
+        if marker == _SCAN:
+            for body in exif:
+                check_exif(body)
+            check_exif(b"".join([*exif[:1], *(body[len(_EXIF) :] for body in exif[1:])]))  # Pillow adds them up
+            _check_scans(data, offset)
+            return b"".join([*pieces, data[offset:]])
+        length = int.from_bytes(data[offset + 2 : offset + 4], "big")
+        if length < 2:  # its own two bytes
+            offset += 4
+            continue
+        segment = data[offset : offset + 2 + length]
+        offset += 2 + length
+        if marker in _APPLICATION:
+            body = segment[4:]
+            if marker == _APP1 and body.startswith(_EXIF):
+                exif.append(body)
+                if len(exif) > _MOST_EXIF_SEGMENTS:
+                    raise TooManyPieces
+            elif marker not in (_JFIF, _ADOBE) and not (marker == _APP1 and body.startswith(_XMP)):
+                continue  # previews, further pictures, profiles: Pillow would take them apart, and nobody asks for them
+        elif marker != _JPEG_COMMENT:
+            tables += len(segment)
+            if tables > _MOST_TABLES:
+                raise TooManyPieces
+        pieces.append(segment)
     raise TooManyPieces
+
+
+def _check_scans(data: bytes, offset: int) -> None:
+    """TooManyPieces where a JPEG has too many scans from there: each goes through the whole picture."""
+    scans = 0
+    for _ in range(MOST_PIECES):
+        found = _MARKER.search(data, offset)
+        if found is None or found[0][1] == _END:
+            return
+        offset = found.end()
+        if found[0][1] not in _ALONE:
+            offset += int.from_bytes(data[offset : offset + 2], "big")
+        scans += found[0][1] == _SCAN
+        if scans > _MOST_SCANS:
+            raise TooManyPieces
+    raise TooManyPieces
+
+
+def check_run_lengths(image: Image.Image, size: int) -> None:
+    """TooManyPieces for a BMP in run lengths (compression 1 or 2) of more than 4 MiB or 16 megapixels."""
+    in_runs = image.format == "BMP" and image.info.get("compression") in (1, 2)
+    if in_runs and (size > _MOST_RUNS or image.width * image.height > _MOST_RUN_PIXELS):
+        raise TooManyPieces
+
+
+def check_avif(data: bytes) -> None:
+    """:func:`check_exif` of whatever may be a block of EXIF: Pillow reads it when it opens the file."""
+    if _EXIF * 3 in data:
+        raise TooManyPieces
+    for number, found in enumerate(_TIFF_HEADER.finditer(data)):
+        if number >= _MOST_HEADERS:
+            raise TooManyPieces
+        check_exif(memoryview(data)[found.start() :])
+
+
+def check_exif(data: bytes | memoryview) -> None:
+    """TooManyPieces where the values of an EXIF block add up to more than 4 MiB.
+
+    They can lie upon each other: 64 KiB of EXIF can announce 2,700 values of 32 KiB each, and Pillow reads them all
+    (TIFF 6.0, section 2; EXIF 2.32, section 4.6).
+    """
+    for _ in range(2):
+        if data[:6] == _EXIF:
+            data = data[6:]
+    if data[:6] == _EXIF:
+        raise TooManyPieces  # Pillow takes off one after the other
+    if data[:2] not in (b"II", b"MM") or len(data) < 8:
+        return
+    order = "<" if data[:2] == b"II" else ">"
+    todo, seen, fields, total = [struct.unpack_from(f"{order}I", data, 4)[0]], set(), 0, 0
+    while todo:
+        offset = todo.pop()
+        if offset in seen or offset + 2 > len(data):
+            continue
+        seen.add(offset)
+        (count,) = struct.unpack_from(f"{order}H", data, offset)
+        count = min(count, (len(data) - offset - 2) // 12)
+        fields += count
+        if len(seen) > _MOST_DIRECTORIES or fields > _MOST_FIELDS:
+            raise TooManyPieces
+        for place in range(offset + 2, offset + 2 + 12 * count, 12):
+            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, place)
+            size = _TIFF_BYTES.get(kind, 0) * number
+            inside = value + size <= len(data)
+            if size > 4 and inside:
+                total += size
+                if total > _MOST_EXIF:
+                    raise TooManyPieces
+            if tag in _DIRECTORIES:
+                if kind in (3, 8):
+                    (value,) = struct.unpack_from(f"{order}H", data, place + 8)
+                elif kind == 16 and inside:
+                    (value,) = struct.unpack_from(f"{order}Q", data, value)
+                todo.append(value)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .pictures import Enlarging, enlarge_plainly, make_grid
     from .sampling import Sampled, sample, sample_text
-    from .training import TrainRequest, check_limits, configure, expectations, train
+    from .training import TrainRequest, check_limits, configure, expectations, steps_reached, train
 
 _WHERE = {
     "COLLECTION_STATE": ".collecting",
@@ -35,6 +35,7 @@ _WHERE = {
     "make_grid": ".pictures",
     "sample": ".sampling",
     "sample_text": ".sampling",
+    "steps_reached": ".training",
     "to_image": "..evaluation.neighbours",
     "train": ".training",
     "unfinished_collection": ".collecting",
@@ -58,6 +59,7 @@ __all__ = [
     "make_grid",
     "sample",
     "sample_text",
+    "steps_reached",
     "to_image",
     "train",
     "unfinished_collection",

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import __version__
+from .. import __version__, leftovers
 from ..dataset.packing import HOLDOUT_FROM, Packed, load, pack, packed_path
 from ..errors import Stopped, UserError
 from ..files import FolderLock, replace_with, write_json
@@ -32,7 +32,7 @@ from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
 from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..training.trainer import Trainer
-from ..workspace import Workspace, clear_leftover
+from ..workspace import Workspace
 from .context import Context
 from .pictures import make_grid
 
@@ -221,7 +221,7 @@ def _nothing_left_of(folder: Path, lock: FolderLock) -> Iterator[None]:
     try:
         yield
     finally:
-        clear_leftover(folder, lock)
+        leftovers.clear_held(folder, lock)
 
 
 def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
@@ -297,9 +297,10 @@ def _reopen(
             f"The run {request.model!r} was trained on {info['dataset']!r}; to train on {request.dataset!r} start a new one "
             f"from the weights of {request.model} (--init-from)."
         )
-    if request.steps is not None and request.steps < info["step"]:  # the record must not say that this was the plan
+    reached = steps_reached(workspace, request.model)
+    if request.steps is not None and request.steps < reached:  # the record must not say that this was the plan
         raise UserError(
-            f"{request.model} already has {info['step']} steps; give a larger number of steps to train it further."
+            f"{request.model} already has {reached} steps; give a larger number of steps to train it further."
         )
     packed = _pictures_of(workspace, info, config, context)
     minutes = info.get("minutes")
@@ -318,6 +319,11 @@ def _reopen(
     }
     write_json(folder / "run.json", info)
     return config, info, packed
+
+
+def steps_reached(workspace: Workspace, model: str) -> int:
+    """How far a run can be gone on with: the step of its newest checkpoint that can be read."""
+    return CheckpointFolder(workspace.run_folder(model) / "checkpoints").reached()
 
 
 def _spent(numbers: dict[str, Any]) -> float:

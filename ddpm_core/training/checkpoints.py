@@ -97,6 +97,11 @@ class CheckpointFolder:
                 return self._numbers(path)
         return {}
 
+    def reached(self) -> int:
+        """The step of the newest checkpoint whose head can be read; 0 where there is none."""
+        step = self.newest_numbers().get("step")
+        return step if isinstance(step, int) else 0
+
     @staticmethod
     def _numbers(path: Path) -> dict[str, Any]:
         try:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_core import cli, commands, demo, files, workspace  # noqa: F401 - loaded once, before the first fork
+from ddpm_core import cli, commands, demo, files, trash  # noqa: F401 - loaded once, before the first fork
 from ddpm_core.dataset import harvest, packing
 from ddpm_core.dataset.store import Store
 from ddpm_core.training.loop import TrainingLoop
@@ -36,8 +36,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "copy": (harvest, "write_copy"),
     "pack": (packing, "fit"),
     "checkpoint": (sys.modules["ddpm_core.training.checkpoints"], "save_file"),
-    "move": (workspace, "_move"),
-    "remove": (workspace, "_remove_empty"),
+    "move": (trash, "_move"),
+    "remove": (trash, "_remove_empty"),
 }
 INSIDE = "transaction"  # between a statement and its commit
 

@@ -41,7 +41,78 @@ def with_jpeg_bytes(added: bytes) -> bytes:
     return data[:2] + added + data[2:]
 
 
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def overlapping_exif(entries: int, kind: int = 5, wide: int = 30_000) -> bytes:
+    """EXIF whose values (rationals) all lie upon each other, in the directory that holds a picture's text."""
+    values = 8 + 18 + 6 + 12 * entries
+    first = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 26, 0)
+    size = {5: 8, 7: 1}[kind]
+    fields = b"".join(struct.pack("<HHII", 0xA100 + i, kind, wide // size, values) for i in range(entries))
+    return first + struct.pack("<H", entries) + fields + b"\0" * 4 + b"\1" * wide
+
+
+def in_png(exif: bytes) -> bytes:
+    data = encoded("PNG")
+    return (
+        data[:33]
+        + struct.pack(">I", len(exif))
+        + b"eXIf"
+        + exif
+        + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        + data[33:]
+    )
+
+
+def in_other(form: str, exif: bytes) -> bytes:
+    out = io.BytesIO()
+    try:
+        Image.effect_mandelbrot((64, 64), (-2, -2, 2, 2), 20).convert("RGB").save(out, form, exif=exif)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {form}")
+    return out.getvalue()
+
+
+def with_many_scans(count: int) -> bytes:
+    """A JPEG of 60 megapixels that comes in very many scans, of a few bytes each."""
+    out = io.BytesIO()
+    Image.new("L", (10_000, 6_000), 99).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    scans = [place for place in range(len(data) - 1) if data[place : place + 2] == b"\xff\xda"]
+    last = data[scans[-1] : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+def in_run_lengths(runs: bytes, width: int, height: int) -> bytes:
+    """A BMP in run lengths of 8 bits."""
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 14 + 40 + 1024 + len(runs), 0, 0, 14 + 40 + 1024) + head + b"\0abc" * 256 + runs
+
+
 SLOW = {
+    "a byte before a comment": lambda: with_gif_blocks(b"\0!\xfe" + b"\x01x" * 2**21 + b"\0"),
+    "an extension that begins with nothing": lambda: with_gif_blocks(b"!\x01\0" + b"\x01x" * 2**24),
+    "an application's data cut short": lambda: with_gif_blocks(b"!\xff\x0bNETSCAPE2.0\0" + b"\x01x" * 2**24),
+    "bytes that have no place": lambda: with_gif_blocks(b"\0" * 2**26),
+    "EXIF in small pieces": lambda: with_jpeg_bytes(segment(0xE1, b"Exif\0\0" + b"x" * 94) * 60_000),
+    "EXIF of EXIF": lambda: with_jpeg_bytes(segment(0xE1, b"Exif\0\0" * 10_000) * 16),
+    "EXIF upon itself": lambda: with_jpeg_bytes(segment(0xE1, b"Exif\0\0" + overlapping_exif(2700))),
+    "EXIF upon itself in a PNG": lambda: in_png(overlapping_exif(5000, 7, 2**20)),
+    "EXIF upon itself in a WebP": lambda: in_other("WEBP", overlapping_exif(2700)),
+    "EXIF upon itself in an AVIF": lambda: in_other("AVIF", overlapping_exif(2700)),
+    "further pictures upon themselves": lambda: with_jpeg_bytes(segment(0xE2, b"MPF\0" + overlapping_exif(2700))),
+    "resources of another program": lambda: with_jpeg_bytes(
+        segment(0xED, b"Photoshop 3.0\0" + (b"8BIM" + b"\0" * 8) * 5400) * 1000
+    ),
+    "an end before the picture": lambda: with_jpeg_bytes(b"\xff\xd9" + b"\0" * 2**27),
+    "markers that nobody reads": lambda: with_jpeg_bytes(segment(0xC8, b"\0" * 65_000) * 1000 + segment(0xF0, b"") * 9),
+    "tables without end": lambda: with_jpeg_bytes(segment(0xDB, (b"\0" + b"\1" * 64) * 1000) * 3000),
+    "layers without end": lambda: with_jpeg_bytes(segment(0xC0, b"\x08\0\x40\0\x40\x03" + b"\1\x11\0" * 21_000) * 2000),
+    "a picture that comes in very many scans": lambda: with_many_scans(5000),
+    "run lengths of nothing": lambda: in_run_lengths(b"\0\0" * 2**25, 1000, 1000),
+    "run lengths of a large picture": lambda: in_run_lengths(b"\1\1\0\0" * 8000, 9000, 8000),
     "one long comment in single bytes": lambda: with_gif_blocks(b"!\xfe" + b"\x01x" * 2**20 + b"\0"),
     "a million comments": lambda: with_gif_blocks(b"!\xfe\x01x\0" * 2**20),
     "an application's data without end": lambda: with_gif_blocks(b"!\xff\x0bNETSCAPE2.0" + b"\x01x" * 2**24 + b"\0"),
@@ -63,7 +134,7 @@ def test_no_picture_takes_long(make: object) -> None:
     except Rejected as why:
         found = why
     assert time.monotonic() - began < MOST_SECONDS
-    assert isinstance(found, Picture) or "more pieces" in found.message
+    assert isinstance(found, Picture) or "more pieces" in found.message or "damaged" in found.message
 
 
 def test_a_picture_with_a_long_comment_is_kept() -> None:
