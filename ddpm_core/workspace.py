@@ -6,6 +6,7 @@ datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -318,8 +319,11 @@ class Workspace:
                 lock.release()  # there no folder can be moved of which a file is open
             try:
                 self._trash.put("model", name, parts)
-            except UserError:
+            except UserError as error:
                 # Windows' disks and shares, wherever they are mounted, move no folder of which a file is open either
+                cause = error.__context__
+                if not isinstance(cause, OSError) or cause.errno not in (errno.EACCES, errno.EBUSY, errno.EPERM):
+                    raise
                 lock.release()
                 self._trash.put("model", name, parts)
         return name

@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from .structure import (
     bounded_gif,
     bounded_jpeg,
     check_avif,
-    check_exif,
+    check_exif_of,
     check_run_lengths,
+    check_webp,
 )
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
@@ -38,6 +40,8 @@ _BIG_PIXELS = 16_000_000
 _one_big_at_a_time = threading.Lock()  # several threads each holding a 60-megapixel picture would not be bounded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+_BAND = 256  # rows
 _USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
 _ORIENTATION = 0x0112
@@ -104,6 +108,8 @@ def decode(data: bytes, short_side: int) -> Picture:
             data = bounded_jpeg(data)
         elif data[4:8] == b"ftyp":
             check_avif(data)
+        elif data[8:12] == b"WEBP":
+            check_webp(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
             check_dimensions(width, height)
@@ -111,7 +117,7 @@ def decode(data: bytes, short_side: int) -> Picture:
             with _one_big_at_a_time if width * height > _BIG_PIXELS else contextlib.nullcontext():
                 if image.format == "PNG":
                     image.load()  # its EXIF may stand behind the picture
-                check_exif(image.info.get("exif") or b"")
+                check_exif_of(image)
                 text = text or _exif_text(image)
                 return Picture(_upright_rgb(image, short_side), width, height, text)
     except Rejected:
@@ -137,6 +143,8 @@ def read_copy(path: Path) -> Image.Image:
     try:
         if data.startswith(_PNG_SIGNATURE):
             _, data = _png_text(data)
+        else:
+            check_webp(data)
         with Image.open(
             io.BytesIO(data), formats=[name for name in ("WEBP", "PNG") if name in known_formats()]
         ) as image:
@@ -176,20 +184,19 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
     image.seek(0)
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit grey: Pillow's own conversion clips instead of scaling
-        deep = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((deep / 257.0).round().clip(0, 255).astype(np.uint8), "L")
+        image = _in_bands(image, "L", _of_eight_bits)
     orientation = image.getexif().get(_ORIENTATION, 1)
     if orientation != 1:
-        image.info.pop("exif", None)  # else it is written anew, which no one reads
+        for part in ("exif", "xmp", "XML:com.adobe.xmp"):  # else they are written anew, which no one reads
+            image.info.pop(part, None)
         image = ImageOps.exif_transpose(image) or image
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         lowest = image.getchannel("A").getextrema()[0]
         if isinstance(lowest, (int, float)) and lowest >= 254:  # some hosts hide text in the last bit of alpha
             image = image.convert("RGB")
         else:
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image).convert("RGB")
+            image = _in_bands(image, "RGB", _on_white)
     else:
         image = image.convert("RGB")
     shorter = min(image.size)
@@ -205,16 +212,33 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
     return image
 
 
-def _png_text(data: bytes) -> tuple[str, bytes]:
-    """The ``parameters`` text of a PNG and the file without its compressed text chunks.
+def _in_bands(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """A picture of that mode, changed a band of rows at a time: a large one is never held several times over."""
+    out = Image.new(mode, image.size)
+    for top in range(0, image.height, _BAND):
+        out.paste(change(image.crop((0, top, image.width, min(top + _BAND, image.height)))), (0, top))
+    return out
 
-    Pillow inflates every text chunk and refuses the whole image when one is a bomb; here inflating is bounded, a text
-    over the bound is dropped, and the pixels are kept.
+
+def _of_eight_bits(band: Image.Image) -> Image.Image:
+    deep = np.asarray(band, dtype=np.float64)
+    return Image.fromarray((deep / 257.0).round().clip(0, 255).astype(np.uint8), "L")
+
+
+def _on_white(band: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band).convert("RGB")
+
+
+def _png_text(data: bytes) -> tuple[str, bytes]:
+    """The ``parameters`` text of a PNG, and of the file only what the pixels and the EXIF are read from.
+
+    Pillow inflates every text and profile and refuses the whole image when one is a bomb, and fills the canvas of an
+    animation as soon as it opens it; here inflating is bounded, a text over the bound is dropped, and the pixels are kept.
     """
     text = ""
-    pieces = [data[:8]]
+    whole = memoryview(data)
+    pieces = [whole[:8]]
     offset = 8
-    dropped = False
     count = 0
     while offset + 8 <= len(data):
         count += 1
@@ -226,13 +250,12 @@ def _png_text(data: bytes) -> tuple[str, bytes]:
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
             found = _text_chunk(kind, data[offset + 8 : offset + 8 + min(length, MAX_TEXT_BYTES + 256)], length)
             text = text or found
-            dropped = True
-        else:
-            pieces.append(data[offset:end])
+        elif kind in _PNG_CHUNKS:
+            pieces.append(whole[offset:end])
         if kind == b"IEND" or end > len(data):
             break
         offset = end
-    return text, b"".join(pieces) if dropped else data
+    return text, b"".join(pieces)
 
 
 def _text_chunk(kind: bytes, body: bytes, length: int) -> str:

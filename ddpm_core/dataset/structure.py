@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -15,9 +16,13 @@ MOST_PIECES = 100_000  # a real picture of 256 MiB in pieces of 4 KiB has 65,000
 _MOST_BEFORE = 4 * 2**20  # bytes of a GIF before its first picture
 _MOST_TABLES = 2**18  # bytes of a JPEG's tables before its picture; real ones have less than 2 KiB
 _MOST_SCANS = 100  # of a JPEG that comes in finer and finer; encoders make about ten
+_MOST_SCANNED = 3_200_000_000  # pixels of all of them together: 40 scans of 80 megapixels
 _MOST_RUNS = 4 * 2**20  # bytes of a BMP in run lengths, which Pillow unpacks in Python
 _MOST_RUN_PIXELS = 16_000_000
 _MOST_EXIF = 4 * 2**20  # bytes of all values of an EXIF block
+_MOST_RATIONALS = 10_000  # of those that Pillow makes an object of each
+_MOST_EXIF_BYTES = 16 * 2**20  # of a block as it is
+_MOST_AVIF = 64 * 2**20
 _MOST_EXIF_SEGMENTS = 16
 _MOST_DIRECTORIES = 16
 _MOST_FIELDS = 10_000  # of all of them together
@@ -26,8 +31,10 @@ _MOST_HEADERS = 16  # bytes that look like the beginning of EXIF, by chance one 
 _GRAPHIC_CONTROL, _COMMENT = 0xF9, 0xFE  # GIF's extensions that say something of the first picture
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _EXIF = b"Exif\0\0"
-# JPEG's markers without a length, or which Pillow takes for such: TEM, JPG, RST0 to RST7, SOI, EOI, JPG0 to JPG13
-_ALONE = frozenset((0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
+# JPEG's markers without a length, or which Pillow or libjpeg takes for such: reserved ones, JPG, RST0 to RST7, SOI, EOI,
+# JPG0 to JPG13
+_ALONE = frozenset((*range(0x01, 0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APPLICATION = range(0xE0, 0xF0)
 _JFIF, _APP1, _ADOBE, _JPEG_COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
 # a marker within a JPEG's picture, where FF 00 is a byte of it and FF D0 to FF D7 are its restarts
@@ -35,6 +42,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 _TIFF_HEADER = re.compile(rb"II[*\x00][*\x00]|MM[*\x00][*+\x00]")  # as loosely as Pillow takes it
 _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_WHOLE = {3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}  # kinds of whole numbers that can lead somewhere
 _DIRECTORIES = frozenset(
     (0x8769, 0x8825, 0xA005, 0x014A)
 )  # tags that lead to one: EXIF, GPS, interoperability, further
@@ -47,7 +55,7 @@ class TooManyPieces(Exception):
 def bounded_gif(data: bytes, most: int) -> bytes:
     """A GIF with no more before its first picture than what tells of it: the control of its transparency, and comments.
 
-    Of those, only the first ``most`` bytes. GIF89a specification, sections 17 to 26. TooManyPieces where there are more
+    Of comments, only the first ``most`` bytes. GIF89a specification, sections 17 to 26. TooManyPieces where there are more
     than 4 MiB of anything before the picture.
     """
     start = offset = 13 + _table(data, 10)
@@ -63,13 +71,14 @@ def bounded_gif(data: bytes, most: int) -> bytes:
                     raise TooManyPieces
             offset += 1
             block = data[begun:offset]
-            if len(block) > 3 and block[1] in (_GRAPHIC_CONTROL, _COMMENT) and kept + len(block) <= most:
+            comment = block[1:2] == bytes([_COMMENT])
+            if len(block) > 3 and (block[1] == _GRAPHIC_CONTROL or (comment and kept + len(block) <= most)):
                 pieces.append(block)
-                kept += len(block)
+                kept += len(block) * comment
         # else a byte that has no place here, which Pillow passes over
         if offset - start > _MOST_BEFORE:
             raise TooManyPieces
-    return b"".join([*pieces, data[offset:]])
+    return b"".join([*pieces, memoryview(data)[offset:]])
 
 
 def _table(data: bytes, place: int) -> int:
@@ -83,11 +92,12 @@ def bounded_jpeg(data: bytes) -> bytes:
 
     TooManyPieces where there are too many of those, or of the scans that the picture comes in.
     """
-    pieces, offset, tables = [data[:2]], 2, 0
+    pieces: list[bytes | memoryview] = [data[:2]]
     exif: list[bytes] = []
+    offset, tables, pixels = 2, 0, 0
     for _ in range(MOST_PIECES):
         if offset + 4 > len(data):
-            return b"".join([*pieces, data[offset:]])
+            return b"".join([*pieces, memoryview(data)[offset:]])
         marker = data[offset + 1]
         if data[offset] != 0xFF or marker in (0x00, 0xFF):
             offset += 1  # filling, or not what stands here
@@ -99,8 +109,8 @@ def bounded_jpeg(data: bytes) -> bytes:
             for body in exif:
                 check_exif(body)
             check_exif(b"".join([*exif[:1], *(body[len(_EXIF) :] for body in exif[1:])]))  # Pillow adds them up
-            _check_scans(data, offset)
-            return b"".join([*pieces, data[offset:]])
+            _check_scans(data, offset, min(_MOST_SCANS, _MOST_SCANNED // max(1, pixels)))
+            return b"".join([*pieces, memoryview(data)[offset:]])
         length = int.from_bytes(data[offset + 2 : offset + 4], "big")
         if length < 2:  # its own two bytes
             offset += 4
@@ -117,14 +127,16 @@ def bounded_jpeg(data: bytes) -> bytes:
                 continue  # previews, further pictures, profiles: Pillow would take them apart, and nobody asks for them
         elif marker != _JPEG_COMMENT:
             tables += len(segment)
+            if marker in _FRAMES and len(segment) >= 9:
+                pixels = max(pixels, int.from_bytes(segment[5:7], "big") * int.from_bytes(segment[7:9], "big"))
             if tables > _MOST_TABLES:
                 raise TooManyPieces
         pieces.append(segment)
     raise TooManyPieces
 
 
-def _check_scans(data: bytes, offset: int) -> None:
-    """TooManyPieces where a JPEG has too many scans from there: each goes through the whole picture."""
+def _check_scans(data: bytes, offset: int, most: int) -> None:
+    """TooManyPieces where a JPEG has more scans from there: each goes through the whole picture."""
     scans = 0
     for _ in range(MOST_PIECES):
         found = _MARKER.search(data, offset)
@@ -134,7 +146,7 @@ def _check_scans(data: bytes, offset: int) -> None:
         if found[0][1] not in _ALONE:
             offset += int.from_bytes(data[offset : offset + 2], "big")
         scans += found[0][1] == _SCAN
-        if scans > _MOST_SCANS:
+        if scans > most:
             raise TooManyPieces
     raise TooManyPieces
 
@@ -147,13 +159,76 @@ def check_run_lengths(image: Image.Image, size: int) -> None:
 
 
 def check_avif(data: bytes) -> None:
-    """:func:`check_exif` of whatever may be a block of EXIF: Pillow reads it when it opens the file."""
-    if _EXIF * 3 in data:
+    """:func:`check_exif` of whatever may be a block of EXIF: Pillow reads it when it opens the file.
+
+    TooManyPieces also where an item lies in several places (it could be the EXIF), or the file has more than 64 MiB.
+    """
+    if len(data) > _MOST_AVIF or _EXIF * 3 in data or any(count > 1 for count in _extents(data)):
         raise TooManyPieces
     for number, found in enumerate(_TIFF_HEADER.finditer(data)):
         if number >= _MOST_HEADERS:
             raise TooManyPieces
         check_exif(memoryview(data)[found.start() :])
+
+
+def _boxes(data: bytes, offset: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, beginning and end of the boxes of an ISO base media file (ISO/IEC 14496-12, section 4.2)."""
+    for _ in range(MOST_PIECES):
+        if offset + 8 > end:
+            return
+        size, kind = struct.unpack_from(">I4s", data, offset)
+        begin = offset + 8
+        if size == 1 and offset + 16 <= end:
+            (size,) = struct.unpack_from(">Q", data, begin)
+            begin += 8
+        last = end if size == 0 else min(end, offset + size)
+        if last < begin:
+            return  # no reader goes on from here
+        yield kind, begin, last
+        offset = last
+    raise TooManyPieces
+
+
+def _extents(data: bytes) -> Iterator[int]:
+    """In how many places each item of an AVIF lies (section 8.11.3)."""
+    for kind, begin, end in _boxes(data, 0, len(data)):
+        if kind != b"meta":
+            continue
+        for inner, start, stop in _boxes(data, begin + 4, end):
+            if inner == b"iloc" and stop - start >= 8:
+                yield from _extents_of(data[start:stop])
+
+
+def _extents_of(iloc: bytes) -> Iterator[int]:
+    version, wide = iloc[0], 4 if iloc[0] == 2 else 2
+    place = iloc[4] >> 4
+    length, base, index = iloc[4] & 15, iloc[5] >> 4, iloc[5] & 15 if version else 0
+    offset = 6 + wide
+    for _ in range(min(MOST_PIECES, int.from_bytes(iloc[6:offset], "big"))):
+        offset += wide + (2 if version else 0) + 2 + base
+        count = int.from_bytes(iloc[offset : offset + 2], "big")
+        yield count
+        offset += 2 + count * (index + place + length)
+
+
+def check_webp(data: bytes) -> None:
+    """TooManyPieces where a WebP has too many chunks: libwebp makes a note of each."""
+    offset = 12
+    for _ in range(MOST_PIECES):
+        if offset + 8 > len(data):
+            return
+        (size,) = struct.unpack_from("<I", data, offset + 4)
+        offset += 8 + size + (size & 1)
+    raise TooManyPieces
+
+
+def check_exif_of(image: Image.Image) -> None:
+    """:func:`check_exif` of what Pillow has found in a picture."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        if len(exif) > _MOST_EXIF_BYTES:
+            raise TooManyPieces
+        check_exif(exif)
 
 
 def check_exif(data: bytes | memoryview) -> None:
@@ -170,7 +245,7 @@ def check_exif(data: bytes | memoryview) -> None:
     if data[:2] not in (b"II", b"MM") or len(data) < 8:
         return
     order = "<" if data[:2] == b"II" else ">"
-    todo, seen, fields, total = [struct.unpack_from(f"{order}I", data, 4)[0]], set(), 0, 0
+    todo, seen, fields, total, rationals = [struct.unpack_from(f"{order}I", data, 4)[0]], set(), 0, 0, 0
     while todo:
         offset = todo.pop()
         if offset in seen or offset + 2 > len(data):
@@ -184,14 +259,12 @@ def check_exif(data: bytes | memoryview) -> None:
         for place in range(offset + 2, offset + 2 + 12 * count, 12):
             tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, place)
             size = _TIFF_BYTES.get(kind, 0) * number
-            inside = value + size <= len(data)
-            if size > 4 and inside:
-                total += size
-                if total > _MOST_EXIF:
-                    raise TooManyPieces
-            if tag in _DIRECTORIES:
-                if kind in (3, 8):
-                    (value,) = struct.unpack_from(f"{order}H", data, place + 8)
-                elif kind == 16 and inside:
-                    (value,) = struct.unpack_from(f"{order}Q", data, value)
-                todo.append(value)
+            where = place + 8 if size <= 4 else value
+            if size == 0 or where + size > len(data):
+                continue
+            total += size
+            rationals += number * (kind in (5, 10))
+            if total > _MOST_EXIF or rationals > _MOST_RATIONALS:
+                raise TooManyPieces
+            if tag in _DIRECTORIES and kind in _WHOLE:
+                todo.append(struct.unpack_from(order + _WHOLE[kind], data, where)[0])  # Pillow takes the first, too
