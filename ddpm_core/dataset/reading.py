@@ -18,16 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..parsing import NotAFile, open_regular, read_regular
-from .structure import (
-    MOST_PIECES,
-    TooManyPieces,
-    bounded_gif,
-    bounded_jpeg,
-    check_avif,
-    check_exif_of,
-    check_run_lengths,
-    check_webp,
-)
+from .exif import TooManyPieces, check_exif_of
+from .structure import MOST_PIECES, bounded_gif, bounded_jpeg, check_avif, check_run_lengths, check_webp
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
 # by content, whatever the name says; no others: Pillow hands some of them to programs of their own (EPS to Ghostscript)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from .exif import EXIF, TIFF_HEADER, TooManyPieces, check_exif
+
 MOST_PIECES = 100_000  # a real picture of 256 MiB in pieces of 4 KiB has 65,000
 _MOST_BEFORE = 4 * 2**20  # bytes of a GIF before its first picture
 _MOST_TABLES = 2**18  # bytes of a JPEG's tables before its picture; real ones have less than 2 KiB
@@ -19,18 +21,12 @@ _MOST_SCANS = 100  # of a JPEG that comes in finer and finer; encoders make abou
 _MOST_SCANNED = 3_200_000_000  # pixels of all of them together: 40 scans of 80 megapixels
 _MOST_RUNS = 4 * 2**20  # bytes of a BMP in run lengths, which Pillow unpacks in Python
 _MOST_RUN_PIXELS = 16_000_000
-_MOST_EXIF = 4 * 2**20  # bytes of all values of an EXIF block
-_MOST_RATIONALS = 10_000  # of those that Pillow makes an object of each
-_MOST_EXIF_BYTES = 16 * 2**20  # of a block as it is
 _MOST_AVIF = 64 * 2**20
 _MOST_EXIF_SEGMENTS = 16
-_MOST_DIRECTORIES = 16
-_MOST_FIELDS = 10_000  # of all of them together
 _MOST_HEADERS = 16  # bytes that look like the beginning of EXIF, by chance one in 400 MiB
 
 _GRAPHIC_CONTROL, _COMMENT = 0xF9, 0xFE  # GIF's extensions that say something of the first picture
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_EXIF = b"Exif\0\0"
 # JPEG's markers without a length, or which Pillow or libjpeg takes for such: reserved ones, JPG, RST0 to RST7, SOI, EOI,
 # JPG0 to JPG13
 _ALONE = frozenset((*range(0x01, 0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
@@ -39,17 +35,6 @@ _APPLICATION = range(0xE0, 0xF0)
 _JFIF, _APP1, _ADOBE, _JPEG_COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
 # a marker within a JPEG's picture, where FF 00 is a byte of it and FF D0 to FF D7 are its restarts
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-
-_TIFF_HEADER = re.compile(rb"II[*\x00][*\x00]|MM[*\x00][*+\x00]")  # as loosely as Pillow takes it
-_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_WHOLE = {3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}  # kinds of whole numbers that can lead somewhere
-_DIRECTORIES = frozenset(
-    (0x8769, 0x8825, 0xA005, 0x014A)
-)  # tags that lead to one: EXIF, GPS, interoperability, further
-
-
-class TooManyPieces(Exception):
-    """A file made to be slow."""
 
 
 def bounded_gif(data: bytes, most: int) -> bytes:
@@ -108,7 +93,7 @@ def bounded_jpeg(data: bytes) -> bytes:
         if marker == _SCAN:
             for body in exif:
                 check_exif(body)
-            check_exif(b"".join([*exif[:1], *(body[len(_EXIF) :] for body in exif[1:])]))  # Pillow adds them up
+            check_exif(b"".join([*exif[:1], *(body[len(EXIF) :] for body in exif[1:])]))  # Pillow adds them up
             _check_scans(data, offset, min(_MOST_SCANS, _MOST_SCANNED // max(1, pixels)))
             return b"".join([*pieces, memoryview(data)[offset:]])
         length = int.from_bytes(data[offset + 2 : offset + 4], "big")
@@ -119,7 +104,7 @@ def bounded_jpeg(data: bytes) -> bytes:
         offset += 2 + length
         if marker in _APPLICATION:
             body = segment[4:]
-            if marker == _APP1 and body.startswith(_EXIF):
+            if marker == _APP1 and body.startswith(EXIF):
                 exif.append(body)
                 if len(exif) > _MOST_EXIF_SEGMENTS:
                     raise TooManyPieces
@@ -163,9 +148,9 @@ def check_avif(data: bytes) -> None:
 
     TooManyPieces also where an item lies in several places (it could be the EXIF), or the file has more than 64 MiB.
     """
-    if len(data) > _MOST_AVIF or _EXIF * 3 in data or any(count > 1 for count in _extents(data)):
+    if len(data) > _MOST_AVIF or EXIF * 3 in data or any(count > 1 for count in _extents(data)):
         raise TooManyPieces
-    for number, found in enumerate(_TIFF_HEADER.finditer(data)):
+    for number, found in enumerate(TIFF_HEADER.finditer(data)):
         if number >= _MOST_HEADERS:
             raise TooManyPieces
         check_exif(memoryview(data)[found.start() :])
@@ -220,51 +205,3 @@ def check_webp(data: bytes) -> None:
         (size,) = struct.unpack_from("<I", data, offset + 4)
         offset += 8 + size + (size & 1)
     raise TooManyPieces
-
-
-def check_exif_of(image: Image.Image) -> None:
-    """:func:`check_exif` of what Pillow has found in a picture."""
-    exif = image.info.get("exif")
-    if isinstance(exif, bytes):
-        if len(exif) > _MOST_EXIF_BYTES:
-            raise TooManyPieces
-        check_exif(exif)
-
-
-def check_exif(data: bytes | memoryview) -> None:
-    """TooManyPieces where the values of an EXIF block add up to more than 4 MiB.
-
-    They can lie upon each other: 64 KiB of EXIF can announce 2,700 values of 32 KiB each, and Pillow reads them all
-    (TIFF 6.0, section 2; EXIF 2.32, section 4.6).
-    """
-    for _ in range(2):
-        if data[:6] == _EXIF:
-            data = data[6:]
-    if data[:6] == _EXIF:
-        raise TooManyPieces  # Pillow takes off one after the other
-    if data[:2] not in (b"II", b"MM") or len(data) < 8:
-        return
-    order = "<" if data[:2] == b"II" else ">"
-    todo, seen, fields, total, rationals = [struct.unpack_from(f"{order}I", data, 4)[0]], set(), 0, 0, 0
-    while todo:
-        offset = todo.pop()
-        if offset in seen or offset + 2 > len(data):
-            continue
-        seen.add(offset)
-        (count,) = struct.unpack_from(f"{order}H", data, offset)
-        count = min(count, (len(data) - offset - 2) // 12)
-        fields += count
-        if len(seen) > _MOST_DIRECTORIES or fields > _MOST_FIELDS:
-            raise TooManyPieces
-        for place in range(offset + 2, offset + 2 + 12 * count, 12):
-            tag, kind, number, value = struct.unpack_from(f"{order}HHII", data, place)
-            size = _TIFF_BYTES.get(kind, 0) * number
-            where = place + 8 if size <= 4 else value
-            if size == 0 or where + size > len(data):
-                continue
-            total += size
-            rationals += number * (kind in (5, 10))
-            if total > _MOST_EXIF or rationals > _MOST_RATIONALS:
-                raise TooManyPieces
-            if tag in _DIRECTORIES and kind in _WHOLE:
-                todo.append(struct.unpack_from(order + _WHOLE[kind], data, where)[0])  # Pillow takes the first, too
