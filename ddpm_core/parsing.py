@@ -59,7 +59,7 @@ def parse_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     try:
-        values = json.loads(text, parse_float=_finite, parse_constant=lambda name: None)
+        values = _DECODER.decode(text)
         if "\\u" in text or text != legible(text):
             values = json.loads(json.dumps(values, ensure_ascii=False).encode("utf-8", "replace"))
     except RecursionError:
@@ -70,6 +70,9 @@ def parse_json(text: str | bytes) -> Any:
 def _finite(text: str) -> float | None:
     number = float(text)
     return number if math.isfinite(number) else None
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=lambda name: None)
 
 
 def read_record(kind: type[T], values: Any) -> T:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
 from ..errors import UserError
@@ -61,6 +61,20 @@ class _AddHead:
             await send({"type": "http.response.body", "body": page})
 
         await self.app({**scope, "headers": headers}, receive, collect)
+
+
+class _Straight:
+    """ASGI middleware: what pages read again and again is answered before the frameworks' layers, which cost more than the answers
+    themselves, and which a training beside them pays for."""
+
+    def __init__(self, app: Any, endpoints: dict[str, Any]) -> None:
+        self.app = app
+        self.endpoints = endpoints
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        endpoint = self.endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "GET" else None
+        app = self.app if endpoint is None else await endpoint(Request(scope, receive))
+        await app(scope, receive, send)
 
 
 class _Guard:
@@ -119,7 +133,7 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse
 
-    from ..api.page import add_routes
+    from ..api.page import add_routes, straight
     from ..service import Service
     from ..ui.tab import build_tab
 
@@ -149,6 +163,7 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
     # gradio keeps 0.2 MiB for each page ever opened, 10,000 of them; ours keep nothing there that a page could miss
     page.state_session_capacity = 200
     app.add_middleware(_AddHead)
+    app.add_middleware(_Straight, endpoints=straight(service))
     app.add_middleware(_Guard, host=host)
     import inspect
 
@@ -181,7 +196,15 @@ def serve(
         say("This page has no sign-in: everyone who can reach this machine can use it. Typed folders are refused.")
     app, service = build_app(host)
     server = uvicorn.Server(
-        uvicorn.Config(app, host=address, port=port, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app,
+            host=address,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
     )
     thread = threading.Thread(target=server.run, name="ddpm-server", daemon=True)
     thread.start()
