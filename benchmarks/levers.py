@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from ddpm_core.dataset.packing import Packed
+from ddpm_core.model import layers, unet
+from ddpm_core.model.layers import memory_format
 from ddpm_core.model.loss import loss_per_image
 from ddpm_core.training.settings import PRESETS, Preset, RunConfig
 from ddpm_core.training.trainer import Trainer
@@ -35,6 +37,7 @@ def step_of(
     optimizer: dict[str, Any] | None = None,
     network: Callable[[Any, tuple[torch.Tensor, torch.Tensor]], Any] = lambda net, example: net,
     around: Context = nullcontext,
+    cast: bool = True,
 ) -> Callable[[], object]:
     """Network, loss, gradients and optimizer on one batch that is always there, without dropout."""
     train = dataclasses.replace(preset.train, precision=precision)
@@ -46,12 +49,17 @@ def step_of(
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
     weights = trainer.weights[times]
-    net = network(trainer.net, (noisy, times))
+    copied = trainer._cast if cast else None
+    net = network(trainer.net if copied is None else copied.network.net, (noisy, times))
 
     def step() -> None:
         with around():
+            if copied is not None:
+                copied.take_weights()
             losses = loss_per_image("mse", net(noisy, times), target)
             torch.autograd.backward((losses * weights).mean())
+            if copied is not None:
+                copied.hand_gradients_over()
             torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad(set_to_none=True)
@@ -59,9 +67,15 @@ def step_of(
     return step
 
 
-def contiguous() -> AbstractContextManager[Any]:
-    """The layout that PyTorch takes by itself."""
-    return patch.object(torch, "channels_last", torch.contiguous_format)
+@contextmanager
+def other_layout() -> Iterator[None]:
+    """Channels last where the layers leave the layout as it is, and the other way round."""
+
+    def other(device: torch.device) -> torch.memory_format:
+        return torch.contiguous_format if memory_format(device) == torch.channels_last else torch.channels_last
+
+    with patch.object(layers, "memory_format", other), patch.object(unet, "memory_format", other):
+        yield
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -76,7 +90,8 @@ def run(argv: list[str] | None = None) -> int:
     makers: dict[str, dict[str, Any]] = {
         "as it is": {},
         "float32": {"precision": "fp32"},
-        "contiguous layout": {"around": contiguous},
+        "the other layout": {"around": other_layout},
+        "weights cast one by one": {"cast": False},
         "optimizer by foreach": {"optimizer": {"foreach": True}},
         "optimizer parameter by parameter": {"optimizer": {"foreach": False}},
         "network by torch.compile": {"network": lambda net, example: torch.compile(net)},

@@ -1,6 +1,6 @@
 """Training speed, images a second: ours with everything on, our bare network step, and the peers' own loops.
 
-All networks have one topology: equal multiply-adds within 3 %, which is asserted. The peers get their data from memory,
+All networks have one topology: a peer's has at most 3 % more multiply-adds and at most 5 % fewer, which is asserted. The peers get their data from memory,
 already decoded and resized, which their own examples would do for each batch: their figures are upper bounds.
 """
 
@@ -32,7 +32,7 @@ from ddpm_core.workspace import Workspace
 
 from . import common
 
-MOST_APART = 0.03  # multiply-adds
+MOST_MORE, MOST_LESS = 0.03, 0.05  # multiply-adds of a peer's network; fewer are to its advantage
 BARS = {"cpu": 1.5, "cuda": 2.0}
 MOST_OVERHEAD = 1.05
 LEAST_STREAMED = 0.95
@@ -82,11 +82,16 @@ def bare_step(preset: Preset, images: torch.Tensor, device: torch.device) -> Cal
     x0, _, times, noise = trainer._draw(0)
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
-    weights = trainer.weights[times]
+    weights, cast = trainer.weights[times], trainer._cast
+    network = trainer.net if cast is None else cast.network.net
 
     def step() -> None:
-        losses = loss_per_image("mse", trainer.net(noisy, times, trainer._dropout), target)
+        if cast is not None:
+            cast.take_weights()
+        losses = loss_per_image("mse", network(noisy, times, trainer._dropout), target)
         torch.autograd.backward((losses * weights).mean())
+        if cast is not None:
+            cast.hand_gradients_over()
         torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -163,11 +168,13 @@ def lucidrains_step(
     full = tuple(config.attention_levels)
     size = config.image_size[0]
 
-    def made(dim: int) -> Any:
-        return Unet(dim=dim, dim_mults=mults, full_attn=full, flash_attn=False)
+    def made(dim: int, on: str = "cpu") -> Any:
+        with torch.device(on):
+            return Unet(dim=dim, dim_mults=mults, full_attn=full, flash_attn=False)
 
-    example = (torch.zeros(1, 3, size, size), torch.zeros(1))
-    dim = min(range(8, 4 * first, 4), key=lambda d: abs(multiply_adds(made(d), *example) - wanted))
+    example = (torch.zeros(1, 3, size, size, device="meta"), torch.zeros(1, device="meta"))
+    work = {dim: multiply_adds(made(dim, "meta"), *example) for dim in range(8, 4 * first, 2)}
+    dim = min(work, key=lambda d: abs(work[d] - wanted))
     diffusion = GaussianDiffusion(made(dim), image_size=size, timesteps=1000).to(device)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
     average = EMA(diffusion, beta=0.995, update_every=10).to(device)
@@ -301,7 +308,7 @@ def run(argv: list[str] | None = None) -> int:
         missing = f"lucidrains left out: {error}"
         common.say(missing)
     for name, value in work.items():
-        assert abs(value / work["ours"] - 1) <= MOST_APART, (
+        assert -MOST_LESS <= value / work["ours"] - 1 <= MOST_MORE, (
             f"{name}: {value:.4g} multiply-adds, ours {work['ours']:.4g}"
         )
     rates = common.alternate(kinds, a.rounds, common.say)

@@ -134,6 +134,18 @@ def test_a_batch_in_pieces_is_the_same_batch() -> None:
     assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a if k.startswith("net."))
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_weights_cast_together_train_as_weights_cast_one_by_one(pieces: int) -> None:
+    together, apart = trainer(precision="bf16"), trainer(precision="bf16")
+    together.pieces = apart.pieces = pieces
+    assert together._cast is not None
+    apart._cast = None  # each layer then casts its own
+    run_steps(together, 5)
+    run_steps(apart, 5)
+    assert same(weights(together), weights(apart))
+    assert {p.dtype for p in together.parameters} == {torch.float32} and trainer()._cast is None
+
+
 def test_streamed_pictures_are_those_held_on_the_device(tmp_path: Path) -> None:
     """From a memory-mapped file, some rows of it left out; also after the step was set anew."""
     save_file({"images": tiny_training_images(40)}, tmp_path / "packed.safetensors")
@@ -413,17 +425,19 @@ def test_checkpoints_refuse_what_is_not_finite(tmp_path: Path) -> None:
     assert folder.paths() == []
 
 
-def test_out_of_memory_goes_on_in_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_out_of_memory_goes_on_in_smaller_pieces(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    t = Trainer(config(), tiny_training_images(), "cpu", said.append)
-    forward = t.net.forward
+    t = Trainer(config(precision=precision), tiny_training_images(), "cpu", said.append)
+    net: Any = t.net if t._cast is None else t._cast.network.net
+    forward = net.forward
 
     def tight(x: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(x) > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return forward(x, *rest)
 
-    monkeypatch.setattr(t.net, "forward", tight)
+    monkeypatch.setattr(net, "forward", tight)
     run_steps(t, 2)
     assert t.pieces == 4 and t.step == 2
     assert said and "4 pieces" in said[-1]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Conv2d, GroupNorm, Init, Linear, dropout
+from .layers import Conv2d, GroupNorm, Init, Linear, dropout, memory_format
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -195,7 +195,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         """``mark`` (N, 4 * block_out_channels[0]) is added to the timestep's embedding: how training tells the network
         about an augmentation. Absent when sampling."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=memory_format(x.device))
         embedded = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         # every block begins with SiLU of the same embedding: once is enough
         temb = self.time_embedding(embedded)

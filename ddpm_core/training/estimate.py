@@ -52,4 +52,6 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
     count = sum(p.numel() for p in parameters)
     per_image = sum(saved.values()) / small
     seconds = sorted(times)[len(times) // 2] / small * config.train.batch_size
-    return Estimate(seconds, (count * 20 + per_image * config.train.batch_size) / 2**20, count)
+    # weights, average, gradients, two moments; in mixed precision the cast copy of the weights and its gradients, too
+    each = 20 if dtype == torch.float32 else 24
+    return Estimate(seconds, (count * each + per_image * config.train.batch_size) / 2**20, count)

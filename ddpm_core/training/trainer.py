@@ -16,6 +16,7 @@ from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image, timestep_weights
 from ..model.unet import UNet
 from . import precision
+from .mixed import CastCopy
 from .pictures import open_pictures, to_device
 from .random import DataOrder, generator, mix
 from .settings import RunConfig
@@ -86,6 +87,8 @@ class Trainer:
         marked = _Marked(self.net, self.device)
         self.flip_mark = marked.flip_mark
         self._network = marked if team is None else team.join(marked)
+        # a team averages the gradients of the network's own weights
+        self._cast = CastCopy(marked, self.dtype) if team is None and self.dtype != torch.float32 else None
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         self.weights = timestep_weights(settings.weighting, self.diffusion, settings.snr_gamma)
         rows = torch.arange(len(images)) if rows is None else rows
@@ -132,6 +135,9 @@ class Trainer:
         # gradients are averaged over the processes, each of which has the sum of its part
         share = settings.batch_size / (1 if team is None else team.size)
         loss_sum = torch.zeros((), device=self.device)
+        if self._cast is not None:
+            self._cast.take_weights()
+        network = self._network if self._cast is None else self._cast.network
         mine = len(x0)
         size = -(-mine // self.pieces)
         for start in range(0, mine, size):
@@ -140,10 +146,12 @@ class Trainer:
             target = self.diffusion.target(x0[part], noise[part], times[part])
             # of several pieces only the last one's backward takes the gradients around
             with nullcontext() if team is None or start + size >= mine else self._network.no_sync():  # type: ignore[operator]
-                output = self._network(noisy.to(self.dtype), times[part], flips[part], self._dropout)
+                output = network(noisy.to(self.dtype), times[part], flips[part], self._dropout)
                 losses = loss_per_image(settings.loss, output, target)
                 weighted = (losses * self.weights[times[part]]).sum() / share
                 torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
+            if self._cast is not None:
+                self._cast.hand_gradients_over()
             loss_sum += losses.detach().sum()
         self._update(loss_sum / settings.batch_size)
 
@@ -206,6 +214,8 @@ class Trainer:
                         "A process ran out of memory; use a smaller --batch-size or more processes. What was saved is intact."
                     ) from None
             self.optimizer.zero_grad(set_to_none=True)
+            if self._cast is not None:
+                self._cast.forget_gradients()
             for parameter, state in list(self.optimizer.state.items()):
                 if "exp_avg_sq" not in state:  # the memory ran out while its first step made them
                     del self.optimizer.state[parameter]
@@ -302,6 +312,8 @@ class Trainer:
             for parameter in holder.parameters():
                 parameter.data = torch.empty(0)
                 parameter.grad = None
+        if self._cast is not None:
+            self._cast.free()
         self.optimizer.state.clear()
         self.pictures.close()
         self._images = torch.empty(0)

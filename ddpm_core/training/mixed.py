@@ -1,0 +1,58 @@
+"""Mixed precision with float32 weights of which the network is handed a copy in the compute dtype, all at once.
+
+The layers cast what they are given by themselves (``model/layers.py``): two small kernels for each weight and its gradient in
+every step, hundreds in all, which a GPU waits for. Cast all together they are a few, with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class CastCopy:
+    """A copy of a network whose parameters have another dtype; the network's own stay what the optimizer changes."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        self.network = copy.deepcopy(network)
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self._own: list[Tensor] = list(network.parameters())
+        self._cast: list[Tensor] = list(self.network.parameters())
+        self._gradients: list[Tensor] = []
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Give the copy the network's weights as they are now."""
+        torch._foreach_copy_(self._cast, self._own)
+
+    @torch.no_grad()
+    def hand_gradients_over(self) -> None:
+        """Add the copy's gradients to the network's, in float32, and forget them."""
+        if not self._gradients:
+            self._gradients = [torch.empty_like(parameter) for parameter in self._own]
+        found = [
+            (parameter, gradient, cast.grad)
+            for parameter, gradient, cast in zip(self._own, self._gradients, self._cast)
+            if cast.grad is not None
+        ]
+        for add, is_first in ((torch._foreach_copy_, True), (torch._foreach_add_, False)):
+            some = [(gradient, part) for parameter, gradient, part in found if (parameter.grad is None) == is_first]
+            if some:
+                add([gradient for gradient, _ in some], [part for _, part in some])
+        for parameter, gradient, _ in found:
+            parameter.grad = gradient
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        for parameter in self._cast:
+            parameter.grad = None
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        self.forget_gradients()
+        self._gradients = []
+        for parameter in self._cast:
+            parameter.data = torch.empty(0)
