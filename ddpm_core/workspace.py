@@ -110,6 +110,16 @@ class Workspace:
                 known_store = self._stores[name] = Store(folder)
             return known_store
 
+    def is_at_hand(self, name: str) -> bool:
+        """Whether :meth:`store` would give a dataset without opening anything and without waiting for anyone, as things are."""
+        if not self._guard.acquire(blocking=False):
+            return False
+        try:
+            found = self._stores.get(name)
+            return found is not None and found.is_current()
+        finally:
+            self._guard.release()
+
     def list_datasets(self) -> list[dict[str, Any]]:
         """Every dataset with its counts; those that cannot be opened with their error."""
         found: list[dict[str, Any]] = []

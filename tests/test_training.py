@@ -94,14 +94,16 @@ def make_loop(t: Trainer, folder: Path, steps: int, **changes: Any) -> tuple[Tra
 # -- exactness ----------------------------------------------------------------------------------------------------------------
 
 
-def test_twenty_steps_equal_ten_and_ten(tmp_path: Path) -> None:
-    whole = trainer()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_twenty_steps_equal_ten_and_ten(precision: str, tmp_path: Path) -> None:
+    whole = trainer(precision=precision)
     run_steps(whole, 20)
-    first = trainer()
+    first = trainer(precision=precision)
     run_steps(first, 10)
     folder = CheckpointFolder(tmp_path)
     folder.save(first.state_tensors(), first.state_numbers())
-    second = trainer()
+    second = trainer(precision=precision)
+    run_steps(second, 1)  # what it had before is gone
     loaded = folder.load_newest()
     assert loaded is not None
     second.load_state(loaded.tensors, loaded.numbers)
@@ -441,6 +443,29 @@ def test_out_of_memory_goes_on_in_smaller_pieces(precision: str, monkeypatch: py
     run_steps(t, 2)
     assert t.pieces == 4 and t.step == 2
     assert said and "4 pieces" in said[-1]
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_memory_that_runs_out_after_a_backward_leaves_no_gradient_behind(
+    when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight = Trainer(config(precision="bf16"), tiny_training_images(), "cpu")
+    calm = Trainer(config(precision="bf16"), tiny_training_images(), "cpu")
+    tight.pieces, calm.pieces = 2, 4
+    assert tight._cast is not None
+    hand_over, called = tight._cast.hand_gradients_over, 0
+
+    def failing() -> None:
+        nonlocal called
+        called += 1
+        if called == when:  # of the first step's two pieces
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        hand_over()
+
+    monkeypatch.setattr(tight._cast, "hand_gradients_over", failing)
+    run_steps(tight, 3)
+    run_steps(calm, 3)
+    assert tight.pieces == 4 and same(weights(tight), weights(calm))
 
 
 def test_another_error_is_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:

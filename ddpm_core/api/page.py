@@ -26,6 +26,7 @@ _log = logging.getLogger("ddpm_core")
 _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 MOST_IDS = 10_000  # decided on at once
+_MOST_REMEMBERED = 1000  # datasets
 _ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 Handler = Callable[[Service, dict[str, Any]], Any]
@@ -196,25 +197,38 @@ POSTS: dict[str, Handler] = {
 
 class QuickThumbs:
     """Stored pictures from a disk that is quick: read where the request is. Handing them to a thread costs more than reading them,
-    and a training beside them pays for both. After a reading that was slow (a share, a disk that slept), in threads again."""
+    and a training beside them pays for both. A dataset's are read so while the last ones came quickly, and nothing has to be
+    waited for; after one that was slow (a share, a disk that slept), or a pause, in threads again.
+    """
 
     ENOUGH = 20  # quick readings in a row
     SECONDS = 0.02
+    PAUSE = 30.0  # seconds after which a disk may sleep
 
     def __init__(self) -> None:
-        self._quick = 0
+        self._quick: dict[str, tuple[int, float]] = {}  # by dataset: how many in a row, and when the last one was
 
     def at_once(self, service: Service, values: dict[str, Any]) -> Response | None:
         """As :func:`get_thumb`, or ``None`` where it may take time."""
-        return self.read(service, values) if self._quick >= self.ENOUGH and _is_stored(values) else None
+        if not _is_stored(values):
+            return None
+        name = str(values.get("dataset"))
+        count, last = self._quick.get(name, (0, 0.0))
+        if count < self.ENOUGH or time.monotonic() - last > self.PAUSE or not service.workspace.is_at_hand(name):
+            return None
+        return self.read(service, values)
 
     def read(self, service: Service, values: dict[str, Any]) -> Response:
-        began = time.perf_counter()
-        try:
-            return get_thumb(service, values)
-        finally:
-            if _is_stored(values):
-                self._quick = self._quick + 1 if time.perf_counter() - began < self.SECONDS else 0
+        began = time.monotonic()
+        answer = get_thumb(service, values)
+        if _is_stored(values):
+            name, now = str(values["dataset"]), time.monotonic()
+            count, last = self._quick.get(name, (0, 0.0))
+            if len(self._quick) > _MOST_REMEMBERED:
+                self._quick = {}
+            count = count if began - last <= self.PAUSE else 0
+            self._quick[name] = (count + 1 if now - began < self.SECONDS else 0, now)
+        return answer
 
 
 def _is_stored(values: dict[str, Any]) -> bool:

@@ -6,11 +6,16 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.unet import UNet
 from . import precision
+from .mixed import CastCopy
 from .settings import RunConfig
+
+# what a GPU holds of a batch at the most (convolutions' room to work in, gradients on their way, dropout's masks) over what autograd
+# saves of it: 1.2 to 1.65 for the presets of 64 and 128 pixels on an H200
+_BEYOND = 1.65
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Estimate:
 
 def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0) -> Estimate:
     """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
-    net = UNet(config.model.unet, device)
+    net: nn.Module = UNet(config.model.unet, device)
     dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
     unet = config.model.unet
     small = min(4, config.train.batch_size)
@@ -32,13 +37,17 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
     numbers = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn((small, unet.in_channels, *unet.image_size), generator=numbers, device="cpu").to(device, dtype)
     t = torch.zeros(small, dtype=torch.long, device=device)
+    if dtype != torch.float32:  # as the trainer does
+        net = CastCopy(net, dtype).network
     saved: dict[int, int] = {}
+    parameters = list(net.parameters())
+    weights = {parameter.data_ptr() for parameter in parameters}  # which are there once, for however many pictures
 
     def remember(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        if tensor.data_ptr() not in weights:
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
-    parameters = list(net.parameters())
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         loss = net(x, t).float().square().mean()
     torch.autograd.grad(loss, parameters)
@@ -52,6 +61,6 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
     count = sum(p.numel() for p in parameters)
     per_image = sum(saved.values()) / small
     seconds = sorted(times)[len(times) // 2] / small * config.train.batch_size
-    # weights, average, gradients, two moments; in mixed precision the cast copy of the weights and its gradients, too
-    each = 20 if dtype == torch.float32 else 24
-    return Estimate(seconds, (count * each + per_image * config.train.batch_size) / 2**20, count)
+    # weights, average, gradients, two moments; in mixed precision the cast copy of the weights, too
+    each = 20 if dtype == torch.float32 else 22
+    return Estimate(seconds, (count * each + _BEYOND * per_image * config.train.batch_size) / 2**20, count)

@@ -21,7 +21,6 @@ class CastCopy:
             parameter.data = parameter.data.to(dtype)
         self._own: list[Tensor] = list(network.parameters())
         self._cast: list[Tensor] = list(self.network.parameters())
-        self._gradients: list[Tensor] = []
 
     @torch.no_grad()
     def take_weights(self) -> None:
@@ -31,19 +30,16 @@ class CastCopy:
     @torch.no_grad()
     def hand_gradients_over(self) -> None:
         """Add the copy's gradients to the network's, in float32, and forget them."""
-        if not self._gradients:
-            self._gradients = [torch.empty_like(parameter) for parameter in self._own]
-        found = [
-            (parameter, gradient, cast.grad)
-            for parameter, gradient, cast in zip(self._own, self._gradients, self._cast)
-            if cast.grad is not None
-        ]
-        for add, is_first in ((torch._foreach_copy_, True), (torch._foreach_add_, False)):
-            some = [(gradient, part) for parameter, gradient, part in found if (parameter.grad is None) == is_first]
-            if some:
-                add([gradient for gradient, _ in some], [part for _, part in some])
-        for parameter, gradient, _ in found:
-            parameter.grad = gradient
+        found = [(own, cast.grad) for own, cast in zip(self._own, self._cast) if cast.grad is not None]
+        first = [(own, gradient) for own, gradient in found if own.grad is None]
+        more = [(own.grad, gradient) for own, gradient in found if own.grad is not None]
+        if first:
+            totals = [torch.empty_like(own) for own, _ in first]
+            torch._foreach_copy_(totals, [gradient for _, gradient in first])
+            for (own, _), total in zip(first, totals):
+                own.grad = total
+        if more:
+            torch._foreach_add_([total for total, _ in more], [gradient for _, gradient in more])
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
@@ -53,6 +49,5 @@ class CastCopy:
     def free(self) -> None:
         """Give the device's memory back."""
         self.forget_gradients()
-        self._gradients = []
         for parameter in self._cast:
             parameter.data = torch.empty(0)

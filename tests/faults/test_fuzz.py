@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import gradio as gr
 import pytest
@@ -224,6 +225,9 @@ def fields_of(route: APIRoute) -> list[str]:
     return found
 
 
+LONGEST_QUERY = 60_000  # the client itself refuses to send more than 65,536, and a server to read it
+
+
 def bombard(
     app: FastAPI, service: Service, guarded: Guarded, going_on: Callable[[int], bool], seed: int
 ) -> tuple[int, dict[str, bool]]:
@@ -260,6 +264,9 @@ def bombard(
             began = time.monotonic()
             if method == "GET":
                 texts = {k: str(v).encode("utf-8", "replace").decode() for k, v in values.items()}
+                while len(urlencode(texts)) > LONGEST_QUERY:
+                    longest = max(texts, key=lambda name: len(texts[name]))
+                    texts[longest] = texts[longest][: len(texts[longest]) // 2]
                 answer = client.get(path, params=texts)
             else:
                 body = json.dumps(values) if chance.random() < 0.9 else "[" * chance.choice([1, 100_000])
@@ -280,8 +287,6 @@ def bombard(
 
 
 def _in_path(value: Any) -> str:
-    from urllib.parse import quote
-
     return quote(str(value).encode("utf-8", "replace"), safe="") or "x"
 
 
