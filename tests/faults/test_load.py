@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -170,11 +171,25 @@ Windows = list[tuple[float, float]]  # from when to when, by the clock
 
 
 def paces(metrics: Path, windows: Windows) -> list[float]:
-    """Steps a second of a training in each window, by what it wrote of itself."""
+    """Steps a second of a training in each window, by what it wrote of itself, while it steps.
+
+    The time of its looks (held-out loss and preview) is left out: it looks more often in its first minutes, and later at
+    times of its own, which would be counted for or against whoever asks just then.
+    """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     told = [(line["time"], line["step"]) for line in lines if line["kind"] == "train"]
-    times, steps = [np.array(column) for column in zip(*told)]
-    return [float(np.diff(np.interp(window, times, steps))[0]) / (window[1] - window[0]) for window in windows]
+    looked = np.array([line["time"] for line in lines if line["kind"] == "heldout"])
+    found = []
+    for begin, end in windows:
+        seconds = steps = 0.0
+        for (before, first), (after, last) in itertools.pairwise(told):
+            share = (min(end, after) - max(begin, before)) / (after - before)
+            if share > 0 and not ((before <= looked) & (looked <= after)).any():
+                seconds += share * (after - before)
+                steps += share * (last - first)
+        assert seconds > (end - begin) / 2, "it hardly trained"
+        found.append(steps / seconds)
+    return found
 
 
 def window(seconds: float) -> tuple[float, float]:
