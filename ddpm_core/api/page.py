@@ -238,14 +238,11 @@ def _is_stored(values: dict[str, Any]) -> bool:
 def straight(service: Service) -> dict[str, Endpoint]:
     """What open pages read again and again, by path, for a server that is ours alone: it may be asked before all else."""
     thumbs = QuickThumbs()
-    ways: dict[str, tuple[Handler, Handler | None]] = {
-        "status": (get_status, fresh_status),
-        "items": (get_items, None),
-        "thumb": (thumbs.read, thumbs.at_once),
-    }
+    handlers = {"status": GETS["status"], "items": GETS["items"], "thumb": thumbs.read}
+    at_once = {**AT_ONCE, "thumb": thumbs.at_once}
     return {
-        f"{PREFIX}/{name}": _endpoint(service, handler, changes=False, at_once=at_once)
-        for name, (handler, at_once) in ways.items()
+        f"{PREFIX}/{name}": _endpoint(service, handler, changes=False, at_once=at_once.get(name))
+        for name, handler in handlers.items()
     }
 
 
