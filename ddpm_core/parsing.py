@@ -24,6 +24,8 @@ class NotAFile(OSError):
     """A pipe, a device or a folder in the place of a file."""
 
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _MOST_BYTES = 16 * 2**20  # of a record of ours; a list of a run's settings has some kilobytes
 
 
@@ -32,10 +34,10 @@ def open_regular(path: Path, follow: bool = False) -> IO[bytes]:
 
     A link, too, is refused, as within a workspace, unless ``follow``.
     """
-    if not follow and path.is_symlink():
+    if not follow and not _NO_LINK and path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))
     # without O_NONBLOCK opening a pipe waits for a writer
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(path, os.O_RDONLY | _NO_WAITING | (0 if follow else _NO_LINK))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise NotAFile(errno.EINVAL, "it is no file", str(path))

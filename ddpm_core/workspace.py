@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,16 +110,6 @@ class Workspace:
                 known_store = self._stores[name] = Store(folder)
             return known_store
 
-    def is_at_hand(self, name: str) -> bool:
-        """Whether :meth:`store` would give a dataset without opening anything and without waiting for anyone, as things are."""
-        if not self._guard.acquire(blocking=False):
-            return False
-        try:
-            found = self._stores.get(name)
-            return found is not None and found.is_current()
-        finally:
-            self._guard.release()
-
     def list_datasets(self) -> list[dict[str, Any]]:
         """Every dataset with its counts; those that cannot be opened with their error."""
         found: list[dict[str, Any]] = []
@@ -205,19 +195,30 @@ class Workspace:
 
     def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
         """An item's picture as stored (WebP or PNG), or (with ``size``, height and width) a PNG as the network sees it."""
-        from .dataset.packing import fit
-        from .dataset.reading import MAX_COPY_BYTES, read_copy
-
-        store = self.store(name)
         try:
-            path = store.copy_of(item_id)
-            if size is None:
-                return read_regular(path, MAX_COPY_BYTES)
-            out = io.BytesIO()
-            fit(read_copy(path), size, crop).save(out, format="PNG", compress_level=1)
-            return out.getvalue()
+            return _seen(self.store(name).copy_of(item_id), size, crop)
         except OSError:
             raise UserError(f"The copy of item {item_id} is missing or damaged.") from None
+
+    def thumbnails(
+        self, name: str, ids: Sequence[int], size: tuple[int, int] | None, crop: str = "center", *, enough: int
+    ) -> list[bytes]:
+        """Several items' pictures as :meth:`thumbnail` gives them, in order; ``b""`` for one that has none, or a damaged one.
+
+        Ends early after ``enough`` bytes, at least one picture.
+        """
+        copies = self.store(name).copies_of(ids)
+        found: list[bytes] = []
+        total = 0
+        for item_id in ids:
+            try:
+                found.append(_seen(copies[item_id], size, crop))
+            except (KeyError, OSError, UserError):
+                found.append(b"")
+            total += len(found[-1])
+            if total >= enough:
+                break
+        return found
 
     # -- runs and models ----------------------------------------------------------------------------------------------
 
@@ -371,6 +372,18 @@ class Workspace:
     def empty_trash(self) -> int:
         """Delete for good what lies in the trash; how many things that were."""
         return self._trash.empty()
+
+
+def _seen(copy: Path, size: tuple[int, int] | None, crop: str) -> bytes:
+    """A stored picture as it is, or (with ``size``) a PNG as the network sees it; OSError for one that cannot be read."""
+    from .dataset.packing import fit
+    from .dataset.reading import MAX_COPY_BYTES, read_copy
+
+    if size is None:
+        return read_regular(copy, MAX_COPY_BYTES)
+    out = io.BytesIO()
+    fit(read_copy(copy), size, crop).save(out, format="PNG", compress_level=1)
+    return out.getvalue()
 
 
 def _is_there(path: Path) -> bool:

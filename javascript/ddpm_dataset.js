@@ -2,7 +2,7 @@
 (function () {
     "use strict";
 
-    const { T, REASONS, draw, ticks, root, el, button, url, get, post, number, inputValue, redraw, progress, jobKey } = window.ddpm;
+    const { T, REASONS, draw, ticks, root, el, button, get, post, number, inputValue, redraw, progress, jobKey, show } = window.ddpm;
     const PAGE_SIZE = 60;
 
     /** Reasons with their counts, each text a node of its own. */
@@ -156,8 +156,10 @@
 
         pages() { return Math.max(1, Math.ceil(this.total / PAGE_SIZE)); },
 
-        thumb(item) {
-            return url("thumb", { dataset: this.dataset, id: item.id, v: item.version, size: this.size, crop: this.crop });
+        picture(className, item, size) {
+            const image = el("img", className);
+            show(image, { dataset: this.dataset, id: item.id, version: item.version, size, crop: size === "0" ? "center" : this.crop, file: item.file });
+            return image;
         },
 
         draw() {
@@ -194,13 +196,7 @@
                 const cell = el("div", "ddpm-item" + (item.status === "rejected" ? " ddpm-rejected" : ""));
                 cell.dataset.id = item.id;
                 if (this.view === "twins" && item.twin_group !== group) { cell.classList.add("ddpm-group"); group = item.twin_group; }
-                if (item.has_copy) {
-                    const image = el("img");
-                    image.loading = "lazy"; image.alt = item.file; image.src = this.thumb(item);
-                    cell.append(image);
-                } else {
-                    cell.append(el("div", "ddpm-nothing", REASONS[item.reason] || item.reason));
-                }
+                cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", REASONS[item.reason] || item.reason));
                 if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
                 cell.addEventListener("click", () => { this.select(index); this.node.focus(); });
                 cell.addEventListener("dblclick", () => { this.select(index); this.toggle(); });
@@ -231,11 +227,7 @@
             const cell = this.grid.children[this.selected];
             if (cell.scrollIntoView) cell.scrollIntoView({ block: "nearest" });
             const parts = [];
-            if (item.has_copy) {
-                const large = el("img", "ddpm-large");
-                large.src = url("thumb", { dataset: this.dataset, id: item.id, v: item.version }); large.alt = item.file;
-                parts.push(large);
-            }
+            if (item.has_copy) parts.push(this.picture("ddpm-large", item, "0"));
             parts.push(el("div", "ddpm-file", item.file));
             parts.push(el("div", "", item.status === "kept" ? T("kept") : T(item.message) || REASONS[item.reason]));
             if (item.suspicion !== null) parts.push(el("div", "", el("span", "", number(item.suspicion)), " ", el("span", "", T("times as unusual as the typical picture"))));

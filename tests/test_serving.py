@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ddpm_core.api import page
-from ddpm_core.errors import UserError
 from ddpm_core.host.server import build_app
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.service import Service
@@ -21,13 +20,15 @@ ASKED = [
     "items?dataset=d&view=all&page=0&size=60",
     "items?dataset=d&view=none",
     "items?dataset=gone&view=all",
-    "thumb?dataset=d&id=1&size=0",
-    "thumb?dataset=d&id=1&v=abc",
-    "thumb?dataset=d&id=1&size=32&crop=pad",
-    "thumb?dataset=d&id=10000",
-    "thumb?dataset=d&id=1&size=33",
-    "thumb?dataset=..&id=1",
-    "thumb",
+    "thumbs?dataset=d&ids=1,2,3&size=0&v=abc,def,012",
+    "thumbs?dataset=d&ids=1&size=32&crop=pad",
+    "thumbs?dataset=d&ids=1,10000",
+    "thumbs?dataset=d&ids=1&size=33",
+    "thumbs?dataset=d&ids=1&crop=left",
+    "thumbs?dataset=d&ids=1,,2",
+    "thumbs?dataset=d&ids=" + ",".join(["1"] * 61),
+    "thumbs?dataset=..&ids=1",
+    "thumbs",
 ]
 
 
@@ -79,8 +80,6 @@ def test_the_short_way_answers_as_the_routes_do(served: tuple[TestClient, Servic
     behind = TestClient(plain, base_url="http://127.0.0.1:7870")
     ours = set(page.straight(service))
     assert ours == {f"/ddpm/ui/{asked.split('?')[0]}" for asked in ASKED}
-    for _ in range(3 * page.QuickThumbs.ENOUGH):  # so that pictures are read at once, too
-        assert client.get(f"/ddpm/ui/{ASKED[4]}").status_code == 200
     for asked in ASKED:
         short, long = client.get(f"/ddpm/ui/{asked}"), behind.get(f"/ddpm/ui/{asked}")
         assert (short.status_code, short.headers) == (long.status_code, long.headers), asked
@@ -89,54 +88,56 @@ def test_the_short_way_answers_as_the_routes_do(served: tuple[TestClient, Servic
     assert client.post("/ddpm/ui/status").status_code in (404, 405)
 
 
-class Clock:
-    """Stands still, but for what a reading takes and what the test lets pass."""
+def parts(data: bytes) -> list[bytes]:
+    """What an answer with several pictures holds, as the page reads it."""
+    found, at = [], 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        found.append(data[at + 4 : end])
+        at = end
+    assert at == len(data)
+    return found
 
-    now = 1000.0
 
-    def monotonic(self) -> float:
-        return self.now
+@pytest.mark.parametrize("shown", ["size=0", "size=32&crop=pad", "size=64"])
+def test_pictures_asked_for_together_are_those_asked_for_alone(served: tuple[TestClient, Service], shown: str) -> None:
+    client, service = served
+    ids = [item["id"] for item in service.workspace.store("d").items() if item["has_copy"]][:6]
+    ids = [ids[3], *ids, ids[3]]  # the order is that of the request, not of the ids
+    together = client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, ids))}&{shown}")
+    assert together.status_code == 200 and "immutable" in together.headers["cache-control"]
+    alone = [client.get(f"/ddpm/ui/thumb?dataset=d&id={i}&{shown}") for i in ids]
+    assert parts(together.content) == [answer.content for answer in alone]
+    assert len(set(parts(together.content))) == 6
 
 
-def test_a_disk_that_is_slow_is_read_in_threads(
-    served: tuple[TestClient, Service], few: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_that_is_missing_leaves_the_others(served: tuple[TestClient, Service]) -> None:
+    client, service = served
+    store = service.workspace.store("d")
+    first, gone, linked, last = [item["id"] for item in store.items() if item["has_copy"]][:4]
+    store.copy_of(gone).unlink()
+    path = store.copy_of(linked)
+    path.rename(path.with_suffix(".away"))
+    path.symlink_to(path.with_suffix(".away"))
+    for size in (0, 32):
+        answer = client.get(f"/ddpm/ui/thumbs?dataset=d&ids={first},{gone},987654,{linked},{last}&size={size}")
+        found = parts(answer.content)
+        assert [bool(part) for part in found] == [True, False, False, False, True]
+        assert answer.headers["cache-control"] == "no-store", "it may come back"
+
+
+def test_large_pictures_come_a_few_at_a_time(
+    served: tuple[TestClient, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, service = served
-    service.workspace.harvest("other", [few])
-    thumbs, values, clock = page.QuickThumbs(), {"dataset": "d", "id": "1"}, Clock()
-    monkeypatch.setattr(page, "time", clock)
-    read, takes = service.workspace.thumbnail, 0.001
-
-    def thumbnail(*asked: Any) -> bytes:
-        clock.now += takes
-        return read(*asked)
-
-    monkeypatch.setattr(service.workspace, "thumbnail", thumbnail)
-
-    def becomes_quick() -> None:
-        for _ in range(page.QuickThumbs.ENOUGH):
-            assert thumbs.at_once(service, values) is None, "too little is known of the disk yet"
-            assert thumbs.read(service, values).status_code == 200
-        assert thumbs.at_once(service, values) is not None
-
-    for _ in range(2 * page.QuickThumbs.ENOUGH):
-        with pytest.raises(UserError):
-            thumbs.read(service, {"dataset": "d", "id": "10000"})  # says nothing of the disk
-    becomes_quick()
-    assert thumbs.at_once(service, {**values, "size": "64"}) is None, "to change a picture takes time"
-    assert thumbs.at_once(service, {**values, "dataset": "other"}) is None, "it may lie on another disk"
-    takes = 1.5 * page.QuickThumbs.SECONDS
-    assert thumbs.at_once(service, values) is not None  # which is how it is found out
-    for _ in range(page.QuickThumbs.ENOUGH):
-        assert thumbs.at_once(service, values) is None
-        thumbs.read(service, values)
-    takes = 0.001
-    becomes_quick()
-    clock.now += 1.5 * page.QuickThumbs.PAUSE
-    assert thumbs.at_once(service, values) is None, "it may sleep by now"
-    becomes_quick()
-    with service.workspace._guard:  # somebody opens a dataset, which may take long
-        assert thumbs.at_once(service, values) is None
-    assert thumbs.at_once(service, values) is not None
-    service.workspace.delete_dataset("d")
-    assert thumbs.at_once(service, values) is None
+    client, service = served
+    ids = [item["id"] for item in service.workspace.store("d").items() if item["has_copy"]][:6]
+    whole = parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, ids))}").content)
+    for enough, count in [(1, 1), (len(whole[0]), 1), (len(whole[0]) + 1, 2), (10**9, 6)]:
+        monkeypatch.setattr(page, "_ENOUGH", enough)
+        asked, found = list(ids), []
+        while asked:
+            came = parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, asked))}").content)
+            assert len(came) == count or found
+            found += came
+            asked = asked[len(came) :]
+        assert found == whole

@@ -164,6 +164,56 @@ def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:
         assert wide <= 1, f"{name} is {wide} px too wide at 400 px"
 
 
+def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_path: Path) -> None:
+    page.open()
+    page.write("#ddpm_dataset_name", "faces")
+    page.write("#ddpm_dataset_folders", str(few))
+    page.click("#ddpm_harvest")
+
+    def asked(route: str) -> int:
+        return int(
+            page.js(
+                "return performance.getEntriesByType('resource').filter(e => e.name.includes(arguments[0])).length",
+                f"/ddpm/ui/{route}?",
+            )
+        )
+
+    def shown() -> int:
+        """Of the review's pictures; -1 while one in sight has not come."""
+        return int(
+            page.js(
+                "const all = [...document.querySelectorAll('.ddpm-review img')];"
+                "const seen = all.filter(x => { const r = x.getBoundingClientRect(); return r.top < innerHeight && r.bottom > 0; });"
+                "return seen.length && seen.every(x => x.complete && x.src) ? all.filter(x => x.naturalWidth > 0).length : -1"
+            )
+        )
+
+    page.wait(lambda: page.all(".ddpm-item"), "the review")
+    page.js("performance.clearResourceTimings(); document.querySelector('.ddpm-review').scrollIntoView()")
+    page.wait(lambda: shown() == 61, "sixty pictures and the large one")
+    assert 0 <= asked("thumbs") <= 3 and asked("thumb") == 0
+    page.shot("review")
+
+    # what has been shown is kept: turning the order about asks for nothing
+    page.js("performance.clearResourceTimings(); document.querySelector('[data-view=all]').click()")
+    page.wait(lambda: asked("items") == 1 and shown() == 61, "the same pictures in another order")
+    page.driver.find_element("css selector", "[data-ddpm=review]").send_keys("x")
+    page.wait(lambda: page.all(".ddpm-rejected"), "one rejected")
+    assert shown() == 61 and asked("thumbs") == asked("thumb") == 0
+
+    # of a new page, one whose copy is gone does not take the others with it
+    copy = sorted((tmp_path / "served" / "ws" / "datasets" / "faces" / "images").glob("*/*.webp"))[0]
+    copy.unlink()
+    page.open()
+    page.write("#ddpm_dataset_name", "faces")
+    page.wait(lambda: page.all(".ddpm-item"), "the review again")
+    page.js("document.querySelector('.ddpm-review').scrollIntoView()")
+    page.wait(lambda: shown() in (59, 60), "all but the missing one")
+    broken = "return [...document.querySelectorAll('.ddpm-item img')].filter(x => !x.naturalWidth).map(x => x.alt)"
+    page.wait(lambda: page.js(broken) and page.js(broken)[0].endswith(".webp"), "the name of the missing one")
+    assert len(page.js(broken)) == 1
+
+
 def test_markup_in_a_prompt_is_shown_as_text(page: Page, tmp_path: Path) -> None:
     folder = tmp_path / "evil"
     folder.mkdir()

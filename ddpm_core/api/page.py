@@ -6,7 +6,6 @@ They work on FastAPI 0.94 with pydantic 1 as on the newest: plain requests in, p
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ _log = logging.getLogger("ddpm_core")
 _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 MOST_IDS = 10_000  # decided on at once
-_MOST_REMEMBERED = 1000  # datasets
+_MOST_TOGETHER = 60  # pictures in one answer
+_ENOUGH = 4 * 2**20  # bytes of pictures, after which an answer ends
 _ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 Handler = Callable[[Service, dict[str, Any]], Any]
@@ -81,18 +81,34 @@ def get_items(service: Service, values: dict[str, Any]) -> Any:
     )
 
 
-def get_thumb(service: Service, values: dict[str, Any]) -> Response:
+def _shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
+    """The size, ``None`` for as stored, and the crop."""
     size = _number(values, "size", 0)
     if size and size not in _ITEM_SIZES:
         raise UserError(f"Thumbnails come in {', '.join(map(str, _ITEM_SIZES))} pixels.")
     crop = values.get("crop", "center")
     if crop not in ("center", "top", "pad"):
         raise UserError("The crop is center, top or pad.")
-    data = service.workspace.thumbnail(
-        _text(values, "dataset"), _number(values, "id"), (size, size) if size else None, crop
-    )
+    return (size, size) if size else None, crop
+
+
+def get_thumb(service: Service, values: dict[str, Any]) -> Response:
+    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), *_shown_as(values))
     kind = "image/webp" if data.startswith(b"RIFF") else "image/png"
     return Response(data, media_type=kind, headers=_FOREVER)
+
+
+def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
+    """Several items' pictures, in the order of ``ids``: of each its length, four bytes with the highest first, and itself.
+
+    Where they are large the answer has fewer, at least one; the page asks again for the rest. One that is missing has length 0.
+    """
+    ids = [_number({"ids": part}, "ids") for part in _text(values, "ids").split(",")]
+    if len(ids) > _MOST_TOGETHER:
+        raise UserError(f"At most {_MOST_TOGETHER} pictures come in one answer.")
+    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values), enough=_ENOUGH)
+    data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
+    return Response(data, media_type="application/octet-stream", headers=_FOREVER if all(found) else _NEVER)
 
 
 def get_curves(service: Service, values: dict[str, Any]) -> Any:
@@ -176,6 +192,7 @@ GETS: dict[str, Handler] = {
     "status": get_status,
     "items": get_items,
     "thumb": get_thumb,
+    "thumbs": get_thumbs,
     "curves": get_curves,
     "preview": get_preview,
     "emerging": get_emerging,
@@ -195,54 +212,11 @@ POSTS: dict[str, Handler] = {
 }
 
 
-class QuickThumbs:
-    """Stored pictures from a disk that is quick: read where the request is. Handing them to a thread costs more than reading them,
-    and a training beside them pays for both. A dataset's are read so while the last ones came quickly, and nothing has to be
-    waited for; after one that was slow (a share, a disk that slept), or a pause, in threads again.
-    """
-
-    ENOUGH = 20  # quick readings in a row
-    SECONDS = 0.02
-    PAUSE = 30.0  # seconds after which a disk may sleep
-
-    def __init__(self) -> None:
-        self._quick: dict[str, tuple[int, float]] = {}  # by dataset: how many in a row, and when the last one was
-
-    def at_once(self, service: Service, values: dict[str, Any]) -> Response | None:
-        """As :func:`get_thumb`, or ``None`` where it may take time."""
-        if not _is_stored(values):
-            return None
-        name = str(values.get("dataset"))
-        count, last = self._quick.get(name, (0, 0.0))
-        if count < self.ENOUGH or time.monotonic() - last > self.PAUSE or not service.workspace.is_at_hand(name):
-            return None
-        return self.read(service, values)
-
-    def read(self, service: Service, values: dict[str, Any]) -> Response:
-        began = time.monotonic()
-        answer = get_thumb(service, values)
-        if _is_stored(values):
-            name, now = str(values["dataset"]), time.monotonic()
-            count, last = self._quick.get(name, (0, 0.0))
-            if len(self._quick) > _MOST_REMEMBERED:
-                self._quick = {}
-            count = count if began - last <= self.PAUSE else 0
-            self._quick[name] = (count + 1 if now - began < self.SECONDS else 0, now)
-        return answer
-
-
-def _is_stored(values: dict[str, Any]) -> bool:
-    return str(values.get("size", 0)) == "0"
-
-
 def straight(service: Service) -> dict[str, Endpoint]:
     """What open pages read again and again, by path, for a server that is ours alone: it may be asked before all else."""
-    thumbs = QuickThumbs()
-    handlers = {"status": GETS["status"], "items": GETS["items"], "thumb": thumbs.read}
-    at_once = {**AT_ONCE, "thumb": thumbs.at_once}
     return {
-        f"{PREFIX}/{name}": _endpoint(service, handler, changes=False, at_once=at_once.get(name))
-        for name, handler in handlers.items()
+        f"{PREFIX}/{name}": _endpoint(service, GETS[name], changes=False, at_once=AT_ONCE.get(name))
+        for name in ("status", "items", "thumbs")
     }
 
 

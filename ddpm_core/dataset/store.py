@@ -104,19 +104,33 @@ def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[S
     return reading
 
 
-_TEXTS = ("source", "prompt", "negative_prompt", "status", "reason", "message", "decided_by", "sha256")
+def _mode(path: str) -> int:
+    """Of what lies there itself, not of what it leads to; 0 where nothing does."""
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("source", "prompt", "negative_prompt", "status", "reason", "message", "decided_by", "sha256"), (str,)
+    ),
+    **dict.fromkeys(("width", "height", "twin_group"), (int, type(None))),
+    "suspicion": (float, type(None)),
+}
 
 
 def _item(row: sqlite3.Row) -> dict[str, Any]:
     """A row as :meth:`Store.items` gives it; ValueError for a forged one, for SQLite keeps anything in any column."""
-    suspicion = row["suspicion"]
-    if not all(isinstance(row[name], str) for name in _TEXTS) or not (
-        suspicion is None or (isinstance(suspicion, float) and math.isfinite(suspicion))
-    ):
-        raise ValueError(f"item {row['id']} holds what no item can")
-    if not all(isinstance(row[name], (int, type(None))) for name in ("width", "height", "twin_group")):
-        raise ValueError(f"item {row['id']} holds what no item can")
-    return {**dict(row), "settings": parse_json(row["settings"]), "has_copy": bool(row["has_copy"])}
+    item = dict(row)
+    for name, kinds in _KINDS.items():
+        if type(item[name]) not in kinds:
+            raise ValueError(f"item {item['id']} holds what no item can")
+    if not math.isfinite(item["suspicion"] or 0):
+        raise ValueError(f"item {item['id']} holds what no item can")
+    item["settings"], item["has_copy"] = parse_json(item["settings"]), bool(item["has_copy"])
+    return item
 
 
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
@@ -276,13 +290,18 @@ class Store:
         """
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
-        path = self.folder / "images" / sha256[:2] / f"{sha256[:32]}.webp"
-        png = path.with_suffix(".png")
-        found = png if not path.exists() and (png.exists() or not _writes_webp()) else path
+        # plain texts: Paths would take longer than the disk, and a page of the review asks for sixty
+        images = f"{self.folder}{os.sep}images"
+        shelf = f"{images}{os.sep}{sha256[:2]}"
+        copy, png = (f"{shelf}{os.sep}{sha256[:32]}{end}" for end in (".webp", ".png"))
+        mode = _mode(copy)
+        if not mode and ((of_png := _mode(png)) or not _writes_webp()):
+            copy, mode = png, of_png
+        path = Path(copy)
         # it could lead anywhere, and what a copy holds is handed out
-        if any(part.is_symlink() for part in (found, *found.parents[:2])):
-            raise UserError(f"The dataset in {self.folder} is damaged ({found.name} is a link, or lies behind one).")
-        return found
+        if any(stat.S_ISLNK(part) for part in (mode, _mode(shelf), _mode(images))):
+            raise UserError(f"The dataset in {self.folder} is damaged ({path.name} is a link, or lies behind one).")
+        return path
 
     @_plainly
     def copy_of(self, item_id: int) -> Path:
@@ -291,6 +310,16 @@ class Store:
         if row is None or not row["has_copy"]:
             raise UserError(f"Item {item_id} has no picture.")
         return self.copy_path(row["sha256"])
+
+    @_plainly
+    def copies_of(self, ids: Sequence[int]) -> dict[int, Path]:
+        """Where the copies of items lie, of those that have one."""
+        query = f"SELECT id, sha256 FROM items WHERE has_copy AND id IN ({','.join('?' * len(ids))})"
+        found = {}
+        for item_id, sha256 in self._connection().execute(query, tuple(ids)):
+            with contextlib.suppress(UserError):  # a forged row, a link: it has none, and the others have theirs
+                found[item_id] = self.copy_path(sha256)
+        return found
 
     @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:

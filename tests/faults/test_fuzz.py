@@ -215,9 +215,9 @@ def fields_of(route: APIRoute) -> list[str]:
     handler = handlers.get(route.path.rsplit("/", 1)[1])
     found = []
     if handler and "/ui/" in route.path:
-        source = inspect.getsource(handler) + (
-            inspect.getsource(page_routes._job) if "_job(" in inspect.getsource(handler) else ""
-        )
+        source = inspect.getsource(handler)
+        for helper in (page_routes._job, page_routes._shown_as):  # which read some for several handlers
+            source += inspect.getsource(helper) if f"{helper.__name__}(" in source else ""
         found = re.findall(r'(?:\(values, |values\.get\()"(\w+)"', source)
     for field in [*route.dependant.query_params, *route.dependant.body_params]:
         model = field.field_info.annotation
@@ -263,7 +263,8 @@ def bombard(
             method = next(iter(route.methods))
             began = time.monotonic()
             if method == "GET":
-                texts = {k: str(v).encode("utf-8", "replace").decode() for k, v in values.items()}
+                values = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items()}
+                texts = {k: v.encode("utf-8", "replace").decode() for k, v in values.items()}
                 while len(urlencode(texts)) > LONGEST_QUERY:
                     longest = max(texts, key=lambda name: len(texts[name]))
                     texts[longest] = texts[longest][: len(texts[longest]) // 2]

@@ -27,6 +27,7 @@ from ddpm_core.dataset.store import NewItem, Store
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 CLIENTS = 50
+SEEN = 30  # pictures that a page's screen shows at once, which it asks for together
 ITEMS = 100_000
 LISTS = ["many", "few", "", "m", "m", "few"]  # what the page's lists show
 SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
@@ -148,8 +149,8 @@ class Client(threading.Thread):
             if self.chance.random() < self.wait / 10:  # every ten seconds, and what its screen shows of it
                 page = {"dataset": "many", "view": "all", "page": self.chance.randrange(1600), "size": 60}
                 self.ask("GET", "ui/items", page)
-                for _ in range(12):
-                    self.ask("GET", "ui/thumb", {"dataset": "many", "id": self.chance.randrange(1, ITEMS), "size": 0})
+                ids = ",".join(str(self.chance.randrange(1, ITEMS)) for _ in range(SEEN))
+                self.ask("GET", "ui/thumbs", {"dataset": "many", "ids": ids, "size": 0})
             time.sleep(self.wait)
 
 
