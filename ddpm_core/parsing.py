@@ -34,23 +34,34 @@ def open_regular(path: Path, follow: bool = False) -> IO[bytes]:
 
     A link, too, is refused, as within a workspace, unless ``follow``.
     """
+    return os.fdopen(_opened(path, follow)[0], "rb")
+
+
+def _opened(path: Path, follow: bool) -> tuple[int, int]:
+    """As :func:`open_regular`: the handle, and how many bytes the file has."""
     if not follow and not _NO_LINK and path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))
     # without O_NONBLOCK opening a pipe waits for a writer
     handle = os.open(path, os.O_RDONLY | _NO_WAITING | (0 if follow else _NO_LINK))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
         os.close(handle)
         raise NotAFile(errno.EINVAL, "it is no file", str(path))
-    return os.fdopen(handle, "rb")
+    return handle, found.st_size
 
 
 def read_regular(path: Path, most: int = _MOST_BYTES) -> bytes:
     """The content of a file of a workspace; OSError for what :func:`open_regular` refuses, and for more than ``most`` bytes."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    handle, size = _opened(path, follow=False)
+    try:
         if size > most:
             raise OSError(errno.EFBIG, f"it has {size} bytes", str(path))
-        return file.read(size)
+        data = os.read(handle, size)
+        while len(data) < size and (more := os.read(handle, size - len(data))):  # a share may give less at a time
+            data += more
+        return data
+    finally:
+        os.close(handle)
 
 
 def parse_json(text: str | bytes) -> Any:

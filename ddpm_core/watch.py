@@ -32,8 +32,8 @@ _CURVE_POINTS = 400
 _STATUS_SECONDS = (
     0.2  # it is worked out anew at the earliest; a fifth of what pages are asked to wait where that is longer
 )
-_POLLS_A_SECOND = 20  # of all pages together; each costs a training some half a millisecond of one core
-_LONGEST_WAIT = 2500
+_POLLS_A_SECOND = 12.5  # of all pages together; each costs a training some half a millisecond of one core
+_LONGEST_WAIT = 4000
 _MOST_PAGES = 1000
 _MOST_PROMPT = 300  # characters of one in the status, which every page is sent
 

@@ -288,6 +288,10 @@ class Store:
 
         WebP; PNG where Pillow came without WebP. UserError for what is no SHA-256, as in a forged file, and for a link.
         """
+        return self._copy_path(sha256, {})
+
+    def _copy_path(self, sha256: str, modes: dict[str, int]) -> Path:
+        """``modes``: of the folders asked about so far."""
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
         # plain texts: Paths would take longer than the disk, and a page of the review asks for sixty
@@ -297,9 +301,12 @@ class Store:
         mode = _mode(copy)
         if not mode and ((of_png := _mode(png)) or not _writes_webp()):
             copy, mode = png, of_png
+        for folder in (images, shelf):
+            if folder not in modes:
+                modes[folder] = _mode(folder)
         path = Path(copy)
         # it could lead anywhere, and what a copy holds is handed out
-        if any(stat.S_ISLNK(part) for part in (mode, _mode(shelf), _mode(images))):
+        if any(stat.S_ISLNK(part) for part in (mode, modes[shelf], modes[images])):
             raise UserError(f"The dataset in {self.folder} is damaged ({path.name} is a link, or lies behind one).")
         return path
 
@@ -315,10 +322,11 @@ class Store:
     def copies_of(self, ids: Sequence[int]) -> dict[int, Path]:
         """Where the copies of items lie, of those that have one."""
         query = f"SELECT id, sha256 FROM items WHERE has_copy AND id IN ({','.join('?' * len(ids))})"
-        found = {}
+        found: dict[int, Path] = {}
+        modes: dict[str, int] = {}
         for item_id, sha256 in self._connection().execute(query, tuple(ids)):
             with contextlib.suppress(UserError):  # a forged row, a link: it has none, and the others have theirs
-                found[item_id] = self.copy_path(sha256)
+                found[item_id] = self._copy_path(sha256, modes)
         return found
 
     @_plainly
