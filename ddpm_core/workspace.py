@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .dataset.wanted import Wanted
     from .model.config import ModelConfig
 
+_ENOUGH_SECONDS = 1.0  # for several pictures at once
 Progress = Callable[[int, int, str], None]
 
 
@@ -205,8 +207,9 @@ class Workspace:
     ) -> list[bytes]:
         """Several items' pictures as :meth:`thumbnail` gives them, in order; ``b""`` for one that has none, or a damaged one.
 
-        Ends early after ``enough`` bytes, at least one picture.
+        Ends early after ``enough`` bytes or a second, at least one picture.
         """
+        until = time.monotonic() + _ENOUGH_SECONDS
         copies = self.store(name).copies_of(ids)
         found: list[bytes] = []
         total = 0
@@ -216,7 +219,7 @@ class Workspace:
             except (KeyError, OSError, UserError):
                 found.append(b"")
             total += len(found[-1])
-            if total >= enough:
+            if total >= enough or time.monotonic() > until:
                 break
         return found
 

@@ -6,7 +6,8 @@
     const { url } = window.ddpm;
     const TOGETHER = 30;
     const AHEAD = "400px 0px"; // of the window: what scrolling shows next
-    const MOST_BYTES = 64 * 2 ** 20; // kept for pages that are drawn again
+    const MOST_BYTES = 256 * 2 ** 20; // kept for pages that are drawn again; sixty of the largest copies have half of that
+    const LONGEST = 30000; // milliseconds for one request, of a second's work
 
     const kept = new Map(); // key -> { source, bytes }, what was not shown for longest first
     const asked = new WeakMap(); // image -> what it shall show
@@ -14,6 +15,7 @@
     let sent = new Map(); // the same, on their way
     let bytes = 0;
     let busy = false;
+    let stop = null; // ends the request on its way
 
     const observer = new IntersectionObserver((entries) => {
         for (const entry of entries) {
@@ -21,8 +23,11 @@
             observer.unobserve(entry.target);
             want(entry.target);
         }
+        if (stop && wanted.size && !isSeen([...sent.values()])) stop.abort(); // the page was left
         window.setTimeout(sendAll, 0); // when all that was to come with these has come
     }, { rootMargin: AHEAD });
+
+    const isSeen = (ones) => ones.some((one) => one.images.some((image) => image.isConnected));
 
     function fill(image, what, source) {
         image.alt = what.file;
@@ -58,7 +63,7 @@
         const batch = new Map();
         let first = null;
         for (const [key, one] of wanted) {
-            if (!one.images.some((image) => image.isConnected)) { wanted.delete(key); continue; }
+            if (!isSeen([one])) { wanted.delete(key); continue; }
             const { what } = one;
             first = first || what;
             if (what.dataset !== first.dataset || what.size !== first.size || what.crop !== first.crop) continue;
@@ -75,9 +80,25 @@
         for (sent = nextBatch(); sent.size; sent = nextBatch()) {
             try { await send(); } catch (error) { /* asked for one by one below */ }
             // what has not come: the browser shows that it is broken, or asks again
-            for (const one of sent.values()) one.images.forEach((image) => fill(image, one.what, alone(one.what)));
+            for (const { what, images } of sent.values()) {
+                for (const image of images) if (image.isConnected) fill(image, what, alone(what));
+            }
         }
         busy = false;
+    }
+
+    async function received(query) {
+        stop = new AbortController();
+        const timer = window.setTimeout(() => stop.abort(), LONGEST);
+        try {
+            const response = await fetch(url("thumbs", query), { credentials: "same-origin", signal: stop.signal });
+            const kind = response.headers.get("content-type") || "";
+            if (!response.ok || !kind.startsWith("application/octet-stream")) throw new Error("no pictures"); // a proxy's page
+            return new Uint8Array(await response.arrayBuffer());
+        } finally {
+            window.clearTimeout(timer);
+            stop = null;
+        }
     }
 
     async function send() {
@@ -85,18 +106,17 @@
         const all = batch.map(([, one]) => one.what);
         const { dataset, size, crop } = all[0];
         const query = { dataset, ids: all.map((what) => what.id).join(), v: all.map((what) => what.version).join(), size, crop };
-        const response = await fetch(url("thumbs", query), { credentials: "same-origin" });
-        if (!response.ok) return;
-        const data = new Uint8Array(await response.arrayBuffer());
+        const data = await received(query);
         const view = new DataView(data.buffer);
         let at = 0;
         for (const [key, one] of batch) {
-            if (at === data.length) { // they were large: the rest is asked for next
+            if (at === data.length && at > 0) { // they were large: the rest is asked for next
                 sent.delete(key);
                 wanted.set(key, one);
                 continue;
             }
             const length = view.getUint32(at);
+            if (at + 4 + length > data.length) throw new Error("cut off");
             const part = data.subarray(at + 4, at + 4 + length);
             at += 4 + length;
             if (!length) continue;
@@ -110,6 +130,7 @@
     window.ddpm.show = function (image, what) {
         const key = [what.dataset, what.id, what.version, what.size, what.crop].join("/");
         asked.set(image, { key, what });
+        image.setAttribute("aria-label", what.file);
         const there = kept.get(key);
         if (!there) { observer.observe(image); return; }
         kept.delete(key);

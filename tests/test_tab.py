@@ -168,6 +168,7 @@ def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_
     page.open()
     page.write("#ddpm_dataset_name", "faces")
     page.write("#ddpm_dataset_folders", str(few))
+    page.js("performance.clearResourceTimings()")
     page.click("#ddpm_harvest")
 
     def asked(route: str) -> int:
@@ -189,9 +190,9 @@ def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_
         )
 
     page.wait(lambda: page.all(".ddpm-item"), "the review")
-    page.js("performance.clearResourceTimings(); document.querySelector('.ddpm-review').scrollIntoView()")
+    page.js("document.querySelector('.ddpm-review').scrollIntoView()")
     page.wait(lambda: shown() == 61, "sixty pictures and the large one")
-    assert 0 <= asked("thumbs") <= 3 and asked("thumb") == 0
+    assert 1 <= asked("thumbs") <= 4 and asked("thumb") == 0
     page.shot("review")
 
     # what has been shown is kept: turning the order about asks for nothing
@@ -199,19 +200,40 @@ def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_
     page.wait(lambda: asked("items") == 1 and shown() == 61, "the same pictures in another order")
     page.driver.find_element("css selector", "[data-ddpm=review]").send_keys("x")
     page.wait(lambda: page.all(".ddpm-rejected"), "one rejected")
-    assert shown() == 61 and asked("thumbs") == asked("thumb") == 0
+    page.wait(lambda: shown() == 61, "the same pictures still")
+    assert asked("thumbs") == asked("thumb") == 0
 
     # of a new page, one whose copy is gone does not take the others with it
     copy = sorted((tmp_path / "served" / "ws" / "datasets" / "faces" / "images").glob("*/*.webp"))[0]
     copy.unlink()
+    page.driver.execute_cdp_cmd("Network.enable", {})
+    page.driver.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
     page.open()
     page.write("#ddpm_dataset_name", "faces")
     page.wait(lambda: page.all(".ddpm-item"), "the review again")
     page.js("document.querySelector('.ddpm-review').scrollIntoView()")
-    page.wait(lambda: shown() in (59, 60), "all but the missing one")
+    page.wait(lambda: shown() in (58, 59), "all but the missing one, which may be the large one, too")
     broken = "return [...document.querySelectorAll('.ddpm-item img')].filter(x => !x.naturalWidth).map(x => x.alt)"
     page.wait(lambda: page.js(broken) and page.js(broken)[0].endswith(".webp"), "the name of the missing one")
     assert len(page.js(broken)) == 1
+
+    # an answer that is cut short, or none, or a proxy's page: what did not come is asked for alone, and nothing is kept of it
+    for answer in (
+        "new Response(new Uint8Array(0), {headers: {'Content-Type': 'application/octet-stream'}})",
+        "new Response(new Uint8Array([0, 0, 9, 9, 1]), {headers: {'Content-Type': 'application/octet-stream'}})",
+        "new Response('<!DOCTYPE html> sign in', {headers: {'Content-Type': 'text/html'}})",
+        "await Promise.reject(new TypeError('gone'))",
+    ):
+        page.open()
+        page.js(
+            "const own = window.fetch; performance.clearResourceTimings();"
+            f"window.fetch = async (a, b) => String(a).includes('/thumbs?') ? {answer} : own(a, b);"
+        )
+        page.write("#ddpm_dataset_name", "faces")
+        page.wait(lambda: page.all(".ddpm-item"), "the review once more")
+        page.js("document.querySelector('.ddpm-review').scrollIntoView()")
+        page.wait(lambda: shown() in (58, 59), "the pictures one by one")
+        assert asked("thumb") >= 59
 
 
 def test_markup_in_a_prompt_is_shown_as_text(page: Page, tmp_path: Path) -> None:

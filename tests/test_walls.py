@@ -232,7 +232,8 @@ def test_the_network_is_right_while_a_host_patches_torch() -> None:
     code = """
 import torch
 from ddpm_core.model.unet import UNet
-from ddpm_core.model.config import UNetConfig
+from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig
+from ddpm_core.model.file import build_network
 config = UNetConfig((8, 8), block_out_channels=(8, 16), attention_levels=(False, True), layers_per_block=1, attention_head_dim=8, norm_num_groups=4)
 x, t = torch.ones(1, 3, 8, 8), torch.tensor([3])
 plain = UNet(config)
@@ -253,6 +254,13 @@ with torch.no_grad():
     for p in other.parameters():
         p.add_(0.01)
     assert torch.equal(wanted, other(x, t))
+torch.set_default_dtype(torch.bfloat16)
+loaded = build_network(ModelConfig(config, DiffusionConfig()), {n: p.detach() for n, p in plain.named_parameters()}, "cpu")
+for ours, theirs in zip(plain.parameters(), loaded.parameters()):
+    assert theirs.dtype == torch.float32 and theirs.stride() == ours.stride()
+torch.set_default_dtype(torch.float32)
+with torch.no_grad():
+    assert torch.equal(wanted, loaded(x, t))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

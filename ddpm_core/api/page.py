@@ -33,9 +33,9 @@ Handler = Callable[[Service, dict[str, Any]], Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def _text(values: dict[str, Any], key: str) -> str:
+def _text(values: dict[str, Any], key: str, most: int = 500) -> str:
     value = values.get(key)
-    if not isinstance(value, str) or len(value) > 500:
+    if not isinstance(value, str) or len(value) > most:
         raise UserError(f"The request lacks {key}.")
     return value
 
@@ -101,14 +101,17 @@ def get_thumb(service: Service, values: dict[str, Any]) -> Response:
 def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
     """Several items' pictures, in the order of ``ids``: of each its length, four bytes with the highest first, and itself.
 
-    Where they are large the answer has fewer, at least one; the page asks again for the rest. One that is missing has length 0.
+    Where they are large, or the disk is slow, the answer has fewer, at least one; the page asks again for the rest. One that is
+    missing has length 0.
     """
-    ids = [_number({"ids": part}, "ids") for part in _text(values, "ids").split(",")]
+    ids = [_number({"ids": part}, "ids") for part in _text(values, "ids", 18 * _MOST_TOGETHER).split(",")]
     if len(ids) > _MOST_TOGETHER:
         raise UserError(f"At most {_MOST_TOGETHER} pictures come in one answer.")
     found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values), enough=_ENOUGH)
     data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
-    return Response(data, media_type="application/octet-stream", headers=_FOREVER if all(found) else _NEVER)
+    # pictures are compressed as they are: the WebUI would do it once more
+    headers = {**(_FOREVER if all(found) else _NEVER), "Content-Encoding": "identity"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
 
 
 def get_curves(service: Service, values: dict[str, Any]) -> Any:

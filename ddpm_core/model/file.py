@@ -36,7 +36,7 @@ class ModelFile:
 
 def build_network(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> UNet:
     """A U-Net with these weights on a device, without gradients."""
-    net = UNet(config.unet, "meta").to_empty(device=device)  # drawing initial weights takes as long as a small picture
+    net = UNet(config.unet, device, draw=False)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
     net.load_tensors(weights)

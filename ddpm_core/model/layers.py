@@ -28,18 +28,26 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 class Init:
-    """Where and from which random numbers parameters are made (``device='meta'`` makes shapes only)."""
+    """Where and from which random numbers parameters are made (``device='meta'`` makes shapes only).
 
-    def __init__(self, device: torch.device | str, generator: torch.Generator | None = None) -> None:
+    ``draw``: unless so they hold whatever the memory holds, to be loaded at once; drawing takes as long as a small picture.
+    """
+
+    def __init__(
+        self, device: torch.device | str, generator: torch.Generator | None = None, *, draw: bool = True
+    ) -> None:
         self.device = torch.device(device)
         self.generator = generator
+        self.draw = draw
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
         """Uniform in [-bound, bound], drawn on the CPU so that every device starts from the same weights."""
         if self.device.type == "meta":
-            return nn.Parameter(torch.empty(shape, device="meta"))
+            return nn.Parameter(torch.empty(shape, device="meta", dtype=torch.float32))
         values = torch.empty(shape, device="cpu", dtype=torch.float32)
-        if bound > 0:
+        if not self.draw:
+            pass
+        elif bound > 0:
             values.uniform_(-bound, bound, generator=self.generator)
         else:
             values.zero_()

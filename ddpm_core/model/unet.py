@@ -171,13 +171,19 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, config: UNetConfig, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+        self,
+        config: UNetConfig,
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+        *,
+        draw: bool = True,
     ) -> None:
-        """``generator``: a CPU generator for the initial weights (default: a new one with seed 0)."""
+        """``generator``: a CPU generator for the initial weights (default: a new one with seed 0), unless ``draw`` is False:
+        then they are not drawn at all, for weights that are loaded next."""
         super().__init__()
         if generator is None:
             generator = torch.Generator(device="cpu").manual_seed(0)
-        init = Init(device, generator)
+        init = Init(device, generator, draw=draw)
         self.config = config
         widths = config.block_out_channels
         temb_width = 4 * widths[0]

@@ -27,12 +27,12 @@ from ddpm_core.dataset.store import NewItem, Store
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 CLIENTS = 50
-SEEN = 30  # pictures that a page's screen shows at once, which it asks for together
+TOGETHER = 30  # pictures that a page asks for together; all sixty of one are in sight, or nearly
 ITEMS = 100_000
 LISTS = ["many", "few", "", "m", "m", "few"]  # what the page's lists show
 SECONDS = float(os.environ.get("DDPM_LOAD_SECONDS", "300"))
 ROUNDS, CALM_SECONDS = 5, 40.0
-KEPT_SECONDS = 3.0  # the server hangs up on who has asked nothing for five; a browser opens a new connection then
+KEPT_SECONDS = 4.5  # the server hangs up on who has asked nothing for five; a browser opens a new connection then
 
 
 def many_items(folder: Path) -> None:
@@ -152,8 +152,9 @@ class Client(threading.Thread):
             if self.chance.random() < self.wait / 10:  # every ten seconds, and what its screen shows of it
                 page = {"dataset": "many", "view": "all", "page": self.chance.randrange(1600), "size": 60}
                 self.ask("GET", "ui/items", page)
-                ids = ",".join(str(item["id"]) for item in self.items[:SEEN])
-                self.ask("GET", "ui/thumbs", {"dataset": "many", "ids": ids, "size": 0})
+                for start in range(0, len(self.items), TOGETHER):
+                    ids = ",".join(str(item["id"]) for item in self.items[start : start + TOGETHER])
+                    self.ask("GET", "ui/thumbs", {"dataset": "many", "ids": ids, "size": 0})
             time.sleep(self.wait)
 
 
