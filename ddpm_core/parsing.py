@@ -37,9 +37,9 @@ def open_regular(path: Path, follow: bool = False) -> IO[bytes]:
     return os.fdopen(_opened(path, follow)[0], "rb")
 
 
-def _opened(path: Path, follow: bool) -> tuple[int, int]:
+def _opened(path: Path | str, follow: bool) -> tuple[int, int]:
     """As :func:`open_regular`: the handle, and how many bytes the file has."""
-    if not follow and not _NO_LINK and path.is_symlink():
+    if not follow and not _NO_LINK and Path(path).is_symlink():
         raise OSError(errno.ELOOP, "it is a link", str(path))
     # without O_NONBLOCK opening a pipe waits for a writer
     handle = os.open(path, os.O_RDONLY | _NO_WAITING | (0 if follow else _NO_LINK))
@@ -50,7 +50,7 @@ def _opened(path: Path, follow: bool) -> tuple[int, int]:
     return handle, found.st_size
 
 
-def read_regular(path: Path, most: int = _MOST_BYTES) -> bytes:
+def read_regular(path: Path | str, most: int = _MOST_BYTES) -> bytes:
     """The content of a file of a workspace; OSError for what :func:`open_regular` refuses, and for more than ``most`` bytes."""
     handle, size = _opened(path, follow=False)
     try:

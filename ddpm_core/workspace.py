@@ -377,15 +377,16 @@ class Workspace:
         return self._trash.empty()
 
 
-def _seen(copy: Path, size: tuple[int, int] | None, crop: str) -> bytes:
+def _seen(copy: Path | str, size: tuple[int, int] | None, crop: str) -> bytes:
     """A stored picture as it is, or (with ``size``) a PNG as the network sees it; OSError for one that cannot be read."""
-    from .dataset.packing import fit
     from .dataset.reading import MAX_COPY_BYTES, read_copy
 
     if size is None:
         return read_regular(copy, MAX_COPY_BYTES)
+    from .dataset.packing import fit
+
     out = io.BytesIO()
-    fit(read_copy(copy), size, crop).save(out, format="PNG", compress_level=1)
+    fit(read_copy(Path(copy)), size, crop).save(out, format="PNG", compress_level=1)
     return out.getvalue()
 
 

@@ -288,9 +288,9 @@ class Store:
 
         WebP; PNG where Pillow came without WebP. UserError for what is no SHA-256, as in a forged file, and for a link.
         """
-        return self._copy_path(sha256, {})
+        return Path(self._copy_path(sha256, {}))
 
-    def _copy_path(self, sha256: str, modes: dict[str, int]) -> Path:
+    def _copy_path(self, sha256: str, modes: dict[str, int]) -> str:
         """``modes``: of the folders asked about so far."""
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise UserError(f"The dataset in {self.folder} is damaged (no SHA-256: {sha256!r:.60}).")
@@ -304,11 +304,11 @@ class Store:
         for folder in (images, shelf):
             if folder not in modes:
                 modes[folder] = _mode(folder)
-        path = Path(copy)
         # it could lead anywhere, and what a copy holds is handed out
-        if any(stat.S_ISLNK(part) for part in (mode, modes[shelf], modes[images])):
-            raise UserError(f"The dataset in {self.folder} is damaged ({path.name} is a link, or lies behind one).")
-        return path
+        if stat.S_ISLNK(mode) or stat.S_ISLNK(modes[shelf]) or stat.S_ISLNK(modes[images]):
+            name = Path(copy).name
+            raise UserError(f"The dataset in {self.folder} is damaged ({name} is a link, or lies behind one).")
+        return copy
 
     @_plainly
     def copy_of(self, item_id: int) -> Path:
@@ -319,10 +319,10 @@ class Store:
         return self.copy_path(row["sha256"])
 
     @_plainly
-    def copies_of(self, ids: Sequence[int]) -> dict[int, Path]:
+    def copies_of(self, ids: Sequence[int]) -> dict[int, str]:
         """Where the copies of items lie, of those that have one."""
         query = f"SELECT id, sha256 FROM items WHERE has_copy AND id IN ({','.join('?' * len(ids))})"
-        found: dict[int, Path] = {}
+        found: dict[int, str] = {}
         modes: dict[str, int] = {}
         for item_id, sha256 in self._connection().execute(query, tuple(ids)):
             with contextlib.suppress(UserError):  # a forged row, a link: it has none, and the others have theirs
