@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .dataset.wanted import Wanted
     from .model.config import ModelConfig
 
-_ENOUGH_SECONDS = 1.0  # for several pictures at once
+_ENOUGH_BYTES, _ENOUGH_SECONDS = 4 * 2**20, 1.0  # of several pictures at once
 Progress = Callable[[int, int, str], None]
 
 
@@ -203,11 +203,11 @@ class Workspace:
             raise UserError(f"The copy of item {item_id} is missing or damaged.") from None
 
     def thumbnails(
-        self, name: str, ids: Sequence[int], size: tuple[int, int] | None, crop: str = "center", *, enough: int
+        self, name: str, ids: Sequence[int], size: tuple[int, int] | None, crop: str = "center"
     ) -> list[bytes]:
         """Several items' pictures as :meth:`thumbnail` gives them, in order; ``b""`` for one that has none, or a damaged one.
 
-        Ends early after ``enough`` bytes or a second, at least one picture.
+        Ends early after 4 MiB or a second, at least one picture.
         """
         until = time.monotonic() + _ENOUGH_SECONDS
         copies = self.store(name).copies_of(ids)
@@ -219,7 +219,7 @@ class Workspace:
             except (KeyError, OSError, UserError):
                 found.append(b"")
             total += len(found[-1])
-            if total >= enough or time.monotonic() > until:
+            if total >= _ENOUGH_BYTES or time.monotonic() > until:
                 break
         return found
 

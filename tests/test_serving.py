@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,28 +127,30 @@ def test_a_picture_that_is_missing_leaves_the_others(served: tuple[TestClient, S
         assert answer.headers["cache-control"] == "no-store", "it may come back"
 
 
-def test_large_pictures_come_a_few_at_a_time(
-    served: tuple[TestClient, Service], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def six(served: tuple[TestClient, Service]) -> tuple[list[int], Callable[[list[int]], list[bytes]]]:
+    """Items, and how the page asks for the pictures of some."""
     client, service = served
     ids = [item["id"] for item in service.workspace.store("d").items() if item["has_copy"]][:6]
-    whole = parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, ids))}").content)
+    return ids, lambda some: parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, some))}").content)
+
+
+def test_large_pictures_come_a_few_at_a_time(six: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, ask = six
+    whole = ask(ids)
     for enough, count in [(1, 1), (len(whole[0]), 1), (len(whole[0]) + 1, 2), (10**9, 6)]:
-        monkeypatch.setattr(page, "_ENOUGH", enough)
+        monkeypatch.setattr(workspace, "_ENOUGH_BYTES", enough)
         asked, found = list(ids), []
         while asked:
-            came = parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, asked))}").content)
-            assert len(came) >= 1 and (len(came) == min(count, len(asked)) or found)
+            came = ask(asked)
+            assert len(came) >= 1 and (len(came) == count or found)
             found += came
             asked = asked[len(came) :]
         assert found == whole
 
 
-def test_slow_pictures_come_a_few_at_a_time(
-    served: tuple[TestClient, Service], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, service = served
-    ids = [item["id"] for item in service.workspace.store("d").items() if item["has_copy"]][:6]
-    whole = parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, ids))}&size=32").content)
+def test_slow_pictures_come_a_few_at_a_time(six: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, ask = six
+    whole = ask(ids)
     monkeypatch.setattr(workspace, "_ENOUGH_SECONDS", 0.0)
-    assert parts(client.get(f"/ddpm/ui/thumbs?dataset=d&ids={','.join(map(str, ids))}&size=32").content) == whole[:1]
+    assert ask(ids) == whole[:1]

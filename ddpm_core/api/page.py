@@ -26,7 +26,6 @@ _FOREVER = {"Cache-Control": "private, max-age=86400, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 MOST_IDS = 10_000  # decided on at once
 _MOST_TOGETHER = 60  # pictures in one answer
-_ENOUGH = 4 * 2**20  # bytes of pictures, after which an answer ends
 _ITEM_SIZES = (32, 48, 64, 96, 128, 192, 256)
 
 Handler = Callable[[Service, dict[str, Any]], Any]
@@ -107,7 +106,7 @@ def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
     ids = [_number({"ids": part}, "ids") for part in _text(values, "ids", 18 * _MOST_TOGETHER).split(",")]
     if len(ids) > _MOST_TOGETHER:
         raise UserError(f"At most {_MOST_TOGETHER} pictures come in one answer.")
-    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values), enough=_ENOUGH)
+    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values))
     data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
     # pictures are compressed as they are: the WebUI would do it once more
     headers = {**(_FOREVER if all(found) else _NEVER), "Content-Encoding": "identity"}

@@ -63,7 +63,7 @@ def test_a_copy_or_a_preview_that_is_a_link_is_not_handed_out(service: Service, 
     for size in (None, (32, 32)):
         with pytest.raises(UserError, match="is a link"):
             service.workspace.thumbnail("d", 1, size)
-        found = service.workspace.thumbnails("d", [1, 2], size, enough=10**9)
+        found = service.workspace.thumbnails("d", [1, 2], size)
         assert not found[0] and found[1]
     with pytest.raises(UserError, match="is a link"):
         service.workspace.export_dataset("d", tmp_path / "out")

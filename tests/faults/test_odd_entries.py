@@ -200,7 +200,7 @@ def test_links_within_a_dataset_or_a_run_are_not_followed(service: Service, tmp_
         service.workspace.thumbnail("d", store.items()[0]["id"], None)
     others = [item for item in store.items() if store.folder / "images" / item["sha256"][:2] != copy.parent]
     ids = [others[0]["id"], store.items()[0]["id"], others[-1]["id"]]
-    found = service.workspace.thumbnails("d", ids, None, enough=10**9)
+    found = service.workspace.thumbnails("d", ids, None)
     assert [bool(picture) for picture in found] == [True, False, True]
     copy.parent.unlink()
     shutil.move(elsewhere / "copies", copy.parent)
