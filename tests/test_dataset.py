@@ -174,6 +174,26 @@ def test_odd_modes_become_the_right_rgb() -> None:
     assert clear.any() and pixels("palette-transparent.png")[clear].min() == 255  # transparent shows white
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_on_its_side_becomes_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    spots = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(spots, "RGB").resize((256, 219))  # sides that no factor divides
+    lying, upright = io.BytesIO(), io.BytesIO()
+    image.save(lying, "PNG", exif=exif)
+    with Image.open(lying) as again:
+        ImageOps.exif_transpose(again).save(upright, "PNG")
+    ours, theirs = (decode(file.getvalue(), 50).image for file in (lying, upright))
+
+    def apart(other: Image.Image) -> float:
+        return float(np.abs(np.asarray(ours, dtype=np.float64) - np.asarray(other)).mean())
+
+    assert ours.size == theirs.size
+    assert apart(theirs) < 2  # each averages from its own corner
+    assert min(apart(ImageOps.mirror(theirs)), apart(ImageOps.flip(theirs))) > 20
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no FIFOs and no plain links on Windows")
 def test_what_is_no_file_is_passed_over_and_never_hangs(tmp_path: Path) -> None:
     folder, outside = tmp_path / "in", tmp_path / "outside"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..parsing import NotAFile, open_regular, read_regular
 from .exif import TooManyPieces, check_exif_of
@@ -26,6 +26,7 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the host's log
+_MAX_PIXELS_OF = {"WEBP": 60_000_000}  # it is held four times over while it is decoded; no picture is to need a GiB
 MAX_TEXT_BYTES = 64 * 1024
 MAX_COPY_BYTES = 64 * 2**20  # of a dataset's own shrunken picture
 _BIG_PIXELS = 16_000_000
@@ -37,6 +38,15 @@ _BAND = 256  # rows
 _USER_COMMENT = 0x9286
 _EXIF_IFD = 0x8769
 _ORIENTATION = 0x0112
+_TURNS = {  # EXIF 2.3, 4.6.4.A: where the stored first row and column lie, undone
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Rejected(Exception):
@@ -104,7 +114,7 @@ def decode(data: bytes, short_side: int) -> Picture:
             check_webp(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
-            check_dimensions(width, height)
+            check_dimensions(width, height, most=_MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS))
             check_run_lengths(image, len(data))
             with _one_big_at_a_time if width * height > _BIG_PIXELS else contextlib.nullcontext():
                 if image.format == "PNG":
@@ -140,7 +150,8 @@ def read_copy(path: Path) -> Image.Image:
         with Image.open(
             io.BytesIO(data), formats=[name for name in ("WEBP", "PNG") if name in known_formats()]
         ) as image:
-            check_dimensions(*image.size, smallest=1, longest_ratio=float("inf"))
+            most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
+            check_dimensions(*image.size, most=most, smallest=1, longest_ratio=float("inf"))
             with _one_big_at_a_time if math.prod(image.size) > _BIG_PIXELS else contextlib.nullcontext():
                 return image.convert("RGB")
     except (OSError, MemoryError):
@@ -156,13 +167,15 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def check_dimensions(width: int, height: int, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
+def check_dimensions(
+    width: int, height: int, *, most: int = MAX_PIXELS, smallest: int = 32, longest_ratio: float = 3.0
+) -> None:
     """Reject by size alone, before any pixel is decoded."""
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise Rejected(
             "bomb",
             f"{width}x{height} pixels are {width * height / 1e6:.0f} megapixels; "
-            f"at most {MAX_PIXELS // 10**6} are decoded.",
+            f"at most {most // 10**6} of such a file are decoded.",
         )
     if max(width, height) > longest_ratio * min(width, height):
         raise Rejected(
@@ -177,11 +190,7 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit grey: Pillow's own conversion clips instead of scaling
         image = _in_bands(image, "L", _of_eight_bits)
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation != 1:
-        for part in ("exif", "xmp", "XML:com.adobe.xmp"):  # else they are written anew, which no one reads
-            image.info.pop(part, None)
-        image = ImageOps.exif_transpose(image) or image
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         lowest = image.getchannel("A").getextrema()[0]
@@ -200,6 +209,8 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         factor = int(shorter / short_side)
         box = (0.0, 0.0, image.width / factor, image.height / factor)
         image = image.reduce(factor).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    if turn is not None:
+        image = image.transpose(turn)  # last: a large picture is never held twice for it
     image.info = {}
     return image
 

@@ -92,6 +92,16 @@ def grey_png(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
+def turned(form: str, mode: str, width: int, height: int) -> bytes:
+    """A large picture that lies on its side."""
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = 6
+    image = Image.new(mode, (width, height))
+    image.putpixel((0, 0), tuple(255 for _ in image.getbands()))  # of more than one transparency
+    image.save(out, form, exif=exif, **({"lossless": True, "method": 0, "quality": 0} if form == "WEBP" else {}))
+    return out.getvalue()
+
+
 def with_profiles(count: int) -> bytes:
     data, body = encoded("PNG"), b"p\0\0" + zlib.compress(bytes(2**20 - 9))
     chunk = struct.pack(">I", len(body)) + b"iCCP" + body + struct.pack(">I", zlib.crc32(b"iCCP" + body))
@@ -168,6 +178,10 @@ SLOW = {
         pointed_at(struct.pack("<I", 26) + struct.pack("<I", 40), 4, 2, 40)
     ),
     "a large grey picture of 16 bits": lambda: grey_png(9000, 8000),
+    "a large WebP on its side": lambda: turned("WEBP", "RGBA", 9400, 6380),
+    "a large JPEG on its side": lambda: turned("JPEG", "CMYK", 10_900, 7300),
+    "a large grey transparent PNG on its side": lambda: turned("PNG", "LA", 10_900, 7300),
+    "a WebP too large to be held four times": lambda: turned("WEBP", "RGB", 9500, 6380),
     "a canvas before the size is known": lambda: animated_png(20_000, 20_000),
     "profiles without end": lambda: with_profiles(20_000),
     "many chunks of a WebP": lambda: in_other("WEBP", b"") + b"none\0\0\0\0" * 2**22,
