@@ -113,7 +113,7 @@ class Jobs:
             lane: queue.Queue() for lane in (TRAINING, GENERATING, SHORT)
         }
         self._threads: dict[str, threading.Thread] = {}
-        self._closed = False
+        self.closed = False  # whether it was shut down
 
     def start(
         self,
@@ -126,7 +126,7 @@ class Jobs:
     ) -> Job:
         """Queue a job. A second training is refused while one runs: it would wait for hours."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 raise UserError("The server is stopping.")
             if lane == TRAINING:
                 busy = next(
@@ -170,7 +170,7 @@ class Jobs:
     def shutdown(self, timeout: float = 30.0) -> None:
         """Ask every job to stop, wait until their work is saved, end the threads."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             jobs, threads = list(self._jobs.values()), dict(self._threads)
         for job in jobs:
             job.stop.set()

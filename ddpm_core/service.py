@@ -107,6 +107,7 @@ class Service:
             host.keep_checkpoints,
             host.room_for,
             enlarge,
+            lambda: self.jobs.closed,
         )
 
     def shutdown(self) -> None:
@@ -187,6 +188,9 @@ class Service:
         operations.check_limits(request)
         self._check_source(request)
         workspace = self.workspace
+        running = any(job.kind == "train" and not job.finished.is_set() for job in self.jobs.all())
+        if not request.resume and not running:  # while one runs, that is what is said, also of a name that it took
+            operations.check_free(workspace, request.model)
         if request.resume and request.steps is not None and request.model in workspace.run_names():
             reached = operations.steps_reached(workspace, request.model)
             if reached >= request.steps:  # the page has a number there, and would see a training that ends at once

@@ -196,7 +196,7 @@
                 const cell = el("div", "ddpm-item" + (item.status === "rejected" ? " ddpm-rejected" : ""));
                 cell.dataset.id = item.id;
                 if (this.view === "twins" && item.twin_group !== group) { cell.classList.add("ddpm-group"); group = item.twin_group; }
-                cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", REASONS[item.reason] || item.reason));
+                cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", T("no picture")));
                 if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
                 cell.addEventListener("click", () => { this.select(index); this.node.focus(); });
                 cell.addEventListener("dblclick", () => { this.select(index); this.toggle(); });

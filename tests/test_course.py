@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from trainers import make_loop, run_steps, same, trainer, weights
 
 from ddpm_core.errors import UserError
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.operations import TrainRequest
 from ddpm_core.operations.training import _thin_out
+from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.loop import Metrics, MetricsFollower, read_metrics
 from ddpm_core.training.trainer import Trainer
@@ -280,6 +283,31 @@ def test_stopping_saves_where_it_is(tmp_path: Path) -> None:
     assert summary["stopped"] and 5 <= summary["steps"] < 1000
     newest = CheckpointFolder(tmp_path / "checkpoints").load_newest()
     assert newest is not None and newest.numbers["step"] == summary["steps"]
+
+
+@pytest.mark.parametrize("leaving", [True, False], ids=["the server ends", "Stop is pressed"])
+def test_a_training_that_the_servers_end_cuts_off_is_offered_again(leaving: bool, tmp_path: Path) -> None:
+    service = Service(StandaloneHost(tmp_path / "ws"))
+    try:
+        service.start_harvest("d", [str(random_pictures(tmp_path / "in", 10))]).finished.wait(60)
+        small = {"block_out_channels": "32", "attention_levels": "false", "layers_per_block": "1"}
+        request = TrainRequest("m", "d", preset="tiny-32", steps=10**6, settings={**small, "attention_head_dim": "32"})
+        job = service.start_training(request)
+        while not job.progress.get("done") and not job.finished.is_set():
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="still running"):  # a second press, when the first has the name
+            service.start_training(request)
+        if leaving:
+            service.shutdown()
+        else:
+            assert service.stop("train")
+        assert job.finished.wait(60) and job.state == "stopped"
+        (run,) = service.workspace.unfinished_runs()  # the tab offers to go on with those that "run"
+        assert run["step"] > 0 and run["state"] == ("running" if leaving else "stopped")
+        with pytest.raises(UserError, match="already a model 'm'; go on with it"):
+            service.start_training(request)  # said at once, not by a training that fails
+    finally:
+        service.shutdown()
 
 
 def test_metrics_are_followed_as_they_grow_and_read_anew_when_they_shrink(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .evaluation import evaluate
     from .pictures import Enlarging, enlarge_plainly, make_grid
     from .sampling import Sampled, sample, sample_text
-    from .training import TrainRequest, check_limits, configure, expectations, steps_reached, train
+    from .training import TrainRequest, check_free, check_limits, configure, expectations, steps_reached, train
 
 _WHERE = {
     "COLLECTION_STATE": ".collecting",
@@ -26,6 +26,7 @@ _WHERE = {
     "GenerationRequest": ".collecting",
     "Sampled": ".sampling",
     "TrainRequest": ".training",
+    "check_free": ".training",
     "check_limits": ".training",
     "collect": ".collecting",
     "configure": ".training",
@@ -50,6 +51,7 @@ __all__ = [
     "GenerationRequest",
     "Sampled",
     "TrainRequest",
+    "check_free",
     "check_limits",
     "collect",
     "configure",

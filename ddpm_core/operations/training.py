@@ -104,6 +104,16 @@ def check_limits(request: TrainRequest) -> None:
         raise UserError(f"--checkpoint-every must be at least 1; got {request.checkpoint_every}.")
 
 
+def check_free(workspace: Workspace, name: str) -> None:
+    """UserError where a new model cannot have this name."""
+    if (workspace.models_folder / f"{name}.safetensors").exists() or (workspace.run_folder(name) / "run.json").exists():
+        raise UserError(
+            f"There is already a model {name!r}; go on with it (Go on with this model in the tab, --resume on the command "
+            "line), or choose another name."
+        )
+    check_no_twin(name, [*workspace.model_names(), *workspace.run_names()], "model")
+
+
 def expectations(count: int) -> list[str]:
     """What a person should know about a training set of this size, before starting."""
     found = []
@@ -172,13 +182,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
     folder = workspace.run_folder(name)
     model_path = workspace.models_folder / f"{name}.safetensors"
     checkpoints = CheckpointFolder(folder / "checkpoints", context.keep_checkpoints)
-    exists = model_path.exists() or (folder / "run.json").exists()
-    if exists and not request.resume:
-        raise UserError(
-            f"There is already a model {name!r}; go on with it (--resume on the command line), or choose another name."
-        )
-    if not exists:
-        check_no_twin(name, [*workspace.model_names(), *workspace.run_names()], "model")
+    if not request.resume:
+        check_free(workspace, name)
     if request.resume and not (folder / "run.json").exists():
         raise UserError(
             f"There is no run {name!r} to resume"
@@ -420,7 +425,9 @@ def _run(
     state = "failed"
     try:
         summary = loop.run()
-        state = "stopped" if summary["stopped"] else "finished"
+        # who ends the server did not mean to end the training: it counts as cut off, and the tab offers to go on
+        stopped = "running" if context.leaving() else "stopped"
+        state = stopped if summary["stopped"] else "finished"
     finally:
         trainer.free()
         write_json(folder / "run.json", {**info, "state": state})
