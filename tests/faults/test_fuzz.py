@@ -260,6 +260,8 @@ def bombard(
                 for name in [*fields_of(route), "odd"]
                 if chance.random() < (0.3 if name in OPTIONAL else 0.95)
             }
+            if path.endswith("/train") and values.get("model") == PLAIN["model"] and chance.random() < 0.5:
+                values["model"] = "n"  # that there is not yet: a model that is there is refused at once
             method = next(iter(route.methods))
             began = time.monotonic()
             if method == "GET":
