@@ -114,7 +114,7 @@ def decode(data: bytes, short_side: int) -> Picture:
             check_webp(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
-            check_dimensions(width, height, most=_MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS))
+            check_dimensions(image)
             check_run_lengths(image, len(data))
             with _one_big_at_a_time if width * height > _BIG_PIXELS else contextlib.nullcontext():
                 if image.format == "PNG":
@@ -150,8 +150,7 @@ def read_copy(path: Path) -> Image.Image:
         with Image.open(
             io.BytesIO(data), formats=[name for name in ("WEBP", "PNG") if name in known_formats()]
         ) as image:
-            most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
-            check_dimensions(*image.size, most=most, smallest=1, longest_ratio=float("inf"))
+            check_dimensions(image, smallest=1, longest_ratio=float("inf"))
             with _one_big_at_a_time if math.prod(image.size) > _BIG_PIXELS else contextlib.nullcontext():
                 return image.convert("RGB")
     except (OSError, MemoryError):
@@ -167,10 +166,10 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def check_dimensions(
-    width: int, height: int, *, most: int = MAX_PIXELS, smallest: int = 32, longest_ratio: float = 3.0
-) -> None:
-    """Reject by size alone, before any pixel is decoded."""
+def check_dimensions(image: Image.Image, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
+    """Reject by size and kind of file alone, before any pixel is decoded."""
+    width, height = image.size
+    most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
     if width * height > most:
         raise Rejected(
             "bomb",
