@@ -8,24 +8,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from ddpm_core.dataset.packing import Packed
-from ddpm_core.model import layers, unet
-from ddpm_core.model.layers import memory_format
 from ddpm_core.model.loss import loss_per_image
+from ddpm_core.model.ways import Ways, plain
+from ddpm_core.training.how import How
 from ddpm_core.training.settings import PRESETS, Preset, RunConfig
 from ddpm_core.training.trainer import Trainer
 
 from . import common
 from .training import Timed
-
-Context = Callable[[], AbstractContextManager[Any]]
 
 
 def step_of(
@@ -36,13 +32,13 @@ def step_of(
     precision: str = "auto",
     optimizer: dict[str, Any] | None = None,
     network: Callable[[Any, tuple[torch.Tensor, torch.Tensor]], Any] = lambda net, example: net,
-    around: Context = nullcontext,
+    ways: Ways | None = None,
     cast: bool = True,
 ) -> Callable[[], object]:
     """Network, loss, gradients and optimizer on one batch that is always there, without dropout."""
     train = dataclasses.replace(preset.train, precision=precision)
-    with around():
-        trainer = Trainer(RunConfig(preset.model, train), packed.images, device)
+    ways = plain(device) if ways is None else ways
+    trainer = Trainer(RunConfig(preset.model, train), packed.images, device, how=How(ways))
     if optimizer is not None:
         trainer.optimizer = torch.optim.AdamW(trainer.parameters, lr=train.learning_rate, **optimizer)
     x0, _, times, noise = trainer._draw(0)
@@ -53,29 +49,17 @@ def step_of(
     net = network(trainer.net if copied is None else copied.network.net, (noisy, times))
 
     def step() -> None:
-        with around():
-            if copied is not None:
-                copied.take_weights()
-            losses = loss_per_image("mse", net(noisy, times), target)
-            torch.autograd.backward((losses * weights).mean())
-            if copied is not None:
-                copied.hand_gradients_over()
-            torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad(set_to_none=True)
+        if copied is not None:
+            copied.take_weights()
+        losses = loss_per_image("mse", net(noisy, times), target)
+        torch.autograd.backward((losses * weights).mean())
+        if copied is not None:
+            copied.hand_gradients_over()
+        torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-@contextmanager
-def other_layout() -> Iterator[None]:
-    """Channels last where the layers leave the layout as it is, and the other way round."""
-
-    def other(device: torch.device) -> torch.memory_format:
-        return torch.contiguous_format if memory_format(device) == torch.channels_last else torch.channels_last
-
-    with patch.object(layers, "memory_format", other), patch.object(unet, "memory_format", other):
-        yield
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -90,7 +74,9 @@ def run(argv: list[str] | None = None) -> int:
     makers: dict[str, dict[str, Any]] = {
         "as it is": {},
         "float32": {"precision": "fp32"},
-        "the other layout": {"around": other_layout},
+        "the other layout": {"ways": dataclasses.replace(plain(device), channels_last=device.type != "cpu")},
+        "upsampling folded": {"ways": dataclasses.replace(plain(device), folded=True)},
+        "attention's products joined": {"ways": dataclasses.replace(plain(device), joined=True)},
         "weights cast one by one": {"cast": False},
         "optimizer by foreach": {"optimizer": {"foreach": True}},
         "optimizer parameter by parameter": {"optimizer": {"foreach": False}},

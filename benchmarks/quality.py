@@ -138,13 +138,13 @@ class Course:
             trainer.run_slice(steps - trainer.step, 0.25)
             self.seconds += time.perf_counter() - began
 
-    def samples(self) -> torch.Tensor:
+    def samples(self, count: int = SAMPLES) -> torch.Tensor:
         unet = self.config.model.unet
         found, _ = generate(
             self.trainer.ema,
             self.trainer.diffusion,
             (unet.out_channels, *unet.image_size),
-            SAMPLES,
+            count,
             SampleSettings(steps=STEPS, seed=10_000),
             dtype=self.trainer.dtype if self.trainer.device.type == "cuda" else torch.float32,
         )
@@ -166,12 +166,19 @@ class Score:
 def run(argv: list[str] | None = None) -> int:
     options = common.parser(__doc__ or "")
     options.add_argument("--size", type=int, help="default: 32 on a CPU, 64 on a GPU")
-    options.add_argument("--recipes", nargs="+", default=["ours", "story", "diffusers", "lucidrains", "prototype"])
+    options.add_argument("--recipes", nargs="*", default=["ours", "story", "diffusers", "lucidrains", "prototype"])
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options.add_argument("--images", type=int, nargs="+", default=[6000, 12_000], help="scored at these counts")
     options.add_argument("--prototype-images", type=int, default=38_400, help="the prototype is scored there")
     options.add_argument("--one-back", action="store_true", help="instead: our defaults, each put back to the story's")
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings of 'ours'")
+    options.add_argument(
+        "--trial",
+        action="append",
+        default=[],
+        metavar="NAME:KEY=VALUE,...",
+        help="a recipe more: 'ours' with settings changed",
+    )
     a = options.parse_args(argv)
     device = common.device_of(a)
     size = a.size or (32 if device.type == "cpu" else 64)
@@ -180,7 +187,10 @@ def run(argv: list[str] | None = None) -> int:
     batch = PRESETS["tiny-32" if size == 32 else "portrait-64"].train.batch_size
     known = recipes(size, max(a.images) // batch)
     known["ours"] = known["ours"].with_settings(dict(pair.split("=", 1) for pair in a.set))
-    names = a.recipes
+    for trial in a.trial:
+        name, _, pairs = trial.partition(":")
+        known[name] = known["ours"].with_settings(dict(pair.split("=", 1) for pair in pairs.split(",")))
+    names = [*a.recipes, *(trial.partition(":")[0] for trial in a.trial)]
     if a.one_back:
         known.update(one_back(known["ours"]))
         names = ["ours", *one_back(known["ours"])]
@@ -205,7 +215,7 @@ def run(argv: list[str] | None = None) -> int:
             course.trainer.free()
     result = {
         "what": f"KID over images and seconds at {size}x{size}",
-        **({} if a.one_back else verdict(rows)),
+        **({} if a.one_back or a.trial else verdict(rows)),
         "rows": rows,
         **common.machine(device),
     }

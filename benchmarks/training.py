@@ -25,6 +25,7 @@ from ddpm_core.model.config import UNetConfig
 from ddpm_core.model.diffusion import uint8_to_model
 from ddpm_core.model.loss import loss_per_image
 from ddpm_core.model.unet import UNet
+from ddpm_core.training.how import plain
 from ddpm_core.training.loop import TrainingLoop
 from ddpm_core.training.settings import PRESETS, Preset, RunConfig
 from ddpm_core.training.trainer import Trainer
@@ -78,7 +79,7 @@ class Ours:
 
 def bare_step(preset: Preset, images: torch.Tensor, device: torch.device) -> Callable[[], object]:
     """Network, loss, gradients and optimizer on one batch that is always there: no data, average or metrics."""
-    trainer = Trainer(RunConfig(preset.model, preset.train), images, device)
+    trainer = Trainer(RunConfig(preset.model, preset.train), images, device, how=plain(device))
     x0, _, times, noise = trainer._draw(0)
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)

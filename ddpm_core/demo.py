@@ -18,7 +18,7 @@ from .training.settings import default_preset
 
 ARCHIVE = Path(__file__).resolve().parent / "assets" / "portraits.zip"
 NAME = "portraits-demo"
-MINUTES = 4.2
+MINUTES = 3.0
 GRID = 64
 EVALUATED = 512
 

@@ -107,6 +107,7 @@ class Service:
             host.keep_checkpoints,
             host.room_for,
             enlarge,
+            not host.generates,
             lambda: self.jobs.closed,
         )
 

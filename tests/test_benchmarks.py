@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import common, quality, training
+from benchmarks import common, gpu, quality, training
 from ddpm_core.model.unet import UNet
 from ddpm_core.training.settings import PRESETS
 
@@ -78,3 +79,24 @@ def test_results_name_only_commands_that_are_there() -> None:
     text = (Path(ROOT) / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
     named = set(re.findall(r"benchmarks\.(\w+)", text)) - {"NAME"}
     assert named and all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in named)
+
+
+def test_the_gpu_script_runs_through_in_miniature(tmp_path: Path) -> None:
+    """Every rung, so that a machine that is available for minutes is not spent on a mistake."""
+    rungs = sorted(set(gpu.RUNGS) - {"kernels"})  # which needs Triton: tests/test_kernels.py runs it in the interpreter
+    assert gpu.run(["--alone", "--miniature", "--device", "cpu", "--out", str(tmp_path), "--rungs", *rungs]) == 0
+    assert gpu.measured(tmp_path) == set(rungs) - {"tuning", "constants", "peers", "compiled"}, (
+        "those want a GPU or peers"
+    )
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert not any("failed" in line for line in lines)
+    kinds = {line["kind"] for line in lines if line["rung"] == "ladder" and "times_as_fast" in line}
+    assert {"plain", "captured", "... and flat updates"} <= kinds
+    exact = [line["apart"] for line in lines if "apart" in line]
+    assert exact and all(apart == {"eager": 0.0, "again": 0.0, "resumed": 0.0} for apart in exact)
+
+
+def test_the_gpu_script_says_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert gpu.run(["--miniature", "--device", "cpu", "--out", str(tmp_path), "--rungs", "machine"]) == 0
+    out = capfd.readouterr().out
+    assert "== machine: done" in out and out.splitlines()[-1].startswith("Not measured in") and "ladder" in out

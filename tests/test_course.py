@@ -27,15 +27,16 @@ from ddpm_core.training.loop import Metrics, MetricsFollower, read_metrics
 from ddpm_core.training.trainer import Trainer
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_twenty_steps_equal_ten_and_ten(precision: str, tmp_path: Path) -> None:
-    whole = trainer(precision=precision)
+def test_twenty_steps_equal_ten_and_ten(precision: str, optimizer: str, tmp_path: Path) -> None:
+    whole = trainer(precision=precision, optimizer=optimizer)
     run_steps(whole, 20)
-    first = trainer(precision=precision)
+    first = trainer(precision=precision, optimizer=optimizer)
     run_steps(first, 10)
     folder = CheckpointFolder(tmp_path)
     folder.save(first.state_tensors(), first.state_numbers())
-    second = trainer(precision=precision)
+    second = trainer(precision=precision, optimizer=optimizer)
     run_steps(second, 1)  # what it had before is gone
     loaded = folder.load_newest()
     assert loaded is not None

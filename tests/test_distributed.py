@@ -67,11 +67,15 @@ def end(line: CommandLine, steps: int) -> dict[str, torch.Tensor]:
     return load_file(line.workspace / "runs" / "m" / "checkpoints" / f"step-{steps:09d}.safetensors")
 
 
-def test_two_processes_and_other_numbers_after_give_the_result_of_one(harvested: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
+def test_two_processes_and_other_numbers_after_give_the_result_of_one(
+    harvested: Path, tmp_path: Path, optimizer: str
+) -> None:
     """12 steps by one; 6 by two, 3 by three, 3 by one. Nine pictures a step: the parts are unequal."""
     one, many = workspace(harvested, tmp_path / "one"), workspace(harvested, tmp_path / "many")
-    one.run("train", "--dataset", "d", "--model", "m", "--steps", 12, *OPTIONS)
-    run = ("train", "--dataset", "d", "--model", "m", "--steps", 6, *OPTIONS, "--json")
+    options = [*OPTIONS, "--set", f"optimizer={optimizer}"]
+    one.run("train", "--dataset", "d", "--model", "m", "--steps", 12, *options)
+    run = ("train", "--dataset", "d", "--model", "m", "--steps", 6, *options, "--json")
     status, out, err = finish(torchrun(many.workspace, 2, *run))
     assert status == 0, err
     assert out.count('"steps": 6') == 1 and len(out.strip().splitlines()) == 1, out

@@ -17,14 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of pictures and convolution weights: channels last on a CPU, whose convolutions and norms both know it.
-
-    CUDA's group norm does not: there each norm copied what it read and wrote, a fifth of a step's work more than leaving the
-    layout to the convolutions' library.
-    """
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+from .ways import Ways, plain
 
 
 class Init:
@@ -34,11 +27,17 @@ class Init:
     """
 
     def __init__(
-        self, device: torch.device | str, generator: torch.Generator | None = None, *, draw: bool = True
+        self,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+        *,
+        draw: bool = True,
+        ways: Ways | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.generator = generator
         self.draw = draw
+        self.ways = plain(device) if ways is None else ways
 
     def uniform(self, shape: tuple[int, ...], bound: float) -> nn.Parameter:
         """Uniform in [-bound, bound], drawn on the CPU so that every device starts from the same weights."""
@@ -52,7 +51,7 @@ class Init:
         else:
             values.zero_()
         if len(shape) == 4:  # convolution weights in the layout of their input
-            values = values.contiguous(memory_format=memory_format(self.device))
+            values = values.contiguous(memory_format=self.ways.memory_format)
         return nn.Parameter(values.to(self.device))
 
     def constant(self, shape: tuple[int, ...], value: float) -> nn.Parameter:
@@ -84,9 +83,15 @@ class Conv2d(nn.Module):
         self.bias = init.uniform((out_channels,), bound)
         self.stride = stride
         self.padding = kernel // 2
+        self.fused = init.ways.fused
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused and len(self.bias) >= 16:
+            return add_bias(self.without_bias(x), self.bias.to(x.dtype))
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=self.stride, padding=self.padding)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.to(x.dtype), stride=self.stride, padding=self.padding)
 
 
 class GroupNorm(nn.Module):
@@ -101,6 +106,50 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+    def fused(
+        self,
+        x: Tensor,
+        *,
+        beside: Tensor | None = None,
+        shift: Tensor | None = None,
+        silu: bool = True,
+        rate: float = 0.0,
+        seed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``kernels.norm``: the norm of x + shift, SiLU and dropout in one; then x and ``beside`` for use around the block."""
+        from . import kernels
+
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        options = {"beside": beside, "shift": shift, "silu": silu, "rate": rate, "seed": seed}
+        return kernels.norm(x, weight, bias, self.groups, self.eps, **options)  # type: ignore[arg-type]
+
+
+def add_bias(h: Tensor, bias: Tensor, other: Tensor | None = None) -> Tensor:
+    """``kernels.add_bias``: h + bias + other in one pass."""
+    from . import kernels
+
+    return kernels.add_bias(h, bias, other)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, fused: bool) -> Tensor:
+    """``F.linear``, or ``kernels.linear``."""
+    if not fused:
+        return F.linear(x, weight, bias)
+    from . import kernels
+
+    return kernels.linear(x, weight, bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+    """1x1 convolution of channels-last (N, C, H, W) with weight (out, C) as a matrix product, plus ``plus`` (N, out, H, W)."""
+    n, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    if plus is None:
+        found = F.linear(rows, weight)
+    else:
+        found = torch.addmm(plus.permute(0, 2, 3, 1).reshape(-1, len(weight)), rows, weight.t())
+    return found.view(n, height, width, len(weight)).permute(0, 3, 1, 2)
 
 
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

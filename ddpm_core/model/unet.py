@@ -7,13 +7,32 @@ Parameter names are diffusers', so that exporting is writing a file. Corresponde
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Conv2d, GroupNorm, Init, Linear, dropout, memory_format
+from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear, pointwise
+from .ways import Ways
+
+# a generator, or for fused kernels the seeds of each block, (blocks, 4) int32
+DropoutSource = torch.Generator | Tensor | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What every block gets besides its image: the timestep embedding after SiLU, (N, width), and the source of dropout.
+
+    ``shifts``: the embedding already projected for each block, (N, channels), if that is done for all at once.
+    """
+
+    temb: Tensor
+    dropout: DropoutSource
+    shifts: Sequence[Tensor] = ()
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -47,12 +66,35 @@ class ResBlock(nn.Module):
         self.conv2 = Conv2d(init, out_channels, out_channels, scale=0.0)
         self.conv_shortcut = Conv2d(init, in_channels, out_channels, kernel=1) if in_channels != out_channels else None
         self.dropout = config.dropout
+        self.fused = init.ways.fused
+        self.place = 0  # among the network's blocks
 
-    def forward(self, x: Tensor, temb: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, told: Told, beside: Tensor | None = None) -> Tensor:
+        """``beside``: further input channels, as if concatenated to x."""
+        if self.fused:
+            return self._fused(x, told, beside)
+        x = x if beside is None else torch.cat([x, beside], dim=1)
+        generator = told.dropout if isinstance(told.dropout, torch.Generator) else None
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(temb)[:, :, None, None]
+        h = h + self.time_emb_proj(told.temb)[:, :, None, None]
         h = self.conv2(dropout(F.silu(self.norm2(h)), self.dropout, generator))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
+
+    def _fused(self, x: Tensor, told: Told, beside: Tensor | None) -> Tensor:
+        """The same by fused kernels: biases are added in neighbouring kernels, and nothing is concatenated."""
+        h, x, beside = self.norm1.fused(x, beside=beside)
+        h = self.conv1.without_bias(h)
+        seed = told.dropout[self.place] if isinstance(told.dropout, Tensor) else None
+        h, _, _ = self.norm2.fused(h, shift=told.shifts[self.place], rate=self.dropout, seed=seed)
+        h = self.conv2.without_bias(h)
+        if self.conv_shortcut is None:
+            return add_bias(h, self.conv2.bias.to(h.dtype), x)
+        bias = (self.conv2.bias + self.conv_shortcut.bias).to(h.dtype)
+        weight = self.conv_shortcut.weight.flatten(1).to(h.dtype)
+        if beside is None:
+            return add_bias(h, bias, pointwise(x, weight))
+        own, others = torch.split(weight, [x.shape[1], beside.shape[1]], dim=1)
+        return add_bias(h, bias, pointwise(beside, others, plus=pointwise(x, own)))
 
 
 class Attention(nn.Module):
@@ -66,15 +108,26 @@ class Attention(nn.Module):
         self.to_k = Linear(init, channels, channels)
         self.to_v = Linear(init, channels, channels)
         self.to_out = nn.ModuleList([Linear(init, channels, channels, scale=0.0)])
+        self.ways = init.ways
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
-        q, k, v = (
-            layer(tokens).view(n, -1, self.heads, c // self.heads).transpose(1, 2)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
+        fused = self.ways.fused
+        normed, x, _ = self.group_norm.fused(x, silu=False) if fused else (self.group_norm(x), x, None)
+        tokens = normed.permute(0, 2, 3, 1).reshape(n, height * width, c)
+        layers = (self.to_q, self.to_k, self.to_v)
+        if self.ways.joined:
+            weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
+            bias = torch.cat([layer.bias for layer in layers]).to(x.dtype)
+            parts = linear(tokens, weight, bias, fused=fused).chunk(3, dim=-1)
+        else:
+            parts = tuple(layer(tokens) for layer in layers)
+        q, k, v = (part.view(n, -1, self.heads, c // self.heads).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        if fused:
+            last: Any = self.to_out[0]
+            out = F.linear(mixed, last.weight.to(x.dtype)).view(n, height, width, c).permute(0, 3, 1, 2)
+            return add_bias(out, last.bias.to(x.dtype), x)
         out = self.to_out[0](mixed).view(n, height, width, c).permute(0, 3, 1, 2)
         return x + out  # type: ignore[no-any-return]
 
@@ -92,9 +145,27 @@ class Upsample(nn.Module):
     def __init__(self, init: Init, channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(init, channels, channels)
+        self.ways = init.ways
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.ways.folded:
+            weight, bias = folded(self.conv.weight.to(x.dtype)), self.conv.bias.to(x.dtype)
+            if self.ways.fused:
+                return add_bias(F.conv_transpose2d(x, weight, stride=2, padding=1), bias)
+            return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def folded(weight: Tensor) -> Tensor:
+    """Fold nearest 2x upsampling into the 3x3 convolution (out, in, 3, 3) after it.
+
+    Returns the kernel (in, out, 4, 4) of the equal transposed convolution with stride 2 and padding 1: each output pixel sees
+    2x2 input pixels, 4 products instead of 9. Along a side, rows 0..3 hold the sums of weights {2}, {1, 2}, {0, 1}, {0}.
+    """
+    w = weight.transpose(0, 1)
+    tall = torch.cat([w[:, :, 2:], w[:, :, 1:2] + w[:, :, 2:], w[:, :, :1] + w[:, :, 1:2], w[:, :, :1]], dim=2)
+    a, b, c = tall[..., :1], tall[..., 1:2], tall[..., 2:]
+    return torch.cat([c, b + c, a + b, a], dim=3).contiguous(memory_format=torch.channels_last)
 
 
 class DownBlock(nn.Module):
@@ -111,9 +182,9 @@ class DownBlock(nn.Module):
         if level < len(widths) - 1:
             self.downsamplers = nn.ModuleList([Downsample(init, out)])
 
-    def forward(self, x: Tensor, temb: Tensor, skips: list[Tensor], generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb, generator)
+            x = resnet(x, told)
             if hasattr(self, "attentions"):
                 x = self.attentions[i](x)
             skips.append(x)
@@ -140,9 +211,9 @@ class UpBlock(nn.Module):
         if level > 0:
             self.upsamplers = nn.ModuleList([Upsample(init, out)])
 
-    def forward(self, x: Tensor, temb: Tensor, skips: list[Tensor], generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), temb, generator)
+            x = resnet(x, told, skips.pop())
             if hasattr(self, "attentions"):
                 x = self.attentions[i](x)
         if hasattr(self, "upsamplers"):
@@ -157,9 +228,9 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([Attention(init, config, width)])
         self.resnets = nn.ModuleList(ResBlock(init, config, width, width, temb_width) for _ in range(2))
 
-    def forward(self, x: Tensor, temb: Tensor, generator: torch.Generator | None) -> Tensor:
-        x = self.resnets[0](x, temb, generator)
-        return self.resnets[1](self.attentions[0](x), temb, generator)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        x = self.resnets[0](x, told)
+        return self.resnets[1](self.attentions[0](x), told)  # type: ignore[no-any-return]
 
 
 class UNet(nn.Module):
@@ -167,7 +238,8 @@ class UNet(nn.Module):
 
     Returns (N, out_channels, H, W) in the dtype of ``x``: epsilon, v or x0 as the diffusion configuration says.
     H and W may differ from ``config.image_size`` as long as the strides divide them. Dropout is applied if and only
-    if ``dropout_generator`` (on the device of ``x``) is given; there is no train/eval mode.
+    if ``dropout_source`` is given: a generator on the device of ``x``, or seeds (``blocks``, 4) int32 there for fused kernels.
+    There is no train/eval mode.
     """
 
     def __init__(
@@ -177,14 +249,15 @@ class UNet(nn.Module):
         generator: torch.Generator | None = None,
         *,
         draw: bool = True,
+        ways: Ways | None = None,
     ) -> None:
         """``generator``: a CPU generator for the initial weights (default: a new one with seed 0), unless ``draw`` is False:
-        then they are not drawn at all, for weights that are loaded next."""
+        then they are not drawn at all, for weights that are loaded next. ``ways``: which kernels, PyTorch's by default."""
         super().__init__()
         if generator is None:
             generator = torch.Generator(device="cpu").manual_seed(0)
-        init = Init(device, generator, draw=draw)
-        self.config = config
+        init = Init(device, generator, draw=draw, ways=ways)
+        self.config, self.ways = config, init.ways
         widths = config.block_out_channels
         temb_width = 4 * widths[0]
         levels = range(len(widths))
@@ -195,25 +268,41 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(UpBlock(init, config, level, temb_width) for level in reversed(levels))
         self.conv_norm_out = GroupNorm(init, config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = Conv2d(init, widths[0], config.out_channels, scale=0.0)
+        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
+        for place, block in enumerate(blocks):
+            block.place = place
+        self.blocks = len(blocks)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, dropout_generator: torch.Generator | None = None, mark: Tensor | None = None
+        self, x: Tensor, timesteps: Tensor, dropout_source: DropoutSource = None, mark: Tensor | None = None
     ) -> Tensor:
         """``mark`` (N, 4 * block_out_channels[0]) is added to the timestep's embedding: how training tells the network
         about an augmentation. Absent when sampling."""
-        x = x.contiguous(memory_format=memory_format(x.device))
+        x = x.contiguous(memory_format=self.ways.memory_format)
         embedded = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         # every block begins with SiLU of the same embedding: once is enough
         temb = self.time_embedding(embedded)
         temb = F.silu(temb if mark is None else temb + mark)
+        told = Told(temb, dropout_source, self._shifts(temb) if self.ways.fused else ())
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, temb, skips, dropout_generator)
-        x = self.mid_block(x, temb, dropout_generator)
+            x = block(x, told, skips)
+        x = self.mid_block(x, told)
         for block in self.up_blocks:
-            x = block(x, temb, skips, dropout_generator)
+            x = block(x, told, skips)
+        if self.ways.fused:
+            return self.conv_out(self.conv_norm_out.fused(x)[0])  # type: ignore[no-any-return]
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def _shifts(self, temb: Tensor) -> Sequence[Tensor]:
+        """For each block, its projection of the embedding plus its first convolution's bias, (N, channels), by one product."""
+        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
+        weight = torch.cat([block.time_emb_proj.weight for block in blocks]).to(temb.dtype)
+        bias = torch.cat([block.time_emb_proj.bias for block in blocks])
+        bias = (bias + torch.cat([block.conv1.bias for block in blocks])).to(temb.dtype)
+        sizes = [len(block.conv1.bias) for block in blocks]
+        return torch.split(F.linear(temb, weight, bias), sizes, dim=1)
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

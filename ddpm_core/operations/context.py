@@ -32,6 +32,8 @@ class Context:
     # memory for a training of so many megabytes: the host may put its own models aside meanwhile
     room_for: Callable[[Callable[[], float]], AbstractContextManager[object]] = lambda megabytes: nullcontext()
     enlarge: Enlarge = enlarge_plainly  # a host has upscalers of its own
+    # whether nobody else uses the device: training may then compile kernels and keep its memory between slices
+    alone: bool = True
     leaving: Callable[[], bool] = lambda: False  # whether a stop is that of the whole program
 
     def progress(self, done: int, total: int, text: str) -> None:

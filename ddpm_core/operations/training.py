@@ -23,6 +23,7 @@ from ..files import FolderLock, replace_with, write_json
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..names import check_name, check_no_twin, is_name
+from ..training import how as hows
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
 from ..training.distributed import Team, follow
@@ -371,7 +372,8 @@ def _run(
     for text in expectations(len(packed.ids)):
         context.say(text)
     with context.gpu_slice():
-        trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team)
+        how = None if context.alone else hows.plain(context.device)
+        trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team, how)
     spent = 0.0
     newest = checkpoints.load_newest()
     if newest is not None:

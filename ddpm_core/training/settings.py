@@ -13,6 +13,7 @@ from .pictures import HOLDING
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CROPS = ("center", "top", "pad")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class TrainSettings:
     so that its length grows with the run. ``flip_probability``: mirrored pictures are marked to the network, which
     is asked for unmirrored ones when sampling (non-leaking augmentation, Karras et al. 2022, appendix F.2).
     ``pictures``: held on the device, streamed to it from the packed file, or (auto) whichever its memory allows.
+    ``optimizer`` of the hidden weight matrices; ``muon_ratio``: Muon's learning rate over that of the rest (``muon.py``).
     """
 
     batch_size: int = 32
@@ -42,6 +44,8 @@ class TrainSettings:
     seed: int = 0
     crop: str = "center"
     pictures: str = "auto"
+    optimizer: str = "adamw"
+    muon_ratio: float = 10.0
 
     def __post_init__(self) -> None:
         def between(name: str, low: float, high: float, whole: bool = False) -> None:
@@ -73,6 +77,8 @@ class TrainSettings:
         one_of("precision", PRECISIONS)
         one_of("crop", CROPS)
         one_of("pictures", HOLDING)
+        one_of("optimizer", OPTIMIZERS)
+        between("muon_ratio", 1e-3, 1e5)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant, then (from ``decay_start`` if set) falling with the inverse square root."""
@@ -104,7 +110,14 @@ PRESETS: dict[str, Preset] = {
             "tiny-32",
             "32x32, for a CPU: recognisable pictures in minutes",
             ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 128, 8)),
-            TrainSettings(learning_rate=2e-3, warmup_steps=50, snr_gamma=2.0, flip_probability=0.0),
+            TrainSettings(
+                learning_rate=2e-3,
+                warmup_steps=50,
+                snr_gamma=2.0,
+                flip_probability=0.0,
+                optimizer="muon",
+                muon_ratio=10.0,
+            ),
             steps=1500,
         ),
         Preset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,20 @@ from torch import Tensor, nn
 from ..errors import UserError, is_out_of_memory
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image, timestep_weights
-from ..model.unet import UNet
+from ..model.unet import DropoutSource, UNet
+from . import how as hows
 from . import precision
+from .captured import CapturedStep
+from .how import How
 from .mixed import CastCopy
+from .muon import Muon, is_hidden
 from .pictures import open_pictures, to_device
 from .random import DataOrder, generator, mix
 from .settings import RunConfig
 
 if TYPE_CHECKING:
     from .distributed import Team
+    from .flat import FlatUpdate
 
 # streams of random numbers, so that a new one does not shift the others
 _WEIGHTS, _NOISE, _DROPOUT, _TIMES = 11, 12, 13, 14
@@ -48,9 +53,9 @@ class _Marked(nn.Module):
         self.net = net
         self.flip_mark = nn.Parameter(torch.zeros(4 * net.config.block_out_channels[0], device=device))
 
-    def forward(self, x: Tensor, times: Tensor, flips: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, times: Tensor, flips: Tensor, dropout: DropoutSource) -> Tensor:
         mark = flips[:, None].to(x.dtype) * self.flip_mark.to(x.dtype)
-        return self.net(x, times, generator, mark)  # type: ignore[no-any-return]
+        return self.net(x, times, dropout, mark)  # type: ignore[no-any-return]
 
 
 class Trainer:
@@ -69,8 +74,10 @@ class Trainer:
         say: Say = lambda text: None,
         rows: Tensor | None = None,
         team: Team | None = None,
+        how: How | None = None,
     ) -> None:
-        """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default."""
+        """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default; ``how`` a step is
+        computed, the fastest way that works by default."""
         self.config = config
         self.device = torch.device(device)
         self.say = say
@@ -80,8 +87,10 @@ class Trainer:
         self.team = team
         self.part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
         seed = settings.seed
-        self.net = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
-        self.ema = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS))
+        if how is None:
+            how = hows.fastest(self.device, self.precision) if team is None else hows.plain(self.device)
+        self.net = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS), ways=how.network)
+        self.ema = UNet(config.model.unet, self.device, generator("cpu", seed, _WEIGHTS), ways=how.network)
         for parameter in self.ema.parameters():
             parameter.requires_grad_(False)
         marked = _Marked(self.net, self.device)
@@ -96,7 +105,17 @@ class Trainer:
         self.pictures = open_pictures(settings.pictures, images, rows, self._indices, self.device)
         self._images, self._rows = images, rows
         self.parameters = [*self.net.parameters(), self.flip_mark]
-        self.optimizer = _make_optimizer(self.parameters, config)
+        if how.network.fused:
+            say("Preparing GPU kernels for this network; the first time this takes up to a minute.")
+        # a captured step reads changing numbers from tensors
+        self._captured = (
+            CapturedStep(self._inner_step, self.device, say, self._forget_gradients) if how.captured else None
+        )
+        tensors = how.captured or how.flat
+        self._rate = torch.zeros((), device=self.device) if tensors else None
+        self._share = torch.zeros((), device=self.device) if tensors else None
+        self._flat = self._make_flat() if how.flat else None
+        self.optimizer: torch.optim.Optimizer = self._make_optimizer() if self._flat is None else self._flat
         self.step = 0
         self.lr_scale = 1.0
         self.pieces = 1
@@ -106,6 +125,10 @@ class Trainer:
         self._scaler = _make_scaler(self.device) if self.precision == "fp16" else None
         self._noise = torch.Generator(device=self.device)
         self._dropout = torch.Generator(device=self.device)
+        # fused kernels compute dropout masks from seeds
+        self._seeds: Tensor | None = None
+        if how.network.fused and config.model.unet.dropout:
+            self._seeds = torch.zeros((self.net.blocks, 4), dtype=torch.int32, device=self.device)
 
     # -- the step ---------------------------------------------------------------------------------------------------
 
@@ -130,14 +153,44 @@ class Trainer:
 
     def _train_step(self) -> None:
         settings, team = self.settings, self.team
-        x0, flips, times, noise = self._draw(self.step)
-        self._dropout.manual_seed(mix(settings.seed, _DROPOUT, self.step, *([] if team is None else [team.rank])))
+        drawn = self._draw(self.step)
+        numbers = [settings.seed, _DROPOUT, self.step, *([] if team is None else [team.rank])]
+        if self._seeds is None:
+            self._dropout.manual_seed(mix(*numbers))
+        else:
+            shape, most = tuple(self._seeds.shape), 2**31
+            drawn_seeds = torch.randint(-most, most, shape, generator=generator("cpu", *numbers), device="cpu")
+            self._seeds.copy_(to_device(drawn_seeds.int(), self.device), non_blocking=True)
+        self._set_rates()
+        if self._captured is not None and self.pieces == 1:
+            self._captured(*drawn)
+        else:
+            self._inner_step(*drawn)
+        self.step += 1
+
+    def _set_rates(self) -> None:
+        """Set the step's learning rate and the weight of the new values in the average."""
+        rate = self.settings.learning_rate_at(self.step) * self.lr_scale
+        self._taken = 1.0 - self.settings.ema_decay_at(self.step)
+        if self._rate is not None and self._share is not None:
+            self._rate.fill_(rate)
+            self._share.fill_(self._taken)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _inner_step(self, x0: Tensor, flips: Tensor, times: Tensor, noise: Tensor) -> None:
+        """Gradients, update and average for one batch. Changes state in place and never waits for the device: can be captured."""
+        settings, team = self.settings, self.team
         # gradients are averaged over the processes, each of which has the sum of its part
         share = settings.batch_size / (1 if team is None else team.size)
         loss_sum = torch.zeros((), device=self.device)
-        if self._cast is not None:
+        if self._flat is not None:
+            self._flat.take_weights()
+        elif self._cast is not None:
             self._cast.take_weights()
         network = self._network if self._cast is None else self._cast.network
+        dropout = self._dropout if self._seeds is None else self._seeds
         mine = len(x0)
         size = -(-mine // self.pieces)
         for start in range(0, mine, size):
@@ -146,18 +199,22 @@ class Trainer:
             target = self.diffusion.target(x0[part], noise[part], times[part])
             # of several pieces only the last one's backward takes the gradients around
             with nullcontext() if team is None or start + size >= mine else self._network.no_sync():  # type: ignore[operator]
-                output = network(noisy.to(self.dtype), times[part], flips[part], self._dropout)
+                output = network(noisy.to(self.dtype), times[part], flips[part], dropout)
                 losses = loss_per_image(settings.loss, output, target)
                 weighted = (losses * self.weights[times[part]]).sum() / share
                 torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
-            if self._cast is not None:
+            # a flat update takes the gradients of an undivided batch as they are
+            if self._cast is not None and (self._flat is None or self.pieces > 1):
                 self._cast.hand_gradients_over()
             loss_sum += losses.detach().sum()
         self._update(loss_sum / settings.batch_size)
 
     def _update(self, loss: Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate_at(self.step) * self.lr_scale
+        if self._flat is not None:
+            norm = self._flat.update(handed_over=self.pieces > 1)
+            self._bad += (~(torch.isfinite(loss) & torch.isfinite(norm))).float()
+            self._loss_sum += loss
+            return
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip)
@@ -169,11 +226,47 @@ class Trainer:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        keep = self.settings.ema_decay_at(self.step)
+        average: list[Tensor] = list(self.ema.parameters())
+        weights: list[Tensor] = list(self.net.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - keep)
+            if self._share is None:
+                torch._foreach_lerp_(average, weights, self._taken)
+            else:
+                ahead = torch._foreach_sub(weights, average)
+                torch._foreach_mul_(ahead, self._share)
+                torch._foreach_add_(average, list(ahead))
         self._loss_sum += loss
-        self.step += 1
+
+    def _make_flat(self) -> FlatUpdate:
+        from .flat import FlatUpdate
+
+        assert self._rate is not None and self._share is not None
+        names, parameters = zip(*self._named())
+        averages = dict(self.ema.named_parameters())
+        if self._cast is None:
+            computed: Sequence[nn.Parameter] = parameters
+        else:
+            copies: Any = self._cast.network
+            computed = [*copies.net.parameters(), copies.flip_mark]
+        muon = self.settings.optimizer == "muon"
+        return FlatUpdate(
+            parameters,
+            [averages.get(name) for name in names],
+            computed,
+            lambda i: muon and is_hidden(names[i], parameters[i]),
+            self.settings,
+            self._rate,
+            self._share,
+        )
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.settings
+        hidden = [p for name, p in self.net.named_parameters() if settings.optimizer == "muon" and is_hidden(name, p)]
+        taken = set(map(id, hidden))
+        rest = _make_adamw([p for p in self.parameters if id(p) not in taken], self.config, self._rate)
+        # on a CPU float32's form of the iterations is the faster one; fp16's range is too small for them
+        dtype = torch.bfloat16 if self.precision == "bf16" and self.device.type == "cuda" else torch.float32
+        return Muon(hidden, rest, settings.muon_ratio, dtype=dtype) if hidden else rest
 
     def run_slice(self, max_steps: int, seconds: float) -> SliceResult:
         """Train for about ``seconds`` (at least one step, at most ``max_steps``), ending in a synchronisation.
@@ -213,20 +306,25 @@ class Trainer:
                     raise UserError(
                         "A process ran out of memory; use a smaller --batch-size or more processes. What was saved is intact."
                     ) from None
-            self.optimizer.zero_grad(set_to_none=True)
-            if self._cast is not None:
-                self._cast.forget_gradients()
+            self._forget_gradients()
             for parameter, state in list(self.optimizer.state.items()):
-                if "exp_avg_sq" not in state:  # the memory ran out while its first step made them
+                if not {"exp_avg_sq", "momentum"} & set(state):  # the memory ran out while its first step made them
                     del self.optimizer.state[parameter]
             if self._scaler is not None:  # it refuses to unscale twice in one step
                 self._scaler._per_optimizer_states.clear()
             self.pieces = min(self.pieces * 2, self.settings.batch_size)
+            if self._captured is not None:
+                self._captured.drop()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.say(
                 f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces."
             )
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._cast is not None:
+            self._cast.forget_gradients()
 
     def some_pictures(self, count: int) -> Tensor:
         """The first of those trained on, uint8 (at most ``count``, C, H, W), on the CPU."""
@@ -262,6 +360,9 @@ class Trainer:
         found = {prefix + name: torch.zeros(shape) for name, shape in names[:-1] for prefix in ("net.", "ema.")}
         found["flip_mark"] = torch.zeros(names[-1][1])
         for name, shape in names if with_moments else []:
+            if isinstance(self.optimizer, Muon) and self.optimizer.has(dict(self._named())[name]):
+                found[f"optimizer.momentum.{name}"] = torch.zeros(shape)
+                continue
             found[f"optimizer.step.{name}"] = torch.zeros(())
             found[f"optimizer.exp_avg.{name}"] = torch.zeros(shape)
             found[f"optimizer.exp_avg_sq.{name}"] = torch.zeros(shape)
@@ -279,13 +380,22 @@ class Trainer:
         for prefix, net in (("net.", self.net), ("ema.", self.ema)):
             net.load_tensors({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
         self.flip_mark.copy_(_fitting(tensors, "flip_mark", self.flip_mark.shape))
-        self.optimizer.state.clear()
+        if self._flat is not None:
+            self._flat.forget()
+        else:
+            if self._captured is not None:  # the moments move
+                self._captured.drop()
+            self.optimizer.state.clear()
         for name, parameter in self._named():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
+            for key in ("step", "exp_avg", "exp_avg_sq", "momentum"):
                 place = f"optimizer.{key}.{name}"
                 if place not in tensors:
                     continue
                 value = _fitting(tensors, place, torch.Size() if key == "step" else parameter.shape)
+                if self._flat is not None:
+                    if key in self._flat.state[parameter]:
+                        self._flat.state[parameter][key].copy_(value)
+                    continue
                 if key == "step":
                     ready = value.to(self.device if self.optimizer.defaults.get("fused") else "cpu", copy=True)
                 else:
@@ -308,6 +418,10 @@ class Trainer:
 
     def free(self) -> None:
         """Give the device's memory back."""
+        if self._captured is not None:
+            self._captured.drop()
+        if self._flat is not None:
+            self._flat.free()
         for holder in (self.net, self.ema):
             for parameter in holder.parameters():
                 parameter.data = torch.empty(0)
@@ -329,12 +443,14 @@ def _fitting(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor
     return found
 
 
-def _make_optimizer(parameters: list[nn.Parameter], config: RunConfig) -> torch.optim.AdamW:
+def _make_adamw(parameters: list[nn.Parameter], config: RunConfig, rate: Tensor | None) -> torch.optim.AdamW:
+    """``rate``: a tensor that holds the learning rate, for a captured step."""
     settings = config.train
     options = {
-        "lr": settings.learning_rate,
+        "lr": settings.learning_rate if rate is None else rate,
         "betas": (settings.beta1, settings.beta2),
         "weight_decay": settings.weight_decay,
+        "capturable": rate is not None,
     }
     try:
         return torch.optim.AdamW(parameters, fused=True, **options)  # type: ignore[arg-type]

@@ -1,0 +1,162 @@
+"""Keeps weights, average, moments and gradients in one flat tensor each, so that an update is a few kernels instead of hundreds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model import kernels
+from .muon import MOMENTUM, orthogonalised, scale_of
+from .settings import TrainSettings
+
+
+class Flat:
+    """A flat tensor with room for each of several tensors: ``view(i)`` has the shape and strides of the i-th."""
+
+    def __init__(self, like: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self._like = [(tuple(p.shape), p.stride(), p.numel()) for p in like]
+        # multiples of 16 elements, so that kernels can load 16 bytes at a time
+        self.starts, end = [], 0
+        for _, _, count in self._like:
+            self.starts.append(end)
+            end += -(-count // 16) * 16
+        self.starts.append(end)
+        self.values = torch.zeros(end, device=device, dtype=dtype)
+
+    def view(self, i: int) -> Tensor:
+        shape, stride, _ = self._like[i]
+        return torch.as_strided(self.values, shape, stride, self.starts[i])
+
+    def views(self) -> list[Tensor]:
+        return [self.view(i) for i in range(len(self._like))]
+
+    def take(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Move parameters in here: copy their values, then make them views."""
+        for i, parameter in enumerate(parameters):
+            place = self.view(i)
+            place.copy_(parameter.detach())
+            parameter.data = place
+
+
+class FlatUpdate(torch.optim.Optimizer):
+    """AdamW, or Muon for ``hidden(i)`` parameters, and the average of the weights, by our own kernels on flat tensors.
+
+    ``parameters``: the trained float32 weights. ``averages``: the average of each, or None. ``computed``: the copies in the
+    compute dtype that get the gradients, or the parameters themselves. All of them are moved into flat tensors. ``rate`` and
+    ``taken``: 0-d tensors on the device, the learning rate and the weight of the new values in the average. The state holds
+    what torch's AdamW holds ("step", "exp_avg", "exp_avg_sq"), or "momentum" for hidden parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        averages: Sequence[nn.Parameter | None],
+        computed: Sequence[nn.Parameter],
+        hidden: Callable[[int], bool],
+        settings: TrainSettings,
+        rate: Tensor,
+        taken: Tensor,
+    ) -> None:
+        device, self._settings = parameters[0].device, settings
+        # equal shapes side by side: they form a batch without copying
+        keys = [(len(p), p[0].numel()) if hidden(i) else (0, 0) for i, p in enumerate(parameters)]
+        order = sorted(range(len(parameters)), key=lambda i: keys[i])
+        self.parameters = [parameters[i] for i in order]
+        self._computed = [computed[i] for i in order]
+        self._keys = [keys[i] for i in order]
+        self._plain = sum(key == (0, 0) for key in self._keys)
+        super().__init__(self.parameters, {"lr": rate})
+        self._rate, self._taken = rate, taken
+        like = [p.detach() for p in self.parameters]
+        dtype = self._computed[0].dtype
+        self._weights, self._average, self._first = (Flat(like, device, torch.float32) for _ in range(3))
+        self._gradients = Flat(like, device, dtype)
+        self._weights.take(self.parameters)
+        for i, place in enumerate(self._average.views()):
+            average = averages[order[i]]
+            if average is not None:
+                place.copy_(average.detach())
+                average.data = place
+        self._cast: Flat | None = None
+        if self._computed[0] is not self.parameters[0]:
+            self._cast = Flat(like, device, dtype)
+            self._cast.take(self._computed)
+        border = self._weights.starts[self._plain]
+        self._second = Flat(like[: self._plain], device, torch.float32)
+        self._steps = torch.zeros(len(self._weights.values) - border, device=device, dtype=dtype)
+        self._step = torch.zeros((), device=device)
+        self._border = border
+        for i, parameter in enumerate(self.parameters):
+            if i < self._plain:
+                moments = {"exp_avg": self._first.view(i), "exp_avg_sq": self._second.view(i)}
+                self.state[parameter] = {"step": self._step, **moments}
+            else:
+                self.state[parameter] = {"momentum": self._first.view(i)}
+
+    def forget(self) -> None:
+        """Reset all moments."""
+        for values in (self._first.values, self._second.values, self._step):
+            values.zero_()
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Copy the current weights to the compute-dtype copies."""
+        if self._cast is not None:
+            self._cast.values.copy_(self._weights.values)
+
+    @torch.no_grad()
+    def update(self, *, handed_over: bool = False) -> Tensor:
+        """Clip the gradients, update weights and average, and drop the gradients. Returns their norm before clipping (0-d).
+
+        ``handed_over``: the gradients are on the float32 parameters, not on the compute-dtype copies.
+        """
+        settings = self._settings
+        sources = self.parameters if handed_over else self._computed
+        # a parameter that was not used in the forward pass has no gradient
+        found = [(place, p.grad) for place, p in zip(self._gradients.views(), sources) if p.grad is not None]
+        torch._foreach_copy_([place for place, _ in found], [gradient for _, gradient in found])
+        for parameter in (*self.parameters, *self._computed):
+            parameter.grad = None
+        flat = self._gradients.values
+        norm: Tensor = torch.linalg.vector_norm(flat, dtype=torch.float32)
+        clip = (settings.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+        self._step += 1
+        border = self._border
+        weights, average, first = self._weights.values, self._average.values, self._first.values
+        kernels.adamw(
+            weights[:border], flat[:border], first[:border], self._second.values, average[:border], clip=clip, rate=self._rate,
+            taken=self._taken, step=self._step, beta1=settings.beta1, beta2=settings.beta2,
+            decay=settings.weight_decay, eps=1e-8,
+        )  # fmt: skip
+        if len(self._steps):
+            kernels.take_momentum(flat[border:], first[border:], self._steps, clip, MOMENTUM)
+            shapes = list(self._batches())
+            batches = [self._steps[at : at + c * h * w].view(c, h, w) for (h, w), at, c in shapes]
+            scales = [settings.muon_ratio * scale_of(h, w) for (h, w), _, _ in shapes]
+            torch._foreach_copy_(batches, orthogonalised(batches, scales))
+            kernels.move(weights[border:], self._steps, average[border:], rate=self._rate, taken=self._taken, decay=0.0)
+        return norm
+
+    def _batches(self) -> Iterable[tuple[tuple[int, int], int, int]]:
+        """Shape, offset into ``_steps`` and count of each batch of equal matrices; padded ones come alone."""
+        i = self._plain
+        while i < len(self._keys):
+            height, width = key = self._keys[i]
+            count = 1
+            while height * width % 16 == 0 and i + count < len(self._keys) and self._keys[i + count] == key:
+                count += 1
+            yield key, self._weights.starts[i] - self._border, count
+            i += count
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.update()
+
+    def free(self) -> None:
+        """Free the device memory."""
+        for flat in (self._weights, self._average, self._first, self._second, self._gradients, self._cast):
+            if flat is not None:
+                flat.values = torch.empty(0)
+        self._steps = torch.empty(0)
