@@ -4,6 +4,10 @@ setlocal
 rem names of variables are the same in capitals: PYTHON is the user's
 set "root=%~dp0"
 set "venv_python=%root%.venv\Scripts\python.exe"
+rem an environment whose Python was removed or upgraded away is made anew
+if exist "%root%.venv\.ready" (
+    "%venv_python%" -c "" >nul 2>nul || del "%root%.venv\.ready"
+)
 rem .ready holds the pyproject.toml that it was set up for
 fc /b "%root%pyproject.toml" "%root%.venv\.ready" >nul 2>nul
 if errorlevel 1 call :set_up
@@ -24,8 +28,11 @@ if exist "%root%.venv\.ready" goto install
 rem one that was never finished may lack pip: begin anew
 set "base="
 if defined PYTHON call :try "%PYTHON%"
-if not defined base call :try py -3.11
+rem the newest that this torch has builds for
+if not defined base call :try py -3.14
+if not defined base call :try py -3.13
 if not defined base call :try py -3.12
+if not defined base call :try py -3.11
 if not defined base call :try py -3.10
 if not defined base call :try python
 if not defined base goto no_python
@@ -40,12 +47,12 @@ copy /y "%root%pyproject.toml" "%root%.venv\.ready" >nul
 exit /b 0
 
 :try
-%* -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))" >nul 2>nul
+%* -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))" >nul 2>nul
 if not errorlevel 1 set "base=%*"
 exit /b 0
 
 :no_python
-echo ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with: set PYTHON=C:\path\to\python.exe 1>&2
+echo ddpm: Python 3.10, 3.11, 3.12, 3.13 or 3.14 is needed; install one, or name it with: set PYTHON=C:\path\to\python.exe 1>&2
 exit /b 2
 
 :with_benchmarks

@@ -1,19 +1,34 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Sets up a private environment in .venv (the first time) and runs a command of ddpm_core there; without arguments the demo.
-set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+set -eu
+# called through a link, the environment is the one beside the real script
+script=$0
+while [ -L "$script" ]; do
+    target=$(readlink "$script")
+    case $target in
+        /*) script=$target ;;
+        *) script=$(dirname "$script")/$target ;;
+    esac
+done
+root=$(CDPATH='' cd "$(dirname "$script")" && pwd)
 python=$root/.venv/bin/python
+# an environment whose Python was removed or upgraded away is made anew
+if [ -e "$root/.venv/.ready" ] && ! "$python" -c '' 2>/dev/null; then
+    echo "The Python of .venv is gone; setting it up again." >&2
+    rm -f "$root/.venv/.ready"
+fi
 if [ ! -e "$root/.venv/.ready" ] || [ "$root/pyproject.toml" -nt "$root/.venv/.ready" ]; then
     echo "Setting up .venv; this takes a few minutes the first time." >&2
     base=""
-    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.10 python3 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    # the newest that this torch has builds for
+    for candidate in "${PYTHON:-}" python3.14 python3.13 python3.12 python3.11 python3.10 python3 python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; then
             base=$candidate
             break
         fi
     done
     if [ -z "$base" ]; then
-        echo "ddpm: Python 3.10, 3.11 or 3.12 is needed; install one, or name it with PYTHON=/path/to/python." >&2
+        echo "ddpm: Python 3.10, 3.11, 3.12, 3.13 or 3.14 is needed; install one, or name it with PYTHON=/path/to/python." >&2
         exit 2
     fi
     # one that was never finished may lack pip: begin anew
@@ -33,4 +48,5 @@ if [ "${1:-}" = --with-benchmarks ]; then
     exit 0
 fi
 [ $# -gt 0 ] || set -- demo
-PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m ddpm_core "$@"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+exec "$python" -m ddpm_core "$@"

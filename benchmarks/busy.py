@@ -1,7 +1,7 @@
 """Training beside other programs: images a second alone, beside two busy loops, and beside another torch program.
 
-Each kind is measured with the waiting policy that the program sets for itself (``OMP_WAIT_POLICY=PASSIVE``) and without it; the
-other torch program always runs without. The bar: at least half the quiet speed beside either, at default settings.
+Each kind is measured as it is, and with ``OMP_WAIT_POLICY=PASSIVE``, with which libgomp's threads sleep instead of spinning; the other
+torch program always runs as it is. The bar: at least half the quiet speed beside either, at default settings.
 """
 
 from __future__ import annotations
@@ -97,9 +97,9 @@ def run(argv: list[str] | None = None) -> int:
     quiet = common.paired_ratio(found["alone, PASSIVE"], found["alone, unset"])
     result = {
         "what": "training tiny-32 beside other programs, share of the images a second alone",
-        "ratio": min(shares["loops, PASSIVE"], shares["torch, PASSIVE"]),
+        "ratio": min(shares["loops, unset"], shares["torch, unset"]),
         "bar": BAR,
-        "passed": min(shares["loops, PASSIVE"], shares["torch, PASSIVE"]) >= BAR and quiet >= 0.98,
+        "passed": min(shares["loops, unset"], shares["torch, unset"]) >= BAR,
         "shares": shares,
         "quiet_speed_passive_over_unset": round(quiet, 3),
         "images_per_second": {name: common.summary(values) for name, values in found.items()},

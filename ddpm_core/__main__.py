@@ -1,5 +1,18 @@
+"""The program: ``python -m ddpm_core``. Here, and not in a host, the process is ours."""
+
+from __future__ import annotations
+
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def run() -> int:
+    from .screen import own_streams
+
+    own_streams()
+    from .cli import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import UserError, mendable
-from .screen import Screen
+from .screen import Screen, printable
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
 
@@ -193,14 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int, as_json: bool, screen: Screen) -> int:
     screen.close()
-    print(f"ddpm: {message}", file=sys.stderr, flush=True)
+    print(f"ddpm: {printable(message)}", file=sys.stderr, flush=True)
     if as_json:
         print(json.dumps({"error": message}), flush=True)
     return code
 
 
 def _listen_for_signals(stop: threading.Event) -> None:
-    """The first SIGINT or SIGTERM asks for a stop with the work saved; a second interrupts."""
+    """The first SIGINT, SIGTERM or SIGHUP (a closed terminal) asks for a stop with the work saved; a second interrupts."""
 
     def handler(number: int, frame: Any) -> None:
         if stop.is_set():
@@ -211,6 +211,9 @@ def _listen_for_signals(stop: threading.Event) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)
         signal.signal(signal.SIGTERM, handler)
+        hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # nohup ignores it on purpose
+            signal.signal(hang_up, handler)
 
 
 def _print_for_people(result: dict[str, Any]) -> None:
@@ -220,7 +223,7 @@ def _print_for_people(result: dict[str, Any]) -> None:
             for entry in value:
                 print("  " + "  ".join(f"{k}={_short(v)}" for k, v in entry.items() if v not in (None, "", {}, [])))
         elif isinstance(value, list) and len(value) > 12:
-            print(f"{key}: {len(value)}, the first {value[0]}")
+            print(f"{key}: {len(value)}, the first {_short(value[0])}")
         else:
             print(f"{key}: {_short(value)}")
 
@@ -230,7 +233,7 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, dict):
         return ", ".join(f"{k}={_short(v)}" for k, v in value.items())
-    text = str(value).replace("\n", " ")
+    text = printable(str(value).replace("\n", " "))
     return text if len(text) <= 100 else text[:97] + "..."
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from . import operations
 from .dataset.wanted import Wanted
 from .errors import UserError
+from .files import next_number
 from .host.devices import parse_device
-from .host.standalone import StandaloneHost, save_png
+from .host.standalone import GRIDS, NUMBERED, StandaloneHost, save_png
 from .model import export as model_export
 from .model import file as model_file
 from .operations import Context, TrainRequest
@@ -137,17 +138,20 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
 
 
 def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str | None]:
-    """Write the pictures, named by number and seed, and their grid into a folder."""
+    """Write images, named by number and seed, and their grid into a folder; numbers go on after those that are there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = []
-        for number, (image, seed, text) in enumerate(zip(found.pictures, found.seeds, found.texts)):
+        first = next_number(out, NUMBERED)
+        for number, (image, seed, text) in enumerate(zip(found.pictures, found.seeds, found.texts), first):
             path = out / f"{number:05d}-{seed}.png"
             save_png(image, path, text)
             files.append(str(path))
         if not files:
             return [], None
         grid = out / "grid.png"
+        if grid.exists() or grid.is_symlink():
+            grid = out / f"grid-{max(1, next_number(out, GRIDS)):04d}.png"
         save_png(operations.make_grid(found.images), grid, found.texts[0])
     except OSError as error:
         raise UserError(

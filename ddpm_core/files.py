@@ -11,9 +11,10 @@ import os
 import platform
 import re
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,7 +97,7 @@ def replace_with(target: Path, write: Any) -> None:
     temporary = temporary_beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        write_readable(temporary, write)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         _into_place(temporary, target)
@@ -110,6 +111,17 @@ def replace_with(target: Path, write: Any) -> None:
             f"{target.name} could not be written to {target.parent} ({_plain(error)}); make room or check the "
             "permissions. What was saved before is intact."
         ) from error
+
+
+def write_readable(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write(path)``, which may make a new file that only its owner may read, as safetensors does; it ends with the mode
+    that the umask or the folder gives."""
+    with open(path, "wb") as made:
+        mode = stat.S_IMODE(os.fstat(made.fileno()).st_mode)
+    path.unlink()
+    write(path)
+    if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def _into_place(temporary: Path, target: Path) -> None:
@@ -145,6 +157,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def next_number(folder: Path, pattern: str) -> int:
+    """One more than the largest number in names of a folder that match a pattern, whose first group it is; 0 without one."""
+    found = (re.fullmatch(pattern, path.name) for path in below(folder))
+    return max((int(match[1]) for match in found if match), default=-1) + 1
 
 
 def write_json(target: Path, values: Any) -> None:

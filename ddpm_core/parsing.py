@@ -121,6 +121,8 @@ def tensors_of(path: Path, problem: str, remedy: str = ".") -> Iterator[Any]:
     try:
         if not path.is_file():
             raise FileNotFoundError(errno.ENOENT, "it is no file")
+        if not os.access(path, os.R_OK):  # which is no damage, and is mended otherwise
+            raise UserError(f"{path} may not be read by this user; change its permissions (on Linux: chmod a+r).")
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:

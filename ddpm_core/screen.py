@@ -2,9 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
+
+
+class Unbreakable:
+    """A text stream whose reader may go away: what cannot be written is dropped, and nothing else ends because of it.
+
+    Progress goes into pipes that are closed, and onto disks that fill up, in the middle of a training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        if not self._gone:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except (OSError, ValueError):  # ValueError: it is closed
+                self._gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Everything is flushed as it is written."""
+
+    def isatty(self) -> bool:
+        try:
+            return not self._gone and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def own_streams() -> None:
+    """Make standard error unbreakable, and open what the caller closed: else the next file takes the number 1 or 2."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as the process is
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if not isinstance(sys.stderr, Unbreakable):
+        sys.stderr = Unbreakable(sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text of a prompt or a file name without control characters, which a terminal would obey; lines stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 class Screen:
@@ -17,7 +72,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def report(self, values: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -41,7 +96,7 @@ class Screen:
                 parts.append(form.format(values[key]))
         if values.get("seconds_left") is not None:
             parts.append(f"{duration(values['seconds_left'])} left")
-        line = "  ".join(parts)
+        line = printable("  ".join(parts))
         if self.live:
             print(f"\r\x1b[K{line[:200]}", end="", file=sys.stderr, flush=True)
             self._dirty = True

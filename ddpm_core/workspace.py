@@ -179,6 +179,10 @@ class Workspace:
         items = [item for item in store.items(status=KEPT) if item["has_copy"]]
         try:
             target.mkdir(parents=True, exist_ok=True)
+            names = {f"{item['id']:06d}{suffix}" for item in items for suffix in (".png", ".txt")}
+            taken = sorted(names & {path.name for path in target.iterdir()})
+            if taken:
+                raise UserError(f"{target} already has a file {taken[0]}; choose an empty folder.")
             files = []
             for item in items:
                 path, out = store.copy_path(item["sha256"]), target / f"{item['id']:06d}.png"

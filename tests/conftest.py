@@ -91,7 +91,8 @@ class CommandLine:
         from ddpm_core import cli
 
         out, err = io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        handlers = {number: signal.getsignal(number) for number in numbers}
         folder = Path.cwd()
         os.chdir(ROOT)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 from conftest import ROOT, CommandLine, random_pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from ddpm_core.screen import printable
 
 SMALL = [
     "--preset",
@@ -215,10 +218,14 @@ def test_small_and_empty_folders(cli: CommandLine, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_exits_3_with_its_work_saved(number: signal.Signals, ready: CommandLine) -> None:
-    name = f"stopped-{number.name}"
-    process = ready.start("train", "--dataset", "d", "--model", name, "--steps", 100000, *SMALL, "--json")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stopped_training_exits_3_with_its_work_saved(name: str, ready: CommandLine) -> None:
+    """SIGHUP: the terminal was closed."""
+    number, name = getattr(signal, name), f"stopped-{name}"
+    process = ready.start(
+        *("train", "--dataset", "d", "--model", name, "--steps", 100000, *SMALL, "--json"),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup these tests, too, would ignore SIGHUP
+    )
     metrics = ready.workspace / "runs" / name / "metrics.jsonl"
     while process.poll() is None and not metrics.exists():
         time.sleep(0.02)
@@ -333,3 +340,73 @@ def test_help_names_every_command() -> None:
     assert done.returncode == 0
     for name in ("harvest", "dataset", "train", "sample", "evaluate", "export", "models", "serve", "demo"):
         assert name in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+@pytest.mark.parametrize("how", ["| head -1 >&3", "2>/dev/full", "2>&-", "<&- 2>&-"])
+def test_progress_that_nobody_reads_ends_nothing(how: str, ready: CommandLine) -> None:
+    """A reader that goes away after a line, a full disk under the log, and streams that were closed from the beginning."""
+    name = f"unread-{abs(hash(how)) % 10**6}"
+    command = [sys.executable, "-m", "ddpm_core", "--workspace", str(ready.workspace), "train", "--dataset", "d"]
+    words = " ".join(shlex.quote(word) for word in [*command, "--model", name, "--steps", "40", *SMALL, "--json"])
+    # the answer goes to 3; what the program itself ended with is told there, too
+    line = f"{{ {words} 2>&1 >&3; echo $? >&3; }} {how}" if how.startswith("|") else f"{words} {how} >&3; echo $? >&3"
+    done = subprocess.run(["bash", "-c", f"{{ {line}; }} 3>&1"], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    answer, status = [text for text in done.stdout.splitlines() if text.startswith("{") or text.isdigit()][-2:]
+    assert status == "0" and json.loads(answer)["steps"] == 40, done.stdout + done.stderr
+    assert (ready.workspace / "models" / f"{name}.safetensors").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of Unix")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_mode_of_the_umask(mask: int, mode: int, ready: CommandLine, tmp_path: Path) -> None:
+    """Also those that safetensors writes, which makes them for their owner alone."""
+    before = os.umask(mask)
+    try:
+        name = f"mode-{mode:o}"
+        ready.run("train", "--dataset", "d", "--model", name, "--steps", 2, *SMALL)
+        ready.run("export", "--model", name, "--format", "diffusers", "--out", tmp_path / "out")
+    finally:
+        os.umask(before)
+    run = ready.workspace / "runs" / name
+    made = [ready.workspace / "models" / f"{name}.safetensors", *run.rglob("*"), *(tmp_path / "out").rglob("*")]
+    files = [path for path in made if path.is_file()]
+    assert {path.suffix for path in files} >= {".safetensors", ".json", ".jsonl", ".png"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files if path.stat().st_mode & 0o777 != mode} == {}
+
+
+def test_nothing_of_the_persons_is_overwritten(ready: CommandLine, tmp_path: Path) -> None:
+    """Samples and grids are numbered on; a dataset is exported into no folder that has files of its names."""
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = {"grid.png": b"my grid", "00000-0.png": b"mine", "00007-1.png": b"mine, too", "notes.txt": b"notes"}
+    for name, content in mine.items():
+        (out / name).write_bytes(content)
+    grids, files = [], []
+    for _ in range(2):
+        found = ready.run("sample", "--model", "m", "--count", 2, "--steps", 2, "--out", out)
+        grids.append(Path(str(found["grid"])).name)
+        files += [Path(path).name for path in found["files"]]  # type: ignore[attr-defined]
+    assert files == ["00008-0.png", "00009-1.png", "00010-0.png", "00011-1.png"]
+    assert grids == ["grid-0001.png", "grid-0002.png"]
+    assert all((out / name).read_bytes() == content for name, content in mine.items())
+    (out / "000001.png").write_bytes(b"mine")
+    assert "already has a file 000001.png; choose an empty folder" in str(
+        ready.run("dataset", "export", "d", out, code=2)["error"]
+    )
+    assert (out / "000001.png").read_bytes() == b"mine" and not (out / "000002.png").exists()
+
+
+def test_control_characters_are_shown_and_not_obeyed(cli: CommandLine, tmp_path: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    (tmp_path / "in").mkdir()
+    text = PngInfo()
+    text.add_text("parameters", "red \x1b[31mhair\x07, 青\nSteps: 20, Sampler: Euler, Seed: 1")
+    Image.new("RGB", (600, 600), (200, 80, 30)).save(tmp_path / "in" / "a.png", pnginfo=text)
+    cli.run("harvest", "--dataset", "odd", tmp_path / "in")
+    shown = cli.start("dataset", "show", "odd")
+    out, err = shown.communicate(timeout=60)
+    assert shown.returncode == 0, err
+    assert "\x1b" not in out + err and "\x07" not in out + err
+    assert printable("a\x1b[2Jb\n青\x07") == "a\\x1b[2Jb\n青\\x07"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -252,6 +253,17 @@ def test_model_file_round_trip(tmp_path: Path) -> None:
     x, t = torch.zeros(1, 3, 16, 16), torch.tensor([5])
     with torch.no_grad():
         assert torch.equal(net(x, t), shaken(config.unet)(x, t))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of Unix")
+def test_a_model_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "small.safetensors"
+    small_model(path)
+    path.chmod(0o000)
+    if os.access(path, os.R_OK):  # root may read everything
+        monkeypatch.setattr(os, "access", lambda asked, mode: not path.samefile(asked))
+    with pytest.raises(UserError, match="may not be read by this user; change its permissions"):
+        model_file.load(path)
 
 
 def test_broken_model_files_say_what_is_wrong(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from starlette.responses import JSONResponse
 from ..errors import UserError
 from .standalone import StandaloneHost
 
-_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+# a checkout has them at its top, where the WebUI wants them; a wheel has no such place (setup.py)
+_ROOT = _PACKAGE / "page" if (_PACKAGE / "page").is_dir() else _PACKAGE.parent
 _SCRIPTS = [f"/ddpm/{path.name}" for path in sorted((_ROOT / "javascript").glob("*.js"))]  # in the WebUI's order
 _ASSETS = {
     "/ddpm/style.css": (_ROOT / "style.css", "text/css"),

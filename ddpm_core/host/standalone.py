@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from ..collector import Rule
 from ..errors import UserError
+from ..files import next_number
 from .devices import best_device
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class StandaloneHost:
         folder = self._root / "outputs" / time.strftime("%Y-%m-%d")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            taken = [int(m[1]) for m in (re.match(r"(\d{5})-", p.name) for p in folder.iterdir()) if m]
-            path = folder / f"{max(taken, default=-1) + 1:05d}-{seed}.png"
+            path = folder / f"{next_number(folder, NUMBERED):05d}-{seed}.png"
             save_png(image, path, text)
         except OSError as error:
             raise UserError(
@@ -108,11 +108,18 @@ class StandaloneHost:
 
     def page_allows(self, request: Any) -> bool:
         # a local page is asked for by a local name; another name is a web site that had itself resolved to this machine
-        name = str(request.headers.get("host", "")).rsplit(":", 1)[0].strip("[]").lower()
-        return not self.local or name in _LOCAL_NAMES
+        match = _HOST.fullmatch(str(request.headers.get("host", "")).lower())
+        return not self.local or (match is not None and (match[1] or match[2]) in _LOCAL_NAMES)
 
     def api_refusal(self, request: Any) -> tuple[int, dict[str, str]] | None:
         return None if self.page_allows(request) else (403, {})
+
+
+# names of a sample's file (number and seed), and of further grids beside grid.png
+NUMBERED = r"(\d{5,})-\d+\.png"
+GRIDS = r"grid-(\d{4,})\.png"
+# [IPv6] or a name, each perhaps with a port
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::\d+)?")
 
 
 def save_png(image: Image.Image, path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import UserError
+from ..files import write_readable
 from .config import ModelConfig
 from .file import ModelFile
 
@@ -88,7 +89,8 @@ def to_diffusers(model: ModelFile, target: Path) -> list[Path]:
             (target / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             files.append(target / name)
         weights = target / "unet" / "diffusion_pytorch_model.safetensors"
-        save_file({k: v.contiguous() for k, v in model.weights.items()}, weights, metadata={"format": "pt"})
+        tensors = {k: v.contiguous() for k, v in model.weights.items()}
+        write_readable(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         return [*files, weights]
     except (OSError, SafetensorError) as error:
         raise UserError(

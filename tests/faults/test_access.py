@@ -194,3 +194,15 @@ def test_where_no_folder_can_be_named_the_tab_says_how_to_harvest(tmp_path: Path
         assert "No folder can be named here" in config and '"ddpm_harvest"' not in config
     finally:
         service.shutdown()
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.1:7870", "LocalHost:1", "[::1]", "[::1]:7870"])
+def test_this_machines_names_are_let_in_with_and_without_a_port(name: str, served: tuple[TestClient, Path]) -> None:
+    assert served[0].get("/ddpm/ui/status", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["", "[::2]", "::1.evil.example", "[::1].evil.example", "evil[::1]", "localhost.evil:80", "[", "a:b:c"]
+)
+def test_names_that_only_look_like_them_are_refused(name: str, served: tuple[TestClient, Path]) -> None:
+    assert served[0].get("/ddpm/ui/status", headers={"Host": name}).status_code == 403
