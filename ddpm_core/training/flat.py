@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model import kernels
+from . import update_kernels as kernels
 from .muon import MOMENTUM, orthogonalised, scale_of
 from .settings import TrainSettings
 
