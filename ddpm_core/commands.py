@@ -50,9 +50,11 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
         stop=stop,
         progress=progress,
     )
-    if not result.found:
-        screen.say("No image was found in " + ", ".join(a.folders) + ".")
-    return {**result.to_json(), "dataset": a.dataset, "counts": workspace.store(a.dataset).counts()}
+    for note in result.notes:
+        screen.say(note)
+    there = a.dataset in workspace.dataset_names()
+    counts = workspace.store(a.dataset).counts() if there else {"items": 0, "kept": 0, "rejected": {}}
+    return {**result.to_json(), "dataset": a.dataset, "counts": counts}
 
 
 def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Service:
                 )
         if not chosen:
             raise UserError("Choose or type at least one folder.")
-        from .dataset.harvest import check_folder
+        from .dataset.scanning import check_folder
 
         dataset = check_name(dataset, "dataset")
         for path in chosen:

@@ -144,7 +144,7 @@ class Watch:
             "items": [
                 {
                     **{key: item[key] for key in shown},
-                    "version": item["sha256"][:12],
+                    "version": f"{item['sha256'][:12]}-{item['revision']}",
                     "file": os.path.basename(item["source"]),  # noqa: PTH119 - sixty Paths take a third of all this
                 }
                 for item in items

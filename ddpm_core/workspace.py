@@ -133,7 +133,8 @@ class Workspace:
         progress: Progress = lambda done, total, text: None,
     ) -> HarvestResult:
         """Add the pictures of folders to a dataset, which is made if need be."""
-        from .dataset.harvest import check_folder, harvest
+        from .dataset.harvest import harvest
+        from .dataset.scanning import check_folder
 
         if not folders:
             raise UserError("Give at least one folder to harvest.")
@@ -141,8 +142,9 @@ class Workspace:
             raise UserError(f"The size of the copies must be between 16 and 4096 pixels; got {keep_size}.")
         for folder in folders:
             check_folder(folder)
-        return harvest(
-            self.store(dataset, create=True),
+        store = self.store(dataset, create=True)
+        result = harvest(
+            store,
             folders,
             keep_size=keep_size,
             avoid=[self.root, self.models_folder],
@@ -151,6 +153,21 @@ class Workspace:
             stop=stop,
             progress=progress,
         )
+        if not result.added and not store.counts()["items"]:
+            self._drop_empty(dataset)
+        return result
+
+    def _drop_empty(self, name: str) -> None:
+        """Remove a dataset that holds nothing, as a harvest that found nothing would leave behind."""
+        folder = self.dataset_folder(name)
+        names = {path.name for path in folder.iterdir()}
+        if names - {"images", "packed", "dataset.sqlite", "dataset.sqlite-wal", "dataset.sqlite-shm"}:
+            return  # a generate-and-collect waits here, or something of the person's
+        with self._guard:
+            known = self._stores.pop(name, None)
+            if known is not None:
+                known.close()
+            shutil.rmtree(folder, ignore_errors=True)
 
     def show_dataset(
         self, name: str, *, status: str | None = None, suspects: bool = False, offset: int = 0, limit: int | None = None

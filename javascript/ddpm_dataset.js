@@ -18,8 +18,19 @@
     const counted = (count, word) => el("span", "", count, " ", el("span", "", word));
 
     const SKIPPED = {
-        grid: T("grids"), mask: T("masks"), intermediate: T("intermediate copies"), own: T("of our own models"), filtered: T("filtered out"),
+        grid: T("grids"), mask: T("masks"), intermediate: T("intermediate copies"), own: T("from your DDPM models"), filtered: T("filtered out"),
+        in_bin: T("in a recycle bin"), thumbnail: T("thumbnails"), hidden: T("in hidden folders"), temporary: T("unfinished files"),
+        link_outside: T("links out of the folder"), broken_link: T("broken links"), unreadable: T("not readable"),
     };
+
+    /** Counts of what was skipped by kind; of files of other kinds, with their ending. */
+    function skippedCounts(counts) {
+        return Object.entries(counts).flatMap(([kind, count], i) => {
+            const ending = kind.startsWith("unsupported_") ? kind.slice("unsupported_".length).toUpperCase() : "";
+            const label = ending ? T("files, which are not supported") : SKIPPED[kind] || kind.replace(/_/g, " ");
+            return [i ? ", " : "", String(count), " ", ending, ending ? " " : "", el("span", "", label)];
+        });
+    }
 
     draw.harvest = function (node, status) {
         const job = status.jobs.harvest;
@@ -28,15 +39,12 @@
             const box = progress(job);
             const r = job.result;
             if (r) {
-                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("newly added")), r.added ? counted(r.kept, T("kept")) : null);
+                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("added")), r.added ? counted(r.kept, T("kept")) : null);
                 if (!r.found) line.className = "ddpm-failure";
                 if (Object.keys(r.rejected).length) line.append(el("span", "", el("span", "", T("rejected:")), " ", ...reasons(r.rejected)));
-                const skipped = Object.entries(r.skipped);
-                if (skipped.length) {
-                    line.append(el("span", "", el("span", "", T("passed over:")), " ",
-                        ...skipped.flatMap(([k, v], i) => [i ? ", " : "", String(v), " ", el("span", "", SKIPPED[k] || k.replace(/_/g, " "))])));
-                }
-                box.append(line);
+                if (r.mended) line.append(counted(r.mended, T("read again")));
+                if (Object.keys(r.skipped).length) line.append(el("span", "", el("span", "", T("skipped:")), " ", ...skippedCounts(r.skipped)));
+                box.append(line, ...(r.notes || []).map((note) => el("div", "ddpm-note", note)));
             }
             return box;
         });
@@ -87,7 +95,7 @@
             if (job) {
                 const box = progress(job);
                 const r = job.result;
-                if (r) box.append(el("div", "ddpm-line", counted(r.generated, T("generated")), counted(r.added, T("newly added")), counted(r.kept, T("kept"))));
+                if (r) box.append(el("div", "ddpm-line", counted(r.generated, T("generated")), counted(r.added, T("added")), counted(r.kept, T("kept"))));
                 parts.push(box);
             }
             return parts;

@@ -122,7 +122,7 @@ def test_packing_writes_what_the_library_would_and_holds_no_dataset_in_memory(tm
         with Image.open(store.copy_path(kept[row][1])) as image:
             wanted = np.asarray(fit(image.convert("RGB"), (256, 256), "center")).transpose(2, 0, 1)
         assert np.array_equal(found["images"][row].numpy(), wanted)
-    assert found["ids"].tolist() == packed.ids == [i for i, _ in kept]
+    assert found["ids"].tolist() == packed.ids == [item.id for item in kept]
     assert found["held_out"].tolist() == packed.held_out == holdout([sha for _, sha in kept])
     save_file(found, tmp_path / "again", metadata={"fingerprint": packed.fingerprint})
     again = load(tmp_path / "again")

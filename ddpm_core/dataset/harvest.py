@@ -6,41 +6,40 @@ import contextlib
 import hashlib
 import io
 import os
-import re
 import threading
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..errors import UserError
 from ..files import temporary_beside
-from . import KEEP_SIZE, infotext
-from .checks import check_content
-from .own import OwnPictures
-from .reading import EXTENSIONS, Picture, Rejected, Skipped, decode, read_bytes, sidecar_text
+from . import KEEP_SIZE, programs
+from .checks import USUAL_SMALLEST, check_content, check_size
+from .infotext import Infotext
+from .own import OwnPictures, pixels_of
+from .reading import Picture, Rejected, Skipped, decode, read_bytes, read_copy, sidecar_text
+from .scanning import check_folder, scan, why_skipped
 from .store import NewItem, Store
-from .suspects import thumbnail
+from .suspects import texture, thumbnail
 from .wanted import Wanted
-
-# what the WebUI writes beside its samples
-_GRID_NAME = re.compile(r"^((grid|xyz_grid|prompt_matrix|xy_grid)-\d+|grid$)", re.IGNORECASE)
-_GRID_FOLDER = re.compile(r"^(txt2img|img2img|extras)?-?grids$", re.IGNORECASE)
-_MASK_NAME = re.compile(r"-mask(-composite)?$", re.IGNORECASE)
-_BEFORE_NAME = re.compile(r"-(before-[\w-]+|init-image|ad-(before|preview)[\w-]*)$", re.IGNORECASE)
 
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass
 class HarvestResult:
-    """Counts of one harvest. ``found`` are image files seen, ``skipped`` what is no sample by kind, ``added`` new items."""
+    """Counts of one harvest. ``found`` are image files seen, ``skipped`` what is no sample by kind, ``added`` new items.
+
+    ``mended``: items of before that are read better now (colours, prompts, checks). ``notes``: sentences for a person.
+    """
 
     found: int = 0
     added: int = 0
@@ -48,9 +47,11 @@ class HarvestResult:
     rejected: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     suspects: int = 0
+    mended: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     stopped: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "rejected": dict(self.rejected), "skipped": dict(self.skipped)}
@@ -75,13 +76,16 @@ def harvest(
     began = time.monotonic()
     result = HarvestResult()
     roots = [check_folder(folder) for folder in folders]
-    avoided = {path.resolve() for path in avoid}
+    progress(0, 0, "Looking through the folders")
+    todo, links = _listed(store, roots, {path.resolve() for path in avoid}, wanted, stop, result)
     workers = max(1, min(8, os.cpu_count() or 1))
     pending: deque[Future[tuple[NewItem | None, str]]] = deque()
     ready: list[NewItem] = []
+    mended: list[NewItem] = []
+    read = 0
 
     def flush() -> None:
-        for item in store.add(ready):
+        for item in store.add(ready, mended):
             result.added += 1
             if item.reason:
                 result.rejected[item.reason] += 1
@@ -91,7 +95,9 @@ def harvest(
         ready.clear()
 
     def take() -> None:
+        nonlocal read
         item, skipped = pending.popleft().result()
+        read += 1
         if item is None:
             result.skipped[skipped] += 1
             result.found -= 1
@@ -99,123 +105,96 @@ def harvest(
             ready.append(item)
             if len(ready) >= 64:
                 flush()
-        progress(result.added + len(ready), result.found, "Harvesting")
+        progress(read, len(todo), "Harvesting")
 
     with ThreadPoolExecutor(workers, thread_name_prefix="ddpm-harvest") as pool:
-        for root in roots:
-            for path, skipped in scan(root, avoided):
-                if stop is not None and stop.is_set():
-                    result.stopped = True
-                    break
-                if skipped:
-                    result.skipped[skipped] += 1
-                    continue
-                try:
-                    status = path.stat()
-                except OSError:
-                    result.skipped["unreadable"] += 1
-                    continue
-                result.found += 1
-                if store.knows(str(path), status.st_size, status.st_mtime_ns):
-                    continue
-                if wanted is not None and not wanted.date_fits(status.st_mtime):
-                    result.found -= 1
-                    result.skipped["filtered"] += 1
-                    continue
-                pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted, root=root))
-                while len(pending) >= 4 * workers:  # in order, and never more than this in memory
-                    take()
+        for root, path, status in todo:
+            if stop is not None and stop.is_set():
+                result.stopped = True
+                break
+            pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted, root=root))
+            while len(pending) >= 4 * workers:  # in order, and never more than this in memory
+                take()
         while pending:
             take()
         flush()
-    progress(result.found, result.found, "Looking for the unusual")
+    if small := store.settle_sizes():
+        moved = min(abs(small), result.rejected["too_small"] if small > 0 else result.kept)
+        result.kept += moved if small > 0 else -moved
+        result.rejected["too_small"] -= moved if small > 0 else -moved
+        result.rejected += Counter()  # without those that are zero
+    progress(read, len(todo), "Looking for the unusual")
     result.suspects = store.rank_suspects()
+    result.mended = len(mended)
+    result.notes = _notes(roots, result, links, [item.off for item in mended if item.off])
     result.seconds = time.monotonic() - began
     return result
 
 
-def check_folder(folder: Path) -> Path:
-    """The resolved folder, or UserError with what is wrong with it."""
-    try:
-        resolved = folder.expanduser().resolve()
-        if not resolved.exists():
-            raise UserError(f"The folder {folder} does not exist; check the spelling.")
-        if not resolved.is_dir():
-            raise UserError(f"{folder} is a file, not a folder; give the folder that holds it.")
-        if not os.access(resolved, os.R_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
-        os.scandir(resolved).close()
-    except (OSError, RuntimeError, ValueError) as error:  # the last: no file has such a name
-        raise UserError(f"The folder {folder} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
-    return resolved
-
-
-def scan(root: Path, avoid: set[Path]) -> Iterator[tuple[Path, str]]:
-    """Every image path below ``root`` in order of name, with why it is skipped or an empty string."""
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        if folder in avoid:
-            continue
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError:
-            yield folder, "unreadable"
-            continue
-        below: list[Path] = []
-        for entry in entries:
-            path = Path(entry.path)
-            if not _is_text(entry.name):
-                if path.suffix.lower() in EXTENSIONS:
-                    yield path, "unreadable_name"
+def _listed(
+    store: Store,
+    roots: Sequence[Path],
+    avoided: set[Path],
+    wanted: Wanted | None,
+    stop: threading.Event | None,
+    result: HarvestResult,
+) -> tuple[list[tuple[Path, Path, os.stat_result]], set[Path]]:
+    """What is to be read, each with its root; counts the rest in ``result``. And where links lead that are not followed."""
+    todo: list[tuple[Path, Path, os.stat_result]] = []
+    seen: set[Path] = set()  # one folder may lie in another
+    links: set[Path] = set()
+    for root in roots:
+        for path, skipped in scan(root, avoided):
+            if stop is not None and stop.is_set():
+                result.stopped = True
+                return [], links
+            if path in seen:
                 continue
-            is_image = path.suffix.lower() in EXTENSIONS
-            if entry.is_symlink():
-                why = _link_problem(path, root)
-                if is_image or (why and path.is_dir()):
-                    yield path, why
-            elif entry.is_dir():
-                if is_image:
-                    yield path, "not_a_file"
-                below.append(path)
-            elif path.suffix.lower() == ".tmp":
-                yield path, "temporary"
-            elif is_image:
-                yield path, _skip_reason(path) if entry.is_file() else "not_a_file"
-        folders += reversed(below)
+            seen.add(path)
+            if skipped:
+                result.skipped[skipped] += 1
+                if skipped == "link_outside" and len(links) < 100:
+                    target = path.resolve()
+                    links.add(target if target.is_dir() else target.parent)
+                continue
+            try:
+                status = path.stat()
+            except OSError:
+                result.skipped["unreadable"] += 1
+                continue
+            result.found += 1
+            if store.knows(str(path), status.st_size, status.st_mtime_ns):
+                continue
+            if wanted is not None and not wanted.date_fits(status.st_mtime):
+                result.found -= 1
+                result.skipped["filtered"] += 1
+                continue
+            todo.append((root, path, status))
+    return todo, links
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file name is valid text; on Linux it can be any bytes."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _link_problem(path: Path, root: Path) -> str:
-    try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        return "broken_link"
-    if not target.is_relative_to(root):
-        return "link_outside"
-    return "not_a_file" if not target.is_file() else ""
-
-
-def _skip_reason(path: Path) -> str:
-    stem = path.stem
-    if stem.startswith("."):
-        return "temporary"
-    if _GRID_NAME.match(stem) or _GRID_FOLDER.match(path.parent.name) or _GRID_FOLDER.match(path.parent.parent.name):
-        return "grid"
-    if _MASK_NAME.search(stem):
-        return "mask"
-    if _BEFORE_NAME.search(stem):
-        return "intermediate"
-    return ""
+def _notes(roots: Sequence[Path], result: HarvestResult, links: set[Path], off: Sequence[float]) -> list[str]:
+    notes = []
+    if not result.found and not result.stopped:
+        places = ", ".join(str(root) for root in roots)
+        notes.append(f"No images found in {places}. Check the folder, or pick another.")
+    if links:
+        places = ", ".join(sorted(map(str, links))[:3])
+        notes.append(
+            f"Links that lead out of the folder are not followed ({result.skipped['link_outside']} of them). "
+            f"Harvest the folder they lead to: {places}."
+        )
+    if result.rejected["too_small"]:
+        notes.append(
+            f"Images smaller than {USUAL_SMALLEST} px were rejected ({result.rejected['too_small']} of them). "
+            "To train at their size, keep them in the review."
+        )
+    if off:
+        notes.append(
+            f"The colours of images harvested with an older version were off ({len(off)} of them, by "
+            f"{sum(off) / len(off):.1f} of 255 on average). They are converted to sRGB now; train on to use that."
+        )
+    return notes
 
 
 def examine(
@@ -255,23 +234,28 @@ def judge(
     """Check and copy one image file's bytes; ``more_text`` is asked where the file holds no generation text."""
     if own is not None and own.holds(base.sha256):
         return None, "own"
+    old = _outdated_copy(store, base.sha256)
     try:
-        picture = decode(data, keep_size)
+        picture = decode(data, min(old.size) if old is not None else keep_size)
     except Rejected as why:
         return NewItem(**{**base.__dict__, "reason": why.reason, "message": why.message}), ""
     except MemoryError:  # no verdict: it is looked at again when the folder is harvested again
         return None, "no_memory"
-    info = infotext.parse(picture.text or more_text())
+    info = programs.read(picture.texts)
+    if info == Infotext():
+        info = programs.of_text(more_text())
     if info.is_ours or (own is not None and own.holds(base.sha256, picture.image)):
         return None, "own"
     if wanted is not None and not wanted.fits(info, picture.width, picture.height):
         return None, "filtered"
     reason, message = "", ""
     try:
+        check_size(picture.width, picture.height)
         check_content(picture.image)
     except Rejected as why:
         reason, message = why.reason, why.message
-    write_copy(store.copy_path(base.sha256), picture)
+    off = _difference(old, picture.image) if old is not None else 0.0
+    write_copy(store.copy_path(base.sha256), picture, replace=off > 0)
     return NewItem(
         **{
             **base.__dict__,
@@ -284,8 +268,27 @@ def judge(
             "message": message,
             "thumb": thumbnail(picture.image),
             "has_copy": True,
+            "pixels": f"{picture.width}x{picture.height} {pixels_of(picture.image)}",
+            "texture": texture(picture.image),
+            "off": off,
         }
     ), ""
+
+
+def _outdated_copy(store: Store, sha256: str) -> Image.Image | None:
+    """The copy of a file that an older version has read, if there is one."""
+    if not store.is_outdated(sha256):
+        return None
+    try:
+        return read_copy(store.copy_path(sha256))
+    except OSError:  # gone or damaged: it is made again
+        return None
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean absolute difference of two RGB pictures, 0..255."""
+    other = other if other.size == one.size else other.resize(one.size)
+    return float(np.abs(np.asarray(one, dtype=np.int16) - np.asarray(other, dtype=np.int16)).mean())
 
 
 def add_file(store: Store, path: Path, own: OwnPictures | None = None, text: str = "") -> NewItem | None:
@@ -297,7 +300,7 @@ def add_file(store: Store, path: Path, own: OwnPictures | None = None, text: str
         status = path.stat()
     except OSError:
         return None
-    if _skip_reason(path) or store.knows(str(path), status.st_size, status.st_mtime_ns):
+    if why_skipped(path) or store.knows(str(path), status.st_size, status.st_mtime_ns):
         return None
     return _added(store, *examine(store, path, status, own=own, text=text))
 
@@ -319,11 +322,11 @@ def _added(store: Store, item: NewItem | None, why: str) -> NewItem | None:
     return next(iter(store.add([item])), None) if item is not None else None
 
 
-def write_copy(target: Path, picture: Picture) -> None:
+def write_copy(target: Path, picture: Picture, replace: bool = False) -> None:
     """Write the lossless copy under a temporary name and rename it, so that no half copy is ever found."""
     temporary = temporary_beside(target.parents[1] / target.name)  # all in one folder, where a sweep finds them
     try:
-        if target.exists() and target.stat().st_size:  # an empty one is what a power loss leaves
+        if not replace and target.exists() and target.stat().st_size:  # an empty one is what a power loss leaves
             return
         target.parent.mkdir(exist_ok=True)
         # each at its fastest, for pictures: lossless WebP, or PNG by run lengths alone
@@ -340,6 +343,6 @@ def write_copy(target: Path, picture: Picture) -> None:
         if not isinstance(error, OSError):
             raise
         raise UserError(
-            f"A picture could not be written to {target.parent} ({error.strerror or error}); "
+            f"An image could not be written to {target.parent} ({error.strerror or error}); "
             "make room or check the permissions and harvest again, what is done stays."
         ) from None

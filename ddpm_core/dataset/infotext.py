@@ -40,11 +40,14 @@ class Infotext:
 def parse(text: str) -> Infotext:
     """Parse a generation text; any text is accepted, and what is not settings is prompt."""
     lines = legible(text).strip().split("\n")
-    pairs = [(m["key"], m["value"]) for m in _PAIR.finditer(lines[-1])]
-    if len(pairs) < _FEWEST_PAIRS:
-        pairs = []
-    else:
+    pairs = _pairs(lines[-1])
+    if pairs:
         lines.pop()
+    else:  # extensions add lines of their own: the templates of sd-dynamic-prompts
+        for number in range(len(lines) - 1, 0, -1):
+            if lines[number].startswith("Steps: ") and (pairs := _pairs(lines[number])):
+                lines = lines[:number]
+                break
     prompt: list[str] = []
     negative: list[str] = []
     target = prompt
@@ -56,6 +59,12 @@ def parse(text: str) -> Infotext:
         if target or line:
             target.append(line)
     return Infotext("\n".join(prompt), "\n".join(negative), {key: _unquote(value) for key, value in pairs})
+
+
+def _pairs(line: str) -> list[tuple[str, str]]:
+    """The settings of a line; none where there are so few that it is prompt."""
+    pairs = [(m["key"], m["value"]) for m in _PAIR.finditer(line)]
+    return pairs if len(pairs) >= _FEWEST_PAIRS else []
 
 
 def _unquote(value: str) -> str:
@@ -80,3 +89,11 @@ def build(info: Infotext) -> str:
     if info.settings:
         parts.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in info.settings.items()))
     return "\n".join(parts)
+
+
+def model_name(text: str) -> str:
+    """The name of a checkpoint file, as the WebUI gives it."""
+    for ending in (".safetensors", ".ckpt", ".gguf", ".sft", ".pt"):
+        if text.lower().endswith(ending):
+            return re.split(r"[/\\]", text[: -len(ending)])[-1]
+    return text

@@ -45,7 +45,7 @@ class OwnPictures:
     def remember(self, image: Image.Image, file: bytes | None = None) -> None:
         """Note a picture of ours (and, where known, the bytes of its file)."""
         hashes = [hashlib.sha256(file).hexdigest()] if file is not None else []
-        line = " ".join([f"{image.width}x{image.height}", *hashes, _pixels(image)]) + "\n"
+        line = " ".join([f"{image.width}x{image.height}", *hashes, pixels_of(image)]) + "\n"
         with self._guard:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a", encoding="ascii") as out:
@@ -56,8 +56,9 @@ class OwnPictures:
         self._refresh()
         if sha256 in self._hashes:
             return True
-        return image is not None and image.size in self._sizes and _pixels(image) in self._hashes
+        return image is not None and image.size in self._sizes and pixels_of(image) in self._hashes
 
 
-def _pixels(image: Image.Image) -> str:
+def pixels_of(image: Image.Image) -> str:
+    """SHA-256 of a picture's RGB pixels, row by row."""
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

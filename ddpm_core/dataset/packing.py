@@ -21,7 +21,7 @@ from ..errors import Stopped, UserError
 from ..files import replace_with
 from ..parsing import tensors_of
 from .reading import read_copy
-from .store import Store, fingerprint_of
+from .store import Kept, Store, fingerprint_of
 
 CROPS = ("center", "top", "pad")
 HOLDOUT_ONE_IN = 10
@@ -123,12 +123,12 @@ def pack(
         return load(path)
 
     def one(index: int) -> bytes:
-        source = store.copy_path(kept[index][1])
+        source = store.copy_path(kept[index].sha256)
         try:
             small = fit(read_copy(source), size, crop)
         except OSError as error:
             raise UserError(
-                f"The copy {source} of item {kept[index][0]} is missing or damaged ({error}); "
+                f"The copy {source} of item {kept[index].id} is missing or damaged ({error}); "
                 "delete that file and harvest its folder again, or reject the item."
             ) from None
         pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
@@ -152,13 +152,13 @@ def pack(
     return load(path)
 
 
-def _head(kept: list[tuple[int, str]], size: tuple[int, int]) -> bytes:
+def _head(kept: list[Kept], size: tuple[int, int]) -> bytes:
     """What stands before the pictures in a packed file: safetensors' header (its README gives the format), ids, held out.
 
     The library's own writer wants all pictures in memory, twice; a dataset may be larger than that.
     """
-    ids = np.asarray([i for i, _ in kept], dtype="<i8").tobytes()
-    held_out = np.asarray(holdout([sha for _, sha in kept]), dtype=bool).tobytes()
+    ids = np.asarray([item.id for item in kept], dtype="<i8").tobytes()
+    held_out = np.asarray(holdout([item.sha256 for item in kept]), dtype=bool).tobytes()
     shape = [len(kept), 3, *size]
     ends = list(itertools.accumulate([0, len(ids), len(held_out), math.prod(shape)]))
     header = {

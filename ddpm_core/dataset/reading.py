@@ -1,4 +1,4 @@
-"""Reading one image file that may be anything: its generation text and its pixels, within bounds of memory and time."""
+"""Reading one image file that may be anything: its texts and its pixels, within bounds of memory and time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import functools
 import io
 import math
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +16,23 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..parsing import NotAFile, open_regular, read_regular
+from .colour import MAX_PROFILE_BYTES, Colours, of_code_points, of_png, to_srgb
 from .exif import TooManyPieces, check_exif_of
-from .structure import MOST_PIECES, bounded_gif, bounded_jpeg, check_avif, check_run_lengths, check_webp
+from .structure import avif_code_points, bounded_gif, bounded_jpeg, check_avif, check_run_lengths, check_webp
+from .texts import MAX_TEXT_BYTES, png_parts, stealth_text, texts_of
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif"})
 # by content, whatever the name says; no others: Pillow hands some of them to programs of their own (EPS to Ghostscript)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_FILE_BYTES = 256 * 2**20
 MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the host's log
 _MAX_PIXELS_OF = {"WEBP": 60_000_000}  # it is held four times over while it is decoded; no picture is to need a GiB
-MAX_TEXT_BYTES = 64 * 1024
 MAX_COPY_BYTES = 64 * 2**20  # of a dataset's own shrunken picture
 _BIG_PIXELS = 16_000_000
 _one_big_at_a_time = threading.Lock()  # several threads each holding a 60-megapixel picture would not be bounded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
+SMALLEST = 16  # pixels: below, nothing is kept, whatever a person says
 _BAND = 256  # rows
-_USER_COMMENT = 0x9286
-_EXIF_IFD = 0x8769
 _ORIENTATION = 0x0112
 _TURNS = {  # EXIF 2.3, 4.6.4.A: where the stored first row and column lie, undone
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +43,14 @@ _TURNS = {  # EXIF 2.3, 4.6.4.A: where the stored first row and column lie, undo
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+_PROFILE_OF = {"L": b"GRAY", "CMYK": b"CMYK"}  # what a profile that fits says of itself (ICC.1:2010, 7.2.6)
+_STICKER = 12.0  # of 255: a transparent picture whose visible part is closer to white than that is lost on white
 
 
 class Rejected(Exception):
@@ -85,12 +89,12 @@ def read_bytes(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: upright RGB pixels shrunk to the asked short side, original size, and generation text."""
+    """A decoded picture: upright pixels in sRGB, shrunk to the asked short side; the size it had, upright; its texts."""
 
     image: Image.Image
     width: int
     height: int
-    text: str
+    texts: dict[str, str]
 
 
 def decode(data: bytes, short_side: int) -> Picture:
@@ -100,16 +104,19 @@ def decode(data: bytes, short_side: int) -> Picture:
     """
     if not data:
         raise Rejected("undecodable", "The file is empty.")
-    text = ""
+    texts: dict[str, str] = {}
+    colours = Colours()
     try:
         if data.startswith(_PNG_SIGNATURE):
-            text, data = _png_text(data)
+            texts, chunks, data = png_parts(data)
+            colours = of_png(chunks)
         elif data.startswith(b"GIF8"):
             data = bounded_gif(data, MAX_TEXT_BYTES)
         elif data.startswith(b"\xff\xd8"):
             data = bounded_jpeg(data)
         elif data[4:8] == b"ftyp":
             check_avif(data)
+            colours = of_code_points(*avif_code_points(data))
         elif data[8:12] == b"WEBP":
             check_webp(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
@@ -120,8 +127,15 @@ def decode(data: bytes, short_side: int) -> Picture:
                 if image.format == "PNG":
                     image.load()  # its EXIF may stand behind the picture
                 check_exif_of(image)
-                text = text or _exif_text(image)
-                return Picture(_upright_rgb(image, short_side), width, height, text)
+                texts = {**texts_of(image, data), **texts}
+                if image.format in ("PNG", "WEBP") and (hidden := stealth_text(image)):
+                    texts["stealth"] = hidden
+                profile = image.info.get("icc_profile")
+                icc = profile if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES else b""
+                turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+                if turn in _SIDEWAYS:
+                    width, height = height, width
+                return Picture(_upright_rgb(image, short_side, icc or colours.icc, turn), width, height, texts)
     except Rejected:
         raise
     except TooManyPieces:
@@ -144,7 +158,7 @@ def read_copy(path: Path) -> Image.Image:
     data = read_regular(path, MAX_COPY_BYTES)
     try:
         if data.startswith(_PNG_SIGNATURE):
-            _, data = _png_text(data)
+            _, _, data = png_parts(data)
         else:
             check_webp(data)
         with Image.open(
@@ -166,7 +180,7 @@ def known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def check_dimensions(image: Image.Image, *, smallest: int = 32, longest_ratio: float = 3.0) -> None:
+def check_dimensions(image: Image.Image, *, smallest: int = SMALLEST, longest_ratio: float = 3.0) -> None:
     """Reject by size and kind of file alone, before any pixel is decoded."""
     width, height = image.size
     most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
@@ -184,20 +198,28 @@ def check_dimensions(image: Image.Image, *, smallest: int = 32, longest_ratio: f
         raise Rejected("too_small", f"{width}x{height} is smaller than {smallest} pixels.")
 
 
-def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
+def _upright_rgb(
+    image: Image.Image, short_side: int, icc: bytes = b"", turn: Image.Transpose | None = None
+) -> Image.Image:
     image.seek(0)
+    transparency = image.info.get("transparency")
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit grey: Pillow's own conversion clips instead of scaling
-        image = _in_bands(image, "L", _of_eight_bits)
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        clear = transparency if isinstance(transparency, int) else None
+        image = _in_bands(image, "L", functools.partial(_of_eight_bits, clear=clear))
+    elif image.mode == "RGB" and isinstance(transparency, tuple) and max(transparency) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in transparency)  # of 16 bits, as the pixels were
+    image_mode = image.mode
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         lowest = image.getchannel("A").getextrema()[0]
         if isinstance(lowest, (int, float)) and lowest >= 254:  # some hosts hide text in the last bit of alpha
             image = image.convert("RGB")
         else:
-            image = _in_bands(image, "RGB", _on_white)
-    else:
+            grey = image_mode in ("LA", "La") and icc[16:20] == b"GRAY"
+            image = _in_bands(image, "RGB", functools.partial(_on_ground, ground=_ground_for(image)))
+            image = image.convert("L") if grey else image
+    elif icc[16:20] != _PROFILE_OF.get(image.mode):
         image = image.convert("RGB")
     shorter = min(image.size)
     if shorter > short_side:
@@ -208,6 +230,7 @@ def _upright_rgb(image: Image.Image, short_side: int) -> Image.Image:
         factor = int(shorter / short_side)
         box = (0.0, 0.0, image.width / factor, image.height / factor)
         image = image.reduce(factor).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    image = to_srgb(image, icc)  # of the small one: a curve between the shades of neighbours moves little
     if turn is not None:
         image = image.transpose(turn)  # last: a large picture is never held twice for it
     image.info = {}
@@ -222,97 +245,26 @@ def _in_bands(image: Image.Image, mode: str, change: Callable[[Image.Image], Ima
     return out
 
 
-def _of_eight_bits(band: Image.Image) -> Image.Image:
-    deep = np.asarray(band, dtype=np.float64)
-    return Image.fromarray((deep / 257.0).round().clip(0, 255).astype(np.uint8), "L")
+def _of_eight_bits(band: Image.Image, clear: int | None) -> Image.Image:
+    """16-bit grey as 8-bit grey; ``clear`` is the value that stands for transparent, shown white."""
+    deep = np.asarray(band)
+    grey = (deep.astype(np.float64) / 257.0).round().clip(0, 255).astype(np.uint8)
+    if clear is not None:
+        grey[deep == clear] = 255
+    return Image.fromarray(grey, "L")
 
 
-def _on_white(band: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", band.size, (255, 255, 255, 255)), band).convert("RGB")
+def _ground_for(image: Image.Image) -> tuple[int, int, int, int]:
+    """White, as viewers and the WebUI show what is transparent; grey where the visible part would be lost on it."""
+    # by single pixels: a mean would hold a large picture twice
+    small = np.asarray(image.resize((128, 128), Image.Resampling.NEAREST), dtype=np.float64)
+    opacity = small[..., 3]
+    seen = float((opacity * (255 - small[..., :3].min(-1))).sum() / max(1.0, opacity.sum()))
+    return (128, 128, 128, 255) if opacity.sum() and seen < _STICKER else (255, 255, 255, 255)
 
 
-def _png_text(data: bytes) -> tuple[str, bytes]:
-    """The ``parameters`` text of a PNG, and of the file only what the pixels and the EXIF are read from.
-
-    Pillow inflates every text and profile and refuses the whole image when one is a bomb, and fills the canvas of an
-    animation as soon as it opens it; here inflating is bounded, a text over the bound is dropped, and the pixels are kept.
-    """
-    text = ""
-    whole = memoryview(data)
-    pieces = [whole[:8]]
-    offset = 8
-    count = 0
-    while offset + 8 <= len(data):
-        count += 1
-        if count > MOST_PIECES:
-            raise TooManyPieces
-        (length,) = struct.unpack_from(">I", data, offset)
-        kind = data[offset + 4 : offset + 8]
-        end = offset + 12 + length
-        if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            found = _text_chunk(kind, data[offset + 8 : offset + 8 + min(length, MAX_TEXT_BYTES + 256)], length)
-            text = text or found
-        elif kind in _PNG_CHUNKS:
-            pieces.append(whole[offset:end])
-        if kind == b"IEND" or end > len(data):
-            break
-        offset = end
-    return text, b"".join(pieces)
-
-
-def _text_chunk(kind: bytes, body: bytes, length: int) -> str:
-    keyword, _, rest = body.partition(b"\0")
-    if keyword != b"parameters":
-        return ""
-    try:
-        if kind == b"tEXt":
-            return rest.decode("latin-1") if length <= MAX_TEXT_BYTES else ""
-        if kind == b"zTXt":
-            return _inflate(rest[1:]).decode("latin-1")
-        compressed, rest = rest[0], rest[2:]
-        _language, _, rest = rest.partition(b"\0")
-        _translated, _, rest = rest.partition(b"\0")
-        if not compressed and length > MAX_TEXT_BYTES:
-            return ""
-        return (_inflate(rest) if compressed else rest).decode("utf-8", "replace")
-    except (zlib.error, IndexError):
-        return ""
-
-
-def _inflate(data: bytes) -> bytes:
-    worker = zlib.decompressobj()
-    out = worker.decompress(data, MAX_TEXT_BYTES)
-    return b"" if worker.unconsumed_tail else out
-
-
-def _exif_text(image: Image.Image) -> str:
-    """UserComment of JPEG and WebP, comment of GIF."""
-    try:
-        raw = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception:  # damaged EXIF raises all sorts; the picture may still be fine
-        raw = None
-    if isinstance(raw, str):
-        return raw[:MAX_TEXT_BYTES]
-    if isinstance(raw, bytes) and len(raw) <= 2 * MAX_TEXT_BYTES:
-        return decode_user_comment(raw)
-    comment = image.info.get("comment", b"")
-    if isinstance(comment, bytes) and len(comment) <= MAX_TEXT_BYTES:
-        return comment.decode("utf-8", "replace")
-    return ""
-
-
-def decode_user_comment(raw: bytes) -> str:
-    """EXIF UserComment: 8 bytes naming the character code, then the text; UNICODE is UTF-16 of either byte order."""
-    code, body = raw[:8], raw[8:]
-    if code == b"UNICODE\0":
-        if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return body.decode("utf-16", "replace")
-        # mostly ASCII in practice: the zero bytes tell the order
-        big = body[0::2].count(0) >= body[1::2].count(0)
-        return body.decode("utf-16-be" if big else "utf-16-le", "replace")
-    if code == b"ASCII\0\0\0":
-        return body.decode("ascii", "replace").rstrip("\0")
-    return raw.decode("utf-8", "replace").strip("\0")
+def _on_ground(band: Image.Image, ground: tuple[int, int, int, int]) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", band.size, ground), band).convert("RGB")
 
 
 def sidecar_text(path: Path, root: Path) -> str:

@@ -7,7 +7,7 @@ import functools
 import re
 import sqlite3
 
-VERSION = 2
+VERSION = 3
 
 # of format 1; a new file is made so and then upgraded, as an old one is
 _SCHEMA = """
@@ -44,6 +44,14 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "CREATE INDEX items_reason ON items (status, reason)",
         "CREATE INDEX items_twins ON items (status, twin_group) WHERE twin_group IS NOT NULL",
         "INSERT INTO meta VALUES ('changes', '1')",
+    ),
+    # what a file is read as (READ_AS), its pixels' hash, whether its copy was made again with other pixels, its texture (6 float32)
+    2: (
+        "ALTER TABLE items ADD COLUMN read_as INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE items ADD COLUMN pixels TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE items ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE items ADD COLUMN texture BLOB",
+        "CREATE INDEX items_pixels ON items (pixels) WHERE pixels != ''",
     ),
 }
 

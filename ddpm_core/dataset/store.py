@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,16 +18,18 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import features
 
 from ..errors import UserError
 from ..files import replace_with, sweep
 from ..parsing import parse_json
 from . import KEPT, REJECTED, schema
-from .suspects import THUMB, Bytes, difference_hash, near_duplicates, suspicion
+from .checks import USUAL_SMALLEST
+from .suspects import STANDS_OUT, TEXTURE, THUMB, Bytes, difference_hash, near_duplicates, suspicion
 
 if TYPE_CHECKING:
     from typing import Concatenate, ParamSpec
@@ -39,7 +42,7 @@ _ONE_CHANGE_MORE = (
 )
 _PUBLIC = (
     "id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
-    "suspicion, twin_group, sha256, has_copy"
+    "suspicion, twin_group, sha256, has_copy, revision"
 )
 
 
@@ -63,14 +66,38 @@ class NewItem:
     message: str = ""
     thumb: Buffer | None = None
     has_copy: bool = False
+    pixels: str = ""  # size and hash of the pixels: the same picture in another container
+    texture: Buffer | None = None
+    off: float = 0.0  # how far the copy that an older version made was off, 0..255
 
 
-def fingerprint_of(kept: Sequence[tuple[int, str]]) -> str:
-    """SHA-256 over the sorted SHA-256s of kept items (id, sha256)."""
+# What a file is read as; raised when the same bytes give other pixels, texts or verdicts, so that harvesting again mends
+# what lies in a dataset. 2: colours converted to sRGB, prompts of more programs, checks that spare what is only rare.
+READ_AS = 2
+
+
+class Kept(NamedTuple):
+    """A kept item: its id, its file's SHA-256, and how often its copy was made again with other pixels."""
+
+    id: int
+    sha256: str
+    revision: int = 0
+
+
+def fingerprint_of(kept: Sequence[Kept]) -> str:
+    """SHA-256 over the sorted SHA-256s of kept items, and over their revisions where they have any."""
     digest = hashlib.sha256()
-    for _, sha256 in kept:
-        digest.update(sha256.encode())
+    for item in kept:
+        digest.update((item.sha256 + (f"+{item.revision}" if item.revision else "")).encode())
     return digest.hexdigest()
+
+
+def _hash_of(thumb: Buffer | None) -> int | None:
+    """The difference hash of a thumbnail, as the signed number that SQLite can hold."""
+    if thumb is None:
+        return None
+    unsigned = difference_hash(np.frombuffer(thumb, np.uint8).reshape(THUMB, THUMB, 3))
+    return unsigned - 2**64 if unsigned >= 2**63 else unsigned
 
 
 @functools.cache
@@ -331,10 +358,16 @@ class Store:
 
     @_plainly
     def knows(self, source: str, size: int, mtime_ns: int) -> bool:
-        """Whether this very file (path, size, time) has been harvested, and the copy made of it is there."""
-        query = "SELECT sha256, has_copy FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ?"
-        row = self._connection().execute(query, (source, size, mtime_ns)).fetchone()
+        """Whether this very file (path, size, time) has been harvested as today, and the copy made of it is there."""
+        query = "SELECT sha256, has_copy FROM items WHERE source = ? AND bytes = ? AND mtime_ns = ? AND read_as >= ?"
+        row = self._connection().execute(query, (source, size, mtime_ns, READ_AS)).fetchone()
         return row is not None and (not row["has_copy"] or self._has_copy(str(row["sha256"])))
+
+    @_plainly
+    def is_outdated(self, sha256: str) -> bool:
+        """Whether an older version has read that file and made a copy of it."""
+        query = "SELECT 1 FROM items WHERE sha256 = ? AND has_copy AND read_as < ? LIMIT 1"
+        return self._connection().execute(query, (sha256, READ_AS)).fetchone() is not None
 
     def _has_copy(self, sha256: str) -> bool:
         """Whether there is more than an empty file, as a power loss leaves; without :meth:`copy_path`'s checks, for it is quick."""
@@ -346,40 +379,34 @@ class Store:
         return False
 
     @_plainly
-    def add(self, items: Sequence[NewItem]) -> list[NewItem]:
-        """Store items in order; a file whose bytes are known already becomes a rejected duplicate. Returns them as stored."""
+    def add(self, items: Sequence[NewItem], mended: list[NewItem] | None = None) -> list[NewItem]:
+        """Store items in order; what has the bytes or the pixels of one that is known becomes a rejected duplicate.
+
+        Returns the new ones as stored. Those that an older version had read are mended, and appended to ``mended``.
+        """
         stored: list[NewItem] = []
         with self.transaction() as db:
             for item in items:
                 same_file = db.execute(
-                    "SELECT id FROM items WHERE source = ? AND sha256 = ?", (item.source, item.sha256)
+                    "SELECT id, read_as, decided_by FROM items WHERE source = ? AND sha256 = ?",
+                    (item.source, item.sha256),
                 ).fetchone()
-                if same_file:  # touched, not changed
+                if same_file and same_file["read_as"] >= READ_AS:  # touched, not changed
                     db.execute(
                         "UPDATE items SET mtime_ns = ?, bytes = ? WHERE id = ?",
                         (item.mtime_ns, item.bytes, same_file["id"]),
                     )
                     continue
-                if not item.reason:
-                    first = db.execute(
-                        "SELECT source FROM items WHERE sha256 = ? AND reason != 'duplicate' LIMIT 1", (item.sha256,)
-                    ).fetchone()
-                    if first:
-                        item = NewItem(
-                            **{
-                                **item.__dict__,
-                                "reason": "duplicate",
-                                "has_copy": False,
-                                "message": f"Exactly the same file as {Path(first['source']).name}.",
-                            }
-                        )
-                thumb_hash = None
-                if item.thumb is not None:
-                    unsigned = difference_hash(np.frombuffer(item.thumb, np.uint8).reshape(THUMB, THUMB, 3))
-                    thumb_hash = unsigned - 2**64 if unsigned >= 2**63 else unsigned
+                item = self._judged_beside(db, item, same_file["id"] if same_file else None)
+                if same_file:
+                    self._mend(db, item, same_file)
+                    if mended is not None:
+                        mended.append(item)
+                    continue
                 db.execute(
                     "INSERT INTO items (source, bytes, mtime_ns, sha256, width, height, prompt, negative_prompt, settings, status,"
-                    " reason, message, decided_by, hash, thumb, has_copy, added) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    " reason, message, decided_by, hash, thumb, has_copy, added, read_as, pixels, revision,"
+                    " texture) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
                         item.source,
                         item.bytes,
@@ -394,14 +421,111 @@ class Store:
                         item.reason,
                         item.message,
                         "check",
-                        thumb_hash,
+                        _hash_of(item.thumb),
                         item.thumb,
                         int(item.has_copy),
                         time.time(),
+                        READ_AS,
+                        item.pixels,
+                        int(item.off > 0),
+                        item.texture,
                     ),
                 )
                 stored.append(item)
+                if item.off > 0:
+                    self._new_pixels(db, item)
         return stored
+
+    @staticmethod
+    def _judged_beside(db: sqlite3.Connection, item: NewItem, known: int | None) -> NewItem:
+        """The item, rejected where one before it has the same bytes, or the same pixels in another container."""
+        if item.reason:
+            return item
+        first = db.execute(
+            "SELECT id, source, sha256, prompt FROM items WHERE (sha256 = ? OR (pixels = ? AND pixels != '')) AND reason != 'duplicate'"
+            " AND (? IS NULL OR id < ?) ORDER BY id LIMIT 1",
+            (item.sha256, item.pixels, known, known),
+        ).fetchone()
+        if not first:
+            return item
+        same_bytes = first["sha256"] == item.sha256
+        if item.prompt and not first["prompt"]:  # whoever wrote it without, it was made with this
+            db.execute(
+                "UPDATE items SET prompt = ?, negative_prompt = ?, settings = ? WHERE id = ?",
+                (item.prompt, item.negative_prompt, json.dumps(item.settings or {}, ensure_ascii=False), first["id"]),
+            )
+        what = "file" if same_bytes else "image"
+        return dataclasses.replace(
+            item,
+            reason="duplicate",
+            has_copy=item.has_copy and not same_bytes,
+            message=f"Exactly the same {what} as {Path(first['source']).name}.",
+        )
+
+    def _mend(self, db: sqlite3.Connection, item: NewItem, row: sqlite3.Row) -> None:
+        """What an older version has read, as it is read today; what a person has decided stays."""
+        db.execute(
+            "UPDATE items SET bytes = ?, mtime_ns = ?, width = ?, height = ?, prompt = ?, negative_prompt = ?, settings = ?,"
+            " hash = ?, thumb = ?, has_copy = ?, read_as = ?, pixels = ?, revision = MAX(revision, ?), texture = ?"
+            " WHERE id = ?",
+            (
+                item.bytes,
+                item.mtime_ns,
+                item.width,
+                item.height,
+                item.prompt,
+                item.negative_prompt,
+                json.dumps(item.settings or {}, ensure_ascii=False),
+                _hash_of(item.thumb),
+                item.thumb,
+                int(item.has_copy),
+                READ_AS,
+                item.pixels,
+                int(item.off > 0),
+                item.texture,
+                row["id"],
+            ),
+        )
+        if row["decided_by"] == "check":
+            db.execute(
+                "UPDATE items SET status = ?, reason = ?, message = ? WHERE id = ?",
+                (REJECTED if item.reason else KEPT, item.reason, item.message, row["id"]),
+            )
+        if item.off > 0:
+            self._new_pixels(db, item)
+        db.execute("DELETE FROM meta WHERE key = 'ranked'")
+
+    @staticmethod
+    def _new_pixels(db: sqlite3.Connection, item: NewItem) -> None:
+        """The copy belongs to every item of those bytes."""
+        db.execute(
+            "UPDATE items SET revision = 1, thumb = ?, hash = ?, texture = ? WHERE sha256 = ? AND thumb IS NOT NULL",
+            (item.thumb, _hash_of(item.thumb), item.texture, item.sha256),
+        )
+
+    @_plainly
+    def settle_sizes(self) -> int:
+        """Keep the small pictures (below 32 pixels) of a dataset that is mostly of such: sprites, digits. Reject them else.
+
+        Only those that no person has decided about. Returns how many are kept from now on, less how many are rejected.
+        """
+        small = f"MIN(width, height) < {USUAL_SMALLEST} AND has_copy AND decided_by = 'check'"
+        with self.transaction() as db:
+            row = db.execute(
+                f"SELECT COUNT(*) AS n, SUM(MIN(width, height) < {USUAL_SMALLEST}) AS small FROM items WHERE has_copy"
+            ).fetchone()
+            if not row["small"]:
+                return 0
+            if 2 * row["small"] > row["n"]:
+                return db.execute(
+                    f"UPDATE items SET status = ?, reason = '', message = '' WHERE reason = 'too_small' AND {small}",
+                    (KEPT,),
+                ).rowcount
+            message = f"The image is smaller than {USUAL_SMALLEST} pixels; keep it to train at its size."
+            return -db.execute(
+                f"UPDATE items SET status = ?, reason = 'too_small', message = ? WHERE status = ? AND {small}",
+                (REJECTED, message, KEPT),
+            ).rowcount
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -474,11 +598,11 @@ class Store:
         }
 
     @_plainly
-    def kept(self) -> list[tuple[int, str]]:
-        """(id, SHA-256) of the kept items, ordered by SHA-256: the order of packing, the same on every machine."""
-        rows = self._connection().execute("SELECT id, sha256 FROM items WHERE status = ? ORDER BY sha256, id", (KEPT,))
-        kept = [(row["id"], row["sha256"]) for row in rows]
-        if not all(isinstance(sha256, str) for _, sha256 in kept):
+    def kept(self) -> list[Kept]:
+        """The kept items, ordered by SHA-256: the order of packing, the same on every machine."""
+        query = "SELECT id, sha256, revision FROM items WHERE status = ? ORDER BY sha256, id"
+        kept = [Kept(*row) for row in self._connection().execute(query, (KEPT,))]
+        if not all(isinstance(item.sha256, str) and type(item.revision) is int for item in kept):
             raise ValueError("an item has no SHA-256")
         return kept
 
@@ -535,7 +659,7 @@ class Store:
 
     @_plainly
     def rank_suspects(self) -> int:
-        """Score every decoded item against the kept ones and group near duplicates; how many stand out (over 1.5)."""
+        """Score every decoded item against the kept ones and group near duplicates; how many stand out."""
         db = self._connection()
         ids = [
             row["id"]
@@ -545,7 +669,9 @@ class Store:
         known = db.execute("SELECT value FROM meta WHERE key = 'ranked'").fetchone()
         if known and known["value"] == signature:
             return int(
-                db.execute("SELECT COUNT(*) FROM items WHERE status = ? AND suspicion > 1.5", (KEPT,)).fetchone()[0]
+                db.execute(
+                    "SELECT COUNT(*) FROM items WHERE status = ? AND suspicion > ?", (KEPT, STANDS_OUT)
+                ).fetchone()[0]
             )
 
         def thumbs(start: int, stop: int) -> Bytes:
@@ -558,7 +684,7 @@ class Store:
 
         if not ids:
             return 0
-        scores = suspicion(thumbs, len(ids))
+        scores = suspicion(thumbs, len(ids), self._textures(db, ids))
         groups = self._near_duplicates(db, ids)
         with self.transaction() as write:
             write.execute("UPDATE items SET suspicion = NULL, twin_group = NULL")
@@ -567,7 +693,16 @@ class Store:
                 ((float(score), groups.get(item_id), item_id) for item_id, score in zip(ids, scores)),
             )
             write.execute("INSERT OR REPLACE INTO meta VALUES ('ranked', ?)", (signature,))
-        return int((scores > 1.5).sum())
+        return int((scores > STANDS_OUT).sum())
+
+    @staticmethod
+    def _textures(db: sqlite3.Connection, ids: list[int]) -> NDArray[np.float64]:
+        """(n, 6), NaN where an item has none that can be read."""
+        rows = db.execute("SELECT id, texture FROM items WHERE id BETWEEN ? AND ?", (ids[0], ids[-1]))
+        known = {id: data for id, data in rows if isinstance(data, bytes) and len(data) == 4 * TEXTURE}
+        none = np.full(TEXTURE, np.nan, np.float32).tobytes()
+        data = b"".join(known.get(id, none) for id in ids)
+        return np.frombuffer(data, np.float32).reshape(-1, TEXTURE).astype(np.float64)
 
     @staticmethod
     def _near_duplicates(db: sqlite3.Connection, ids: list[int]) -> dict[int, int]:

@@ -17,6 +17,7 @@ from .exif import EXIF, TIFF_HEADER, TooManyPieces, check_exif
 MOST_PIECES = 100_000  # a real picture of 256 MiB in pieces of 4 KiB has 65,000
 _MOST_BEFORE = 4 * 2**20  # bytes of a GIF before its first picture
 _MOST_TABLES = 2**18  # bytes of a JPEG's tables before its picture; real ones have less than 2 KiB
+_MOST_PROFILE = 4 * 2**20  # bytes of a JPEG's colour profile, which comes in pieces of 64 KiB
 _MOST_SCANS = 100  # of a JPEG that comes in finer and finer; encoders make about ten
 _MOST_SCANNED = 3_200_000_000  # pixels of all of them together: 40 scans of 80 megapixels
 _MOST_RUNS = 4 * 2**20  # bytes of a BMP in run lengths, which Pillow unpacks in Python
@@ -27,12 +28,13 @@ _MOST_HEADERS = 16  # bytes that look like the beginning of EXIF, by chance one 
 
 _GRAPHIC_CONTROL, _COMMENT = 0xF9, 0xFE  # GIF's extensions that say something of the first picture
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_ICC = b"ICC_PROFILE\0"
 # JPEG's markers without a length, or which Pillow or libjpeg takes for such: reserved ones, JPG, RST0 to RST7, SOI, EOI,
 # JPG0 to JPG13
 _ALONE = frozenset((*range(0x01, 0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _APPLICATION = range(0xE0, 0xF0)
-_JFIF, _APP1, _ADOBE, _JPEG_COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
+_JFIF, _APP1, _APP2, _ADOBE, _JPEG_COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE, 0xDA, 0xD9
 # a marker within a JPEG's picture, where FF 00 is a byte of it and FF D0 to FF D7 are its restarts
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
@@ -73,13 +75,15 @@ def _table(data: bytes, place: int) -> int:
 
 
 def bounded_jpeg(data: bytes) -> bytes:
-    """A JPEG with no more before its picture than what decodes it, its EXIF, its XMP, and comments (ITU-T T.81, annex B).
+    """A JPEG with no more before its picture than what decodes it, its EXIF, XMP, colour profile and comments.
+
+    ITU-T T.81, annex B; ICC.1:2010, annex B.4.
 
     TooManyPieces where there are too many of those, or of the scans that the picture comes in.
     """
     pieces: list[bytes | memoryview] = [data[:2]]
     exif: list[bytes] = []
-    offset, tables, pixels = 2, 0, 0
+    offset, tables, pixels, profile = 2, 0, 0, 0
     for _ in range(MOST_PIECES):
         if offset + 4 > len(data):
             return b"".join([*pieces, memoryview(data)[offset:]])
@@ -108,8 +112,12 @@ def bounded_jpeg(data: bytes) -> bytes:
                 exif.append(body)
                 if len(exif) > _MOST_EXIF_SEGMENTS:
                     raise TooManyPieces
+            elif marker == _APP2 and body.startswith(_ICC):
+                profile += len(segment)
+                if profile > _MOST_PROFILE:
+                    continue  # what is left of it is no profile, and the picture is shown without
             elif marker not in (_JFIF, _ADOBE) and not (marker == _APP1 and body.startswith(_XMP)):
-                continue  # previews, further pictures, profiles: Pillow would take them apart, and nobody asks for them
+                continue  # previews, further pictures: Pillow would take them apart, and nobody asks for them
         elif marker != _JPEG_COMMENT:
             tables += len(segment)
             if marker in _FRAMES and len(segment) >= 9:
@@ -182,6 +190,22 @@ def _extents(data: bytes) -> Iterator[int]:
         for inner, start, stop in _boxes(data, begin + 4, end):
             if inner == b"iloc" and stop - start >= 8:
                 yield from _extents_of(data[start:stop])
+
+
+def avif_code_points(data: bytes) -> tuple[int, int]:
+    """Primaries and transfer of an AVIF's ``colr`` box of kind ``nclx`` (section 12.1.5); 2, 2 (unspecified) without."""
+    for kind, begin, end in _boxes(data, 0, len(data)):
+        if kind != b"meta":
+            continue
+        for inner, start, stop in _boxes(data, begin + 4, end):
+            if inner != b"iprp":
+                continue
+            for _, first, last in _boxes(data, start, stop):
+                for name, value, _ in _boxes(data, first, last):
+                    if name == b"colr" and data[value : value + 4] == b"nclx" and value + 8 <= len(data):
+                        primaries, transfer = struct.unpack_from(">HH", data, value + 4)
+                        return primaries, transfer
+    return 2, 2
 
 
 def _extents_of(iloc: bytes) -> Iterator[int]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset.harvest import check_folder, scan
 from ..dataset.packing import CROPS, fit, pack
 from ..dataset.reading import Rejected, Skipped, decode, read_bytes
+from ..dataset.scanning import check_folder, scan
 from ..errors import UserError
 from ..evaluation.features import RandomFeatures
 from ..evaluation.kid import kid

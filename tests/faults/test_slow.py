@@ -226,7 +226,7 @@ def test_a_picture_with_a_long_comment_is_kept() -> None:
     comment = b"".join(bytes([250]) + b"c" * 250 for _ in range(1000))
     plain = decode(encoded("GIF"), 64)
     assert decode(with_gif_blocks(b"!\xfe" + comment + b"\0"), 64).image.tobytes() == plain.image.tobytes()
-    assert decode(with_gif_blocks(b"!\xfe\x05words\0"), 64).text == "words"
+    assert decode(with_gif_blocks(b"!\xfe\x05words\0"), 64).texts["comment"] == "words"
 
 
 def in_two_places(data: bytes) -> bytes:
