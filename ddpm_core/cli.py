@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ddpm_core",
         parents=[common],
-        description="Train your own diffusion model on the pictures you generate, and generate with it.",
+        description="Train your own diffusion model on the images you generate, and generate with it.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -65,16 +65,22 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--prompt", default="", metavar="WORDS", help="only where the prompt has all of these, comma-separated"
     )
-    p.add_argument("--checkpoint", default="", metavar="NAME", help="only pictures of checkpoints of this name or hash")
-    p.add_argument("--size", default="", metavar="WxH", help="only pictures of this size")
+    p.add_argument("--checkpoint", default="", metavar="NAME", help="only images of checkpoints of this name or hash")
+    p.add_argument("--size", default="", metavar="WxH", help="only images of this size")
     p.add_argument("folders", nargs="+", metavar="FOLDER")
 
-    actions = group("dataset", "Look at datasets and decide what they hold.")
+    actions = group("dataset", "Review datasets and decide what they hold.")
     command("list", "List the datasets.", actions)
     p = command("show", "List the items of a dataset.", actions)
     p.add_argument("name")
     p.add_argument("--status", choices=("kept", "rejected"))
-    p.add_argument("--suspects", action="store_true", help="the kept ones, most unusual first")
+    p.add_argument("--suspects", action="store_true", help="the kept ones, outliers first")
+    p = command("rename", "Give a dataset another name.", actions)
+    p.add_argument("name")
+    p.add_argument("new", metavar="NEW")
+    p = command("merge", "Add the items of other datasets to one; the others stay.", actions)
+    p.add_argument("name", metavar="INTO")
+    p.add_argument("others", nargs="+", metavar="OTHER")
     for name, text in (("keep", "Keep items."), ("reject", "Reject items.")):
         p = command(name, text, actions)
         p.add_argument("name")
@@ -87,17 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
         ("restore", "Bring a dataset back from the trash."),
     ):
         command(name, text, actions).add_argument("name")
-    p = command("export", "Copy the kept pictures and their prompts into a folder.", actions)
+    p = command("export", "Copy the kept images and their prompts into a folder.", actions)
     p.add_argument("name")
     p.add_argument("folder", metavar="DIR")
 
-    p = command("train", "Train a model on a dataset, or go on with one.")
+    p = command("train", "Train a model on a dataset, or resume one.")
     p.add_argument("--dataset", metavar="NAME")
     p.add_argument("--model", required=True, metavar="NAME")
     p.add_argument("--preset", help="tiny-32, portrait-64, article-64 or detail-128")
     p.add_argument("--size", type=int, metavar="PX")
     p.add_argument("--crop", choices=("center", "top", "pad"))
-    p.add_argument("--steps", type=int, help="in all, those before a resume included")
+    p.add_argument("--steps", type=int, help="total, including those before a resume")
     p.add_argument("--minutes", type=float)
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="learning rate")
@@ -106,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int)
     p.add_argument("--checkpoint-every", type=int, metavar="STEPS")
     p.add_argument("--resume", action="store_true")
-    p.add_argument("--init-from", metavar="MODEL", help="start from the weights of this model")
+    p.add_argument("--init-from", metavar="MODEL", help="initial weights: those of this model")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 
     p = command("sample", "Generate pictures with a model.")
@@ -117,15 +123,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 deterministic, 1 as noisy as ddpm")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--weights", choices=("ema", "raw"), default="ema")
+    p.add_argument("--checkpoint-step", type=int, metavar="STEP", help="from an older checkpoint of the model's run")
     p.add_argument("--spacing", choices=("trailing", "leading", "linspace"), default="trailing")
-    p.add_argument("--no-clip", action="store_true", help="do not clip the predicted image")
+    p.add_argument("--no-clip", action="store_true", help="do not clip x0")
     p.add_argument(
         "--dynamic-threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile, for example 0.995"
     )
 
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")
-    p.add_argument("--images", metavar="DIR", help="evaluate these pictures instead of a model")
+    p.add_argument("--images", metavar="DIR", help="evaluate these images instead of a model")
     p.add_argument("--dataset", required=True, metavar="NAME")
     p.add_argument("--count", type=int, default=512)
     sampler_options(p)
@@ -135,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=("diffusers",), default="diffusers")
     p.add_argument("--out", required=True, metavar="DIR")
 
-    actions = group("models", "Look at models.")
+    actions = group("models", "List, rename and delete models.")
     command("list", "List the models.", actions)
     for name, text in (
         ("show", "Show a model's configuration."),
@@ -143,6 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("restore", "Bring a model back from the trash."),
     ):
         command(name, text, actions).add_argument("name")
+    p = command("rename", "Give a model another name, with its run.", actions)
+    p.add_argument("name")
+    p.add_argument("new", metavar="NEW")
 
     actions = group("trash", "Look at what was deleted, or delete it for good.")
     command("list", "List what lies in the trash, newest first.", actions)

@@ -16,7 +16,8 @@ from .host.standalone import GRIDS, NUMBERED, StandaloneHost, save_png
 from .model import export as model_export
 from .model import file as model_file
 from .operations import Context, TrainRequest
-from .sampling.generate import SampleSettings
+from .renaming import merge_datasets, rename_dataset, rename_model
+from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.distributed import Team
 from .workspace import Workspace
@@ -85,6 +86,11 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
         return {"changed": workspace.reject(a.name, a.ids, a.reason)}
     if a.action == "undo":
         return {"changed": workspace.undo(a.name)}
+    if a.action == "rename":
+        return {"changed": 1, "renamed": rename_dataset(workspace, a.name, a.new)}
+    if a.action == "merge":
+        merged = merge_datasets(workspace, a.name, a.others)
+        return {"changed": merged["added"], **merged}
     if a.action == "delete":
         return {"changed": 1, "deleted": workspace.delete_dataset(a.name)}
     if a.action == "restore":
@@ -125,7 +131,7 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
-    settings = SampleSettings(a.sampler, a.steps, a.eta, a.seed, a.spacing, not a.no_clip, a.dynamic_threshold)
+    settings = SampleSettings(a.sampler, a.steps, a.eta, seed_of(a.seed), a.spacing, not a.no_clip, a.dynamic_threshold)
     found = operations.sample(
         open_workspace(a),
         a.model,
@@ -134,6 +140,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         make_context(a, stop, screen),
         batch_size=a.batch_size,
         weights=a.weights,
+        step=a.checkpoint_step,
     )
     files, grid = write_samples(found, Path(a.out))
     return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
@@ -157,7 +164,7 @@ def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str 
         save_png(operations.make_grid(found.images), grid, found.texts[0])
     except OSError as error:
         raise UserError(
-            f"The pictures could not be written to {out} ({error.strerror or error}); make room or choose another folder."
+            f"The images could not be written to {out} ({error.strerror or error}); make room or choose another folder."
         ) from None
     return files, str(grid)
 
@@ -170,7 +177,7 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
         model=a.model,
         images=Path(a.images) if a.images else None,
         count=a.count,
-        settings=SampleSettings(a.sampler, a.steps, seed=a.seed),
+        settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed)),
     )
 
 
@@ -185,6 +192,8 @@ def run_models(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         return {"models": workspace.list_models()}
     if a.action == "show":
         return workspace.show_model(a.name)
+    if a.action == "rename":
+        return {"changed": 1, "renamed": rename_model(workspace, a.name, a.new)}
     if a.action == "delete":
         return {"changed": 1, "deleted": workspace.delete_model(a.name)}
     return {"changed": 1, "restored": workspace.restore_model(a.name)}

@@ -79,14 +79,14 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
             "evaluations": found.evaluations,
         }
         if not stop.is_set():
-            screen.say("4/4  Comparing them with the real ones.")
+            screen.say("4/4  Comparing them with the dataset.")
             result["evaluate"] = operations.evaluate(
                 workspace, NAME, context, model=NAME, count=EVALUATED, settings=SampleSettings(seed=10_000)
             )
             e = result["evaluate"]
             screen.say(
-                f"     KID {e['kid']:.3f} ({e['kid_low']:.3f} to {e['kid_high']:.3f}; real against real {e['floor']:.3f}), "
-                f"{100 * e['memorised']:.1f} % copied."
+                f"     KID {e['kid']:.3f} ({e['kid_low']:.3f} to {e['kid_high']:.3f}; real vs. real {e['floor']:.3f}), "
+                f"{100 * e['memorised']:.1f} % memorised."
             )
         screen.say(
             f"\nThe grid:       {grid}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"

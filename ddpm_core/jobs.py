@@ -19,6 +19,7 @@ from .errors import Stopped, UserError, mendable
 
 TRAINING, GENERATING, SHORT = "training", "generating", "short"
 _REMEMBERED = 50
+_MOST_WAITING = 100  # in a lane; each waiting sampling holds a request, and its pictures when they are made
 _log = logging.getLogger("ddpm_core")
 
 
@@ -77,6 +78,11 @@ class Job:
             "stopping": self.stop.is_set() and self.state == "running",
         }
 
+    def cancel(self) -> bool:
+        """Take a job back that still waits; whether it did. One that runs is stopped by ``stop``."""
+        self.stop.set()
+        return self.state == "queued"
+
     def run(self) -> None:
         if self.stop.is_set():
             self.state = "stopped"
@@ -124,16 +130,12 @@ class Jobs:
         subject: str = "",
         dataset: str = "",
     ) -> Job:
-        """Queue a job. A second training is refused while one runs: it would wait for hours."""
+        """Queue a job; it runs when those of its lane before it have ended."""
         with self._lock:
             if self.closed:
                 raise UserError("The server is stopping.")
-            if lane == TRAINING:
-                busy = next(
-                    (j for j in self._jobs.values() if j.lane == TRAINING and j.state in ("queued", "running")), None
-                )
-                if busy is not None:
-                    raise UserError(f"{busy.title} is still running; stop it first or wait for its end.")
+            if sum(j.lane == lane and not j.finished.is_set() for j in self._jobs.values()) >= _MOST_WAITING:
+                raise UserError(f"{_MOST_WAITING} jobs are waiting already; try again when some are done.")
             job = Job(next(self._numbers), kind, title, lane, work, subject, dataset)
             self._jobs[job.id] = job
             for old in [j for j in self._jobs.values() if j.finished.is_set()][:-_REMEMBERED]:

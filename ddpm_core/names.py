@@ -33,7 +33,7 @@ def check_name(name: str, what: str) -> str:
     if len(name.encode("utf-8")) > _MOST:
         raise too_long
     if name.lower().endswith(".safetensors"):  # which would say a file, not a name
-        raise UserError(f"The {what}'s name cannot end in .safetensors; leave that away.")
+        raise UserError(f"The {what}'s name cannot end in .safetensors; leave that out.")
     if (
         not re.fullmatch(r"[\w][\w .\-]*", name)
         or name.endswith(".")

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +37,10 @@ if TYPE_CHECKING:
 _EMERGING_MOST = 16
 _ANIMATED_MOST = 9
 _MOST_FRAMES = 60
+_POLITE_SECONDS = 0.02  # between two looks of a training that lets a sampling go first
 _SAMPLE_BATCH = 64
+_SAMPLE_BATCH_CPU = 8  # as quick there, and an interrupt loses less
 _MOST_PIXELS = 2**28  # of one sampling, held in memory until all are saved: 1 GiB
-_MOST_WAITING = 100  # samplings; each waiting one holds a request, and its pictures when they are made
 
 
 @dataclass
@@ -99,7 +104,7 @@ class Service:
 
         return operations.Context(
             host.device(),
-            host.gpu_slice,
+            self._after_samplings(job) if job.kind == "train" else host.gpu_slice,
             job.stop,
             job.report,
             job.say,
@@ -111,6 +116,20 @@ class Service:
             lambda: self.jobs.closed,
         )
 
+    def _after_samplings(self, training: Job) -> Callable[[], AbstractContextManager[object]]:
+        """A training's turns at the device: a person who samples waits in front of the screen, and goes first."""
+
+        def waiting() -> bool:
+            jobs = [job for job in self.jobs.all() if job.kind == "sample" and job.state == "running"]
+            return any(not job.stop.is_set() for job in jobs)
+
+        def turn() -> AbstractContextManager[object]:
+            while waiting() and not training.stop.wait(_POLITE_SECONDS):
+                pass
+            return self.host.gpu_slice()
+
+        return turn
+
     def shutdown(self) -> None:
         """Stop every job with its work saved, and take what was still to be collected."""
         self.jobs.shutdown()
@@ -118,14 +137,19 @@ class Service:
 
     # -- starting ---------------------------------------------------------------------------------------------------------
 
-    def start_harvest(self, dataset: str, folders: list[str], wanted: Wanted | None = None) -> Job:
-        """Harvest offered folders (by label) or typed ones, where the host allows typing."""
+    def start_harvest(
+        self, dataset: str, folders: list[str], wanted: Wanted | None = None, count_only: bool = False
+    ) -> Job:
+        """Harvest offered folders (by label) or typed ones, where the host allows typing.
+
+        ``count_only``: say what would come of it, for whatever dataset, and store nothing.
+        """
         offered = self.host.image_folders()
         chosen: list[Path] = []
         for folder in folders:
             if folder in offered:
                 if not offered[folder].exists():
-                    raise UserError(f"There are no {folder} pictures yet: generate some first.")
+                    raise UserError(f"There are no {folder} images yet: generate some first.")
                 chosen.append(offered[folder])
             elif self.host.typed_folder_allowed(Path(folder)):
                 chosen.append(Path(folder))
@@ -138,10 +162,18 @@ class Service:
             raise UserError("Choose or type at least one folder.")
         from .dataset.scanning import check_folder
 
-        dataset = check_name(dataset, "dataset")
         for path in chosen:
             check_folder(path)
         workspace = self.workspace
+        if count_only:
+
+            def count(job: Job) -> dict[str, Any]:
+                return workspace.count(
+                    chosen, wanted=wanted, stop=job.stop, progress=self._context(job).progress
+                ).to_json()
+
+            return self.jobs.start("count", "Counting", count)
+        dataset = check_name(dataset, "dataset")
 
         def work(job: Job) -> dict[str, Any]:
             context = self._context(job)
@@ -158,15 +190,14 @@ class Service:
         left = operations.unfinished_collection(workspace, dataset)
         if wanted is not None:
             wanted.check()
-            if left is not None:
+            if left is not None and not self._failed_collecting(dataset):
                 raise UserError(
-                    f"{left.total - left.done} pictures are still to be generated for {dataset}: go on with them, or give them "
-                    "up, first."
+                    f"{left.total - left.done} images are still to be generated for {dataset}: resume or discard them first."
                 )
         elif left is None:
             raise UserError(f"Nothing is left to be generated for {dataset}.")
         if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
-            raise UserError("Pictures are being generated already; stop that first or wait for its end.")
+            raise UserError("Images are being generated already; stop that first or wait for its end.")
 
         def work(job: Job) -> dict[str, Any]:
             return operations.collect(workspace, dataset, wanted, self.host.generate, self._context(job))
@@ -175,10 +206,15 @@ class Service:
             "collect", f"Generating for {dataset}", work, GENERATING, subject=dataset, dataset=dataset
         )
 
+    def _failed_collecting(self, dataset: str) -> bool:
+        """Whether the last generate-and-collect for a dataset failed: what is left of it blocks no other."""
+        last = next((job for job in self.jobs.all() if job.kind == "collect" and job.subject == dataset), None)
+        return last is not None and last.state == "failed"
+
     def give_up_collecting(self, dataset: str) -> bool:
         """Forget what was still to be generated for a dataset; what it has stays."""
         if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
-            raise UserError("Pictures are being generated; stop that first.")
+            raise UserError("Images are being generated; stop that first.")
         path = self.workspace.dataset_folder(dataset) / operations.COLLECTION_STATE
         there = path.exists()
         path.unlink(missing_ok=True)
@@ -189,8 +225,13 @@ class Service:
         operations.check_limits(request)
         self._check_source(request)
         workspace = self.workspace
-        running = any(job.kind == "train" and not job.finished.is_set() for job in self.jobs.all())
-        if not request.resume and not running:  # while one runs, that is what is said, also of a name that it took
+        same = [
+            j for j in self.jobs.all() if j.kind == "train" and j.subject == request.model and not j.finished.is_set()
+        ]
+        if same:
+            waits = "waits to be trained" if same[0].state == "queued" else "is being trained"
+            raise UserError(f"{request.model} {waits} already; stop that first, or choose another name.")
+        if not request.resume:
             operations.check_free(workspace, request.model)
         if request.resume and request.steps is not None and request.model in workspace.run_names():
             reached = operations.steps_reached(workspace, request.model)
@@ -226,7 +267,7 @@ class Service:
         if count * width * height > _MOST_PIXELS:
             most = _MOST_PIXELS // (width * height)
             raise UserError(
-                f"That is too much to hold at once: make at most {most} pictures of {width}x{height} at a time."
+                f"That is too much to hold at once: make at most {most} images of {width}x{height} at a time."
             )
 
     def start_sampling(
@@ -236,11 +277,11 @@ class Service:
         settings: SampleSettings,
         weights: str = "ema",
         enlarging: operations.Enlarging | None = None,
+        step: int | None = None,
     ) -> Job:
+        """Sample as a job; ``step``: from that checkpoint of the model's run."""
         self._check_sampling(model, count, enlarging)
         samplings = [job for job in self.jobs.all() if job.kind == "sample"]
-        if sum(not job.finished.is_set() for job in samplings) >= _MOST_WAITING:
-            raise UserError(f"{_MOST_WAITING} samplings are waiting already; try again when some are done.")
         for old in [job for job in samplings if job.finished.is_set()][1:]:
             old.artifacts = {}  # pictures are on disk; the newest stay at hand
         workspace = self.workspace
@@ -269,8 +310,9 @@ class Service:
                 count,
                 settings,
                 self._context(job),
-                batch_size=_SAMPLE_BATCH,
+                batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
                 weights=weights,
+                step=step,
                 enlarging=enlarging,
                 emerging=emerging,
             )
@@ -338,28 +380,74 @@ class Service:
 
     def delete(self, kind: str, name: str) -> None:
         """Move a dataset or a model to the trash, unless it is in use."""
-        at_work = [job for job in self.jobs.all() if not job.finished.is_set()]
         name = check_name(name, kind)
+        self._check_at_rest(kind, name)
+        if kind == "dataset":
+            self.workspace.delete_dataset(name)
+        else:
+            self.workspace.delete_model(name)
+
+    def _check_at_rest(self, kind: str, name: str) -> None:
+        """UserError for a dataset or a model that a job is about, or that is collected into."""
+        at_work = [job for job in self.jobs.all() if not job.finished.is_set()]
         if kind == "dataset":
             if any(job.dataset == name for job in at_work):
                 raise UserError(f"The dataset {name!r} is being used; stop that first.")
             rule = self.collector.rule
             if rule.dataset == name and (rule.enabled or self.collector.status()["waiting"]):
                 raise UserError(f"What you generate is collected into {name!r}; stop collecting first.")
-            self.workspace.delete_dataset(name)
         elif kind == "model":
             if any(job.kind in ("train", "sample", "evaluate") and job.subject == name for job in at_work):
                 raise UserError(f"The model {name!r} is being used; stop that first.")
-            self.workspace.delete_model(name)
         else:
-            raise UserError("A dataset or a model is deleted.")
+            raise UserError("Choose a dataset or a model.")
+
+    def rename(self, kind: str, name: str, new: str) -> str:
+        """Give a dataset or a model another name, unless it is in use."""
+        from . import renaming
+
+        self._check_at_rest(kind, check_name(name, kind))
+        if kind == "dataset":
+            return renaming.rename_dataset(self.workspace, name, new)
+        return renaming.rename_model(self.workspace, name, new)
+
+    def merge(self, into: str, datasets: list[str]) -> dict[str, Any]:
+        """Add other datasets to one."""
+        from . import renaming
+
+        return renaming.merge_datasets(self.workspace, into, datasets)
+
+    def export(self, model: str) -> Path:
+        """A zip file of a model as diffusers opens it, for whoever asked to delete."""
+        from .model import export, file
+
+        if model not in self.workspace.model_names():
+            raise UserError(f"There is no model {model!r}; choose one from the list.")
+        loaded = file.load(self.workspace.model_path(model))
+        handle, name = tempfile.mkstemp(prefix="ddpm-export-", suffix=".zip")
+        os.close(handle)
+        path = Path(name)
+        try:
+            with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+                for part in export.to_diffusers(loaded, Path(folder) / model):
+                    archive.write(part, Path(model) / part.relative_to(Path(folder) / model))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
 
     def stop(self, kind: str) -> bool:
-        """Ask the running job of a kind to stop with its work saved."""
+        """Ask the running job of a kind to stop with its work saved; trainings that wait go on waiting."""
         unfinished = [job for job in self.jobs.all() if job.kind == kind and not job.finished.is_set()]
-        for job in unfinished:
+        running = [job for job in unfinished if job.state == "running"]
+        for job in running if kind == "train" and running else unfinished:
             job.stop.set()
         return bool(unfinished)
+
+    def cancel(self, number: int) -> bool:
+        """Take back a job that waits for its turn; whether it still did."""
+        job = self.jobs.get(number)
+        return job is not None and job.cancel()
 
     def estimate(self, request: TrainRequest) -> dict[str, Any]:
         """Time and memory of a training before it starts, measured on one small step."""
@@ -399,7 +487,7 @@ def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: 
         except UserError as error:
             failure = error
         except OSError as error:
-            failure = UserError(f"The pictures could not be kept ({error.strerror or 'disk error'}); make room.")
+            failure = UserError(f"The images could not be kept ({error.strerror or 'disk error'}); make room.")
         if result.path is not None:
             with contextlib.suppress(OSError):  # somebody may have moved it at once
                 workspace.own.remember(image, result.path.read_bytes())

@@ -110,7 +110,7 @@ class Trash:
         left = [place for place in places if place.exists()]
         if left:
             raise UserError(
-                f"{len(left)} of {len(places)} things in the trash could not be deleted; close what uses them, or "
+                f"{len(left)} of {len(places)} items in the trash could not be deleted; close what uses them, or "
                 "check the permissions, and try again."
             )
         return len(places)

@@ -61,9 +61,14 @@ class Watch:
         return {
             "jobs": {
                 kind: job.to_json()
-                for kind in ("harvest", "collect", "train", "sample", "evaluate")
+                for kind in ("harvest", "count", "collect", "train", "sample", "evaluate")
                 if (job := self._jobs.latest(kind))
             },
+            "waiting": [
+                {"job": job.id, "kind": job.kind, "subject": job.subject}
+                for job in reversed(self._jobs.all())
+                if job.kind == "train" and job.state == "queued" and not job.stop.is_set()
+            ],
             "datasets": datasets,
             "models": workspace.model_names(),
             "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
@@ -119,14 +124,14 @@ class Watch:
         with self._status_guard:
             self._status = (0.0, [], "")
 
-    def items(self, dataset: str, view: str, page: int, size: int) -> dict[str, Any]:
+    def items(self, dataset: str, view: str, page: int, size: int, search: str = "") -> dict[str, Any]:
         """One page of the review: ``view`` is unusual, twins, all, kept or rejected."""
         from .dataset.views import Views
 
         store = self._workspace().store(dataset)
         with self._guard:
             views = self._views.setdefault(store, Views())
-        items, total, counts = views.page(store, view, page, size)
+        items, total, counts = views.page(store, view, page, size, search)
         shown = (
             "id",
             "status",
@@ -192,7 +197,7 @@ class Watch:
     def emerging_png(self, job: Job) -> bytes:
         """The picture as it emerges, enlarged, as a PNG."""
         if "emerging" not in job.artifacts:
-            raise UserError("Nothing has emerged yet.")
+            raise UserError("There is no image yet.")
         return png(enlarged(operations.make_grid(job.artifacts["emerging"][1], columns=4, gap=1), 384))
 
     def animation(self, job: Job) -> bytes:

@@ -11,9 +11,10 @@ import io
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,35 @@ class Workspace:
             self._drop_empty(dataset)
         return result
 
+    def count(
+        self,
+        folders: list[Path],
+        *,
+        wanted: Wanted | None = None,
+        stop: threading.Event | None = None,
+        progress: Progress = lambda done, total, text: None,
+    ) -> HarvestResult:
+        """What harvesting folders into a new dataset would find, keep and skip."""
+        from .dataset.harvest import harvest
+        from .dataset.store import Store
+
+        with tempfile.TemporaryDirectory(prefix="ddpm-count-") as folder:
+            store = Store(Path(folder))
+            try:
+                avoid = [self.root, self.models_folder]
+                return harvest(
+                    store,
+                    folders,
+                    avoid=avoid,
+                    own=self.own,
+                    wanted=wanted,
+                    count_only=True,
+                    stop=stop,
+                    progress=progress,
+                )
+            finally:
+                store.close()
+
     def _drop_empty(self, name: str) -> None:
         """Remove a dataset that holds nothing, as a harvest that found nothing would leave behind."""
         folder = self.dataset_folder(name)
@@ -212,7 +242,7 @@ class Workspace:
                 files.append(str(out))
         except OSError as error:
             raise UserError(
-                f"The pictures could not be written to {target} ({error.strerror}); make room or choose another folder."
+                f"The images could not be written to {target} ({error.strerror}); make room or choose another folder."
             ) from None
         return files
 
@@ -331,12 +361,27 @@ class Workspace:
     def delete_dataset(self, name: str) -> str:
         """Move a dataset to the trash."""
         name = check_name(name, "dataset")
-        store = self.store(name)
-        with self._guard:
-            self._stores.pop(name, None)
-        store.close()
-        self._trash.put("dataset", name, [store.folder])
+        folder = self.store(name).folder
+        self.forget(name)
+        self._trash.put("dataset", name, [folder])
         return name
+
+    def forget(self, name: str) -> None:
+        """Let go of a dataset's file, before its folder moves."""
+        with self._guard:
+            store = self._stores.pop(name, None)
+        if store is not None:
+            store.close()
+
+    @contextlib.contextmanager
+    def run_at_rest(self, name: str) -> Iterator[None]:
+        """While a model's files move: UserError where it is being trained."""
+        run = self.run_folder(name)
+        lock = FolderLock(run, f"The model {name!r} is being trained; stop that first.")
+        with lock.held() if run.exists() else contextlib.nullcontext():
+            if os.name == "nt":
+                lock.release()  # there no folder can be moved of which a file is open
+            yield
 
     def delete_model(self, name: str) -> str:
         """Move a model, its preview and its run to the trash."""
@@ -346,7 +391,7 @@ class Workspace:
         with lock.held() if run.exists() else contextlib.nullcontext():
             leftovers.clear_held(run, lock)
             # the run goes first: without it nobody goes on with what is just being moved
-            parts = [path for path in self._model_parts(name) if path.exists() and not leftovers.is_leftover(path)]
+            parts = [path for path in self.model_parts(name) if path.exists() and not leftovers.is_leftover(path)]
             if not parts:
                 known = ", ".join(self.model_names())
                 raise UserError(f"There is no model {name!r}" + (f"; there are: {known}." if known else "."))
@@ -363,7 +408,8 @@ class Workspace:
                 self._trash.put("model", name, parts)
         return name
 
-    def _model_parts(self, name: str) -> list[Path]:
+    def model_parts(self, name: str) -> list[Path]:
+        """Run, model file and preview, where they are or would be."""
         files = (f"{name}.safetensors", f"{name}.preview.png")
         return [self.run_folder(name), *(self.models_folder / file for file in files)]
 
@@ -388,7 +434,7 @@ class Workspace:
             leftovers.clear(run)
             if leftovers.is_leftover(run):  # somebody has just begun, and has no file yet
                 raise UserError(f"A model {name!r} is being trained; stop that first, or wait for its end.")
-            self._trash.take_out(record, self._model_parts(name))
+            self._trash.take_out(record, self.model_parts(name))
         else:
             self._trash.take_out(record, [self.dataset_folder(name)])
         return name

@@ -110,14 +110,14 @@ window.ddpm = (function () {
             bar.firstChild.style.width = (100 * job.fraction).toFixed(1) + "%";
             box.append(bar);
         }
-        const words = { queued: T("waiting"), running: "", done: T("finished"), failed: T("failed"), stopped: job.result && ["train", "harvest", "collect"].includes(job.kind) ? T("stopped, the work is saved") : T("stopped") };
+        const words = { queued: T("waiting"), running: "", done: T("finished"), failed: T("failed"), stopped: job.result && ["train", "harvest", "collect"].includes(job.kind) ? T("stopped and saved") : T("stopped") };
         const line = el("div", "ddpm-line", title(job), words[job.state] ? " " : null, words[job.state] || null);
         const p = job.progress || {};
         if (running) {
             if (p.text) line.append(el("span", "", T(p.text)));
             if (p.total) line.append(el("span", "", p.total < 1e9 ? p.done + " / " + p.total : String(p.done)));
             if (job.seconds_left !== null) line.append(el("span", "", duration(job.seconds_left)), el("span", "", T("remaining")));
-            if (job.stopping) line.append(el("span", "", T("stopping")));
+            if (job.stopping) line.append(el("span", "", T("stopping, saving the work")));
         } else {
             line.append(el("span", "", duration(job.elapsed)));
         }
@@ -174,7 +174,7 @@ window.ddpm = (function () {
             } catch (error) {
                 // a server that restarts, a laptop that slept: it goes on where it was when the answer comes
                 connected = false;
-                offline(error.answered ? error.message : T("No connection to the server. Trying again; what runs there goes on.") + " (" + error.message + ")");
+                offline(error.answered ? error.message : T("No connection to the server. Retrying; jobs on the server continue.") + " (" + error.message + ")");
                 wait = 2000;
             }
             apart(drawAll);

@@ -27,19 +27,20 @@
     function skippedCounts(counts) {
         return Object.entries(counts).flatMap(([kind, count], i) => {
             const ending = kind.startsWith("unsupported_") ? kind.slice("unsupported_".length).toUpperCase() : "";
-            const label = ending ? T("files, which are not supported") : SKIPPED[kind] || kind.replace(/_/g, " ");
+            const label = ending ? T("files (not supported)") : SKIPPED[kind] || kind.replace(/_/g, " ");
             return [i ? ", " : "", String(count), " ", ending, ending ? " " : "", el("span", "", label)];
         });
     }
 
     draw.harvest = function (node, status) {
-        const job = status.jobs.harvest;
+        const { harvest, count } = status.jobs;
+        const job = count && (!harvest || count.id > harvest.id) ? count : harvest;
         redraw(node, jobKey(job), () => {
             if (!job) return [];
             const box = progress(job);
             const r = job.result;
             if (r) {
-                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, T("added")), r.added ? counted(r.kept, T("kept")) : null);
+                const line = el("div", "ddpm-line", counted(r.found, T("found")), counted(r.added, job.kind === "count" ? T("new to a dataset") : T("added")), r.added ? counted(r.kept, T("kept")) : null);
                 if (!r.found) line.className = "ddpm-failure";
                 if (Object.keys(r.rejected).length) line.append(el("span", "", el("span", "", T("rejected:")), " ", ...reasons(r.rejected)));
                 if (r.mended) line.append(counted(r.mended, T("read again")));
@@ -48,8 +49,8 @@
             }
             return box;
         });
-        if (job && job.result && node.dataset.seen !== String(job.id)) {
-            node.dataset.seen = String(job.id);
+        if (harvest && harvest.result && node.dataset.seen !== String(harvest.id)) {
+            node.dataset.seen = String(harvest.id);
             review.load();
         }
     };
@@ -60,15 +61,15 @@
             const parts = [];
             if (c.enabled) {
                 const line = el("div", "ddpm-line ddpm-collecting", el("strong", "", T("Collecting into"), " ", c.dataset));
-                if (c.words) line.append(el("span", "", el("span", "", T("where the prompt has")), " ", c.words));
-                line.append(counted(c.collected, T("collected since the start")));
+                if (c.words) line.append(el("span", "", el("span", "", T("prompt contains")), " ", c.words));
+                line.append(counted(c.collected, T("collected since start")));
                 if (c.rejected) line.append(counted(c.rejected, T("rejected by the checks")));
                 if (c.waiting) line.append(counted(c.waiting, T("waiting")));
                 parts.push(line);
             } else {
                 parts.push(el("div", "ddpm-note", T("Not collecting.")));
             }
-            if (c.overflow) parts.push(el("div", "ddpm-failure", c.overflow, " ", el("span", "", T("pictures came faster than they could be taken and were left out; harvest the folder to add them."))));
+            if (c.overflow) parts.push(el("div", "ddpm-failure", c.overflow, " ", el("span", "", T("images came too fast and were left out. Harvest the folder to add them."))));
             if (c.error) parts.push(el("div", "ddpm-failure", c.error));
             return parts;
         });
@@ -84,12 +85,12 @@
         redraw(node, [jobKey(job), left], () => {
             const parts = [];
             for (const one of left) {
-                const box = el("div", "ddpm-note ddpm-unfinished", el("strong", "", one.dataset), " ", el("span", "", T("still waits for pictures:")), " ",
+                const box = el("div", "ddpm-note ddpm-unfinished", el("strong", "", one.dataset), " ", el("span", "", T("waiting for images:")), " ",
                     el("strong", "", one.done + " / " + one.total), " ", el("span", "ddpm-short", one.prompt), " ");
                 const act = (route) => async () => {
                     try { await post(route, { dataset: one.dataset }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
                 };
-                box.append(button(T("Go on"), act("collect")), " ", button(T("Give up the rest"), act("give_up")));
+                box.append(button(T("Resume"), act("collect")), " ", button(T("Discard remaining"), act("give_up")));
                 parts.push(box);
             }
             if (job) {
@@ -108,7 +109,7 @@
     };
 
     const review = {
-        dataset: null, view: "unusual", page: 0, size: "0", crop: "center", items: [], total: 0, counts: null, selected: 0, error: "", loading: true, turns: 0, queue: null,
+        dataset: null, view: "unusual", page: 0, size: "0", crop: "center", search: "", items: [], total: 0, counts: null, selected: 0, marked: new Set(), error: "", loading: true, turns: 0, queue: null,
         node: null, grid: null,
 
         mount(node) {
@@ -145,7 +146,9 @@
                 this.items = []; this.total = 0; this.counts = null;
             } else {
                 try {
-                    const found = await get("items", { dataset: this.dataset, view: this.view, page: this.page, size: PAGE_SIZE });
+                    const wanted = { dataset: this.dataset, view: this.view, page: this.page, size: PAGE_SIZE };
+                    if (this.search) wanted.search = this.search;
+                    const found = await get("items", wanted);
                     if (turn !== this.turns) return undefined; // a later page was asked for meanwhile
                     if (!found.items.length && this.page > 0) {
                         this.page = Math.max(0, Math.ceil(found.total / PAGE_SIZE) - 1);
@@ -155,6 +158,7 @@
                 } catch (error) { this.error = error.message; }
             }
             this.loading = false;
+            this.marked.clear();
             this.selected = Math.min(select || 0, Math.max(0, this.items.length - 1));
             this.draw();
         },
@@ -178,10 +182,10 @@
                 return;
             }
             if (!this.counts) {
-                this.node.replaceChildren(el("div", "ddpm-empty", T("No pictures yet: harvest a folder first.")));
+                this.node.replaceChildren(el("div", "ddpm-empty", T("No images yet. Harvest a folder first.")));
                 return;
             }
-            const views = [["unusual", T("Unusual first")], ["twins", T("Near duplicates")], ["all", T("All")], ["rejected", T("Rejected")]];
+            const views = [["unusual", T("Outliers first")], ["twins", T("Near duplicates")], ["all", T("All")], ["rejected", T("Rejected")]];
             const bar = el("div", "ddpm-toolbar");
             for (const [view, label] of views) {
                 const b = button(label, () => { this.view = view; this.page = 0; this.load(); this.node.focus(); });
@@ -189,35 +193,60 @@
                 if (view === this.view) b.classList.add("ddpm-chosen");
                 bar.append(b);
             }
-            bar.append(el("span", "ddpm-space"));
-            bar.append(button("‹", () => this.turn(-1), T("Page back")), el("span", "ddpm-page", (this.page + 1) + " / " + this.pages()),
-                button("›", () => this.turn(1), T("Next page (Enter)")), button(T("Undo"), () => this.undo(), T("Take the last step back (Z)")));
+            if (this.view === "twins") bar.append(button(T("Keep one of each group"), () => this.keepOne()));
+            bar.append(this.searchField(), el("span", "ddpm-space"), button(T("Select page"), () => this.markPage(), T("Select all images on this page (Ctrl+A)")));
+            bar.append(button("‹", () => this.turn(-1), T("Previous page")), el("span", "ddpm-page", (this.page + 1) + " / " + this.pages()),
+                button("›", () => this.turn(1), T("Next page (Enter)")), button(T("Undo"), () => this.undo(), T("Undo (Z)")));
             const rejected = reasons(this.counts.rejected);
             const sums = el("div", "ddpm-line", el("strong", "ddpm-kept-count", this.counts.kept), el("span", "", T("kept")),
-                rejected.length ? el("span", "", el("span", "", T("rejected:")), " ", ...rejected) : null, el("span", "ddpm-space"), el("span", "", T("Shown as")),
-                this.choice("size", [["0", T("stored")], ["32", T("32 px, as the network sees it")], ["64", T("64 px, as the network sees it")],
-                    ["128", T("128 px, as the network sees it")]]),
+                rejected.length ? el("span", "", el("span", "", T("rejected:")), " ", ...rejected) : null, el("span", "ddpm-space"), el("span", "", T("View")),
+                this.choice("size", [["0", T("stored copy")], ["32", T("32 px training size")], ["64", T("64 px training size")],
+                    ["128", T("128 px training size")]]),
                 this.size === "0" ? null : this.choice("crop", [["center", T("center")], ["top", T("top")], ["pad", T("pad")]]));
             this.grid = el("div", "ddpm-grid" + (this.size === "0" ? "" : " ddpm-pixels"));
             let group = null;
+            this.cells = [];
             this.items.forEach((item, index) => {
                 const cell = el("div", "ddpm-item" + (item.status === "rejected" ? " ddpm-rejected" : ""));
                 cell.dataset.id = item.id;
                 if (this.view === "twins" && item.twin_group !== group) { cell.classList.add("ddpm-group"); group = item.twin_group; }
-                cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", T("no picture")));
+                cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", T("no image")));
                 if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
-                cell.addEventListener("click", () => { this.select(index); this.node.focus(); });
+                cell.addEventListener("click", (event) => {
+                    if (event.shiftKey) this.markTo(index);
+                    else if (event.ctrlKey || event.metaKey) this.mark(index);
+                    else this.marked.clear();
+                    this.select(index, event.shiftKey || event.ctrlKey || event.metaKey);
+                    this.node.focus();
+                });
                 cell.addEventListener("dblclick", () => { this.select(index); this.toggle(); });
-                this.grid.append(cell);
+                this.cells.push(cell);
             });
-            if (!this.items.length) this.grid.append(el("div", "ddpm-empty", T("Nothing in this view.")));
+            this.grid.append(...this.cells);
+            if (!this.items.length) this.grid.append(el("div", "ddpm-empty", T("No images in this view.")));
             this.detail = el("div", "ddpm-detail");
-            this.node.replaceChildren(bar, sums, el("div", "ddpm-review", this.grid, this.detail));
+            this.beside = el("div", "ddpm-review", this.grid, this.detail);
+            this.node.replaceChildren(bar, sums, this.beside);
             this.select(this.selected);
+        },
+
+        /** Words that the prompt or the file's name must have; what is typed is looked for when typing pauses. */
+        searchField() {
+            if (this.searchNode) return this.searchNode; // one for all drawings: it keeps its focus
+            const field = el("input", "ddpm-search");
+            field.type = "search"; field.placeholder = T("Search prompts"); field.setAttribute("aria-label", T("Search prompts"));
+            let timer = null;
+            field.addEventListener("input", () => {
+                window.clearTimeout(timer);
+                timer = window.setTimeout(() => { this.search = field.value.trim(); this.page = 0; this.load(); }, 300);
+            });
+            this.searchNode = field;
+            return field;
         },
 
         choice(field, values) {
             const node = el("select", "ddpm-select");
+            node.setAttribute("aria-label", field === "size" ? T("View") : T("Crop"));
             for (const [value, label] of values) {
                 const option = el("option", "", label);
                 option.value = value; option.selected = value === this[field];
@@ -227,44 +256,97 @@
             return node;
         },
 
-        select(index) {
+        /** Beside the grid; on a narrow page below the row of the selected image, or it would be a long way down. */
+        placeDetail() {
+            if (!window.matchMedia("(max-width: 700px)").matches) {
+                if (this.detail.parentNode !== this.beside) this.beside.append(this.detail);
+                return;
+            }
+            this.detail.remove();
+            const columns = this.columns();
+            const last = Math.min(this.cells.length, (Math.floor(this.selected / columns) + 1) * columns) - 1;
+            this.cells[last].after(this.detail);
+        },
+
+        mark(index) {
+            const { id } = this.items[index];
+            if (!this.marked.size) this.marked.add(this.items[this.selected].id);
+            if (this.marked.has(id)) this.marked.delete(id); else this.marked.add(id);
+        },
+
+        markTo(index) {
+            const [first, last] = [Math.min(index, this.selected), Math.max(index, this.selected)];
+            for (let i = first; i <= last; i++) this.marked.add(this.items[i].id);
+        },
+
+        markPage() {
+            const all = this.marked.size === this.items.length;
+            this.marked = new Set(all ? [] : this.items.map((item) => item.id));
+            this.select(this.selected, true);
+            this.node.focus();
+        },
+
+        /** The items that a key or a button is about. */
+        chosen() { return this.marked.size ? this.items.filter((item) => this.marked.has(item.id)) : [this.items[this.selected]].filter(Boolean); },
+
+        select(index, marking) {
             if (!this.items.length) return;
+            if (!marking) this.marked.clear();
             this.selected = Math.max(0, Math.min(index, this.items.length - 1));
-            [...this.grid.children].forEach((cell, i) => cell.classList.toggle("ddpm-selected", i === this.selected));
+            this.cells.forEach((one, i) => {
+                one.classList.toggle("ddpm-selected", i === this.selected);
+                one.classList.toggle("ddpm-marked", this.marked.has(this.items[i].id));
+            });
+            this.placeDetail();
             const item = this.items[this.selected];
-            const cell = this.grid.children[this.selected];
+            const cell = this.cells[this.selected];
             if (cell.scrollIntoView) cell.scrollIntoView({ block: "nearest" });
             const parts = [];
             if (item.has_copy) parts.push(this.picture("ddpm-large", item, "0"));
             parts.push(el("div", "ddpm-file", item.file));
             parts.push(el("div", "", item.status === "kept" ? T("kept") : T(item.message) || REASONS[item.reason]));
-            if (item.suspicion !== null) parts.push(el("div", "", el("span", "", number(item.suspicion)), " ", el("span", "", T("times as unusual as the typical picture"))));
+            if (item.suspicion !== null) parts.push(el("div", "", el("span", "", number(item.suspicion)), " ", el("span", "", T("× the typical outlier score"))));
             if (item.prompt) parts.push(el("div", "ddpm-prompt", item.prompt));
             if (item.negative_prompt) parts.push(el("div", "ddpm-prompt ddpm-negative", el("strong", "", T("Negative prompt:")), " ", item.negative_prompt));
-            if (item.has_copy) parts.push(button(item.status === "kept" ? T("Reject (X)") : T("Keep (X)"), () => { this.toggle(); this.node.focus(); }));
-            this.detail.replaceChildren(...parts);
+            const first = this.chosen()[0];
+            const decide = first && first.status === "kept" ? T("Reject (X)") : T("Keep (X)");
+            const acts = el("div", "ddpm-line", item.has_copy || this.marked.size ? button(decide, () => { this.toggle(); this.node.focus(); }) : null,
+                this.marked.size ? counted(this.marked.size, T("selected")) : null);
+            this.detail.replaceChildren(...(item.has_copy ? parts.splice(0, 1) : []), acts, ...parts);
         },
 
         async toggle() {
-            const item = this.items[this.selected];
-            if (!item || !item.has_copy) return;
+            const chosen = this.chosen().filter((item) => item.has_copy);
+            if (!chosen.length) return;
             // shown at once and sent after: keys come faster than answers
-            const before = { status: item.status, reason: item.reason, message: item.message };
-            const keep = item.status !== "kept";
-            Object.assign(item, keep ? { status: "kept", reason: "", message: "" } : { status: "rejected", reason: "user", message: "Rejected by hand." });
-            this.selected = Math.min(this.selected + 1, this.items.length - 1);
+            const keep = chosen[0].status !== "kept";
+            const changed = chosen.filter((item) => (item.status === "kept") !== keep);
+            const before = changed.map(({ status, reason, message }) => ({ status, reason, message }));
+            for (const item of changed) Object.assign(item, keep ? { status: "kept", reason: "", message: "" } : { status: "rejected", reason: "user", message: "Rejected by hand." });
+            if (!this.marked.size) this.selected = Math.min(this.selected + 1, this.items.length - 1);
+            this.marked.clear();
             this.draw();
             try {
                 const dataset = this.dataset;
-                this.queue = (this.queue || Promise.resolve()).then(() => post("decide", { dataset, ids: [item.id], action: keep ? "keep" : "reject" }));
+                const ids = changed.map((item) => item.id);
+                this.queue = (this.queue || Promise.resolve()).then(() => post("decide", { dataset, ids, action: keep ? "keep" : "reject" }));
                 const answer = await this.queue;
                 if (dataset === this.dataset) { this.counts = answer.counts; this.draw(); }
             } catch (error) {
                 this.queue = null;
-                Object.assign(item, before);
+                changed.forEach((item, i) => Object.assign(item, before[i]));
                 this.draw();
                 this.detail.prepend(el("div", "ddpm-failure", error.message));
             }
+        },
+
+        /** Of each group of near duplicates keep one; Undo takes it back. */
+        async keepOne() {
+            try {
+                await this.queue;
+                await post("keep_one", { dataset: this.dataset });
+                await this.load();
+            } catch (error) { this.detail.prepend(el("div", "ddpm-failure", error.message)); }
         },
 
         /** Take the last step back and stand on what it was about, or the next key would hit another picture. */
@@ -296,14 +378,16 @@
         },
 
         columns() {
-            const cells = [...this.grid.children];
+            const { cells } = this;
             const top = cells.length ? cells[0].offsetTop : 0;
             const count = cells.findIndex((cell) => cell.offsetTop !== top);
             return count < 1 ? cells.length || 1 : count;
         },
 
         key(event) {
-            if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT" || !this.grid) return;
+            if (event.target.tagName === "SELECT" || event.target.tagName === "INPUT" || !this.grid) return;
+            if ((event.ctrlKey || event.metaKey) && event.key === "a") { event.preventDefault(); this.markPage(); return; }
+            if (event.ctrlKey || event.metaKey || event.altKey) return;
             const actions = {
                 ArrowRight: () => this.select(this.selected + 1), ArrowLeft: () => this.select(this.selected - 1),
                 ArrowDown: () => this.select(this.selected + this.columns()), ArrowUp: () => this.select(this.selected - this.columns()),

@@ -32,8 +32,8 @@
             if (!ready) return [];
             const image = el("img", "ddpm-animation");
             image.alt = "denoising"; image.loading = "lazy"; image.src = url("animation", { job: job.id });
-            const box = el("details", "ddpm-details", el("summary", "", T("From noise to picture")), image,
-                el("div", "ddpm-note", T("What the network takes the picture for, call by call: first the mean of all it has seen, then layout, then detail.")));
+            const box = el("details", "ddpm-details", el("summary", "", T("Denoising")), image,
+                el("div", "ddpm-note", T("The network's estimate of the image at each step: first the mean of everything it has seen, then the layout, then the detail.")));
             return box;
         });
     };
@@ -47,11 +47,15 @@
             if (r) {
                 const copied = Math.round(1000 * r.memorised) / 10;
                 box.append(el("div", "ddpm-line", figure(T("KID"), number(r.kid)), figure(T("95 % interval"), number(r.kid_low) + " – " + number(r.kid_high)),
-                    figure(T("real against real"), number(r.floor)), figure(T("copied"), copied + " %")));
-                box.append(el("div", "ddpm-line", el("strong", "", r.memorised > 0.05 ? T("It copies some of its pictures.") : T("It does not copy.")),
-                    el("strong", "", r.kid < 0.15 ? T("Its pictures come close to the real ones.") : r.kid < 1 ? T("Its pictures are recognisable, and still apart from the real ones.")
-                        : T("Its pictures are far from the real ones: train on.")), el("span", "", r.count, " ", el("span", "", T("pictures compared")))));
-                box.append(el("div", "ddpm-note", T("KID is the distance from the real pictures, on features of random convolutions; the nearer to real against real, the better. Copied are pictures at least three times nearer to one training picture than to any other. Below: generated pictures above their nearest training pictures, the most copied first.")));
+                    figure(T("real vs. real"), number(r.floor)), figure(T("memorised"), copied + " %")));
+                box.append(el("div", "ddpm-line", el("span", "", T("Compared with dataset")), el("strong", "", r.dataset)));
+                const memorised = r.memorised > 0.05 ? T("It memorised some of its training images.")
+                    : r.own_images ? T("It did not memorise its training images.") : T("Nothing here is memorised, but these are not the images it was trained on.");
+                if (r.learned_from && r.learned_from !== r.dataset) box.append(el("div", "ddpm-failure", el("span", "", T("This model was trained on another dataset:")), " ", el("strong", "", r.learned_from)));
+                box.append(el("div", "ddpm-line", el("strong", "", memorised),
+                    el("strong", "", r.kid < 0.15 ? T("Its images come close to the dataset.") : r.kid < 1 ? T("Its images are recognisable, but not yet close to the dataset.")
+                        : T("Its images are far from the dataset: keep training.")), el("span", "", r.count, " ", el("span", "", T("images compared")))));
+                box.append(el("div", "ddpm-note", T("KID measures the distance to the dataset (on random convolution features): the closer to real vs. real, the better. An image counts as memorised if it is at least three times closer to one training image than to any other. Below: generated images above their nearest training images, the closest first.")));
                 const image = el("img", "ddpm-neighbours");
                 image.alt = "neighbours"; image.src = url("neighbours", { job: job.id });
                 box.append(image);

@@ -2,15 +2,16 @@
 (function () {
     "use strict";
 
-    const { T, draw, el, button, figure, url, get, post, number, inputValue, redraw, progress, isRunning, jobKey } = window.ddpm;
+    const { T, draw, ticks, byId, el, button, figure, url, get, post, number, inputValue, redraw, progress, isRunning, jobKey } = window.ddpm;
 
     const training = { model: "", curves: null, asked: 0, step: null, bandsOpen: false };
 
     draw.train = function (node, status) {
-        const job = status.jobs.train;
-        const running = isRunning(job);
+        const running = isRunning(status.jobs.train);
         const typed = inputValue("ddpm_train_model");
-        const model = running || (job && !typed) ? job.subject : typed;
+        const model = running || (status.jobs.train && !typed) ? status.jobs.train.subject : typed;
+        // of one run only: what another one's training came to would stand above this one's curves
+        const job = status.jobs.train && (status.jobs.train.subject === model || !typed) ? status.jobs.train : null;
         const now = Date.now();
         if (model && (model !== training.model || now - training.asked > (running ? 3000 : 15000) || (job && job.state !== training.state))) {
             training.asked = now;
@@ -20,8 +21,8 @@
                 Object.assign(training, { model, curves: found });
             }).catch(() => { training.model = model; training.curves = null; });
         }
-        const curves = training.curves;
-        redraw(node, [jobKey(job), curves && curves.model, curves && curves.train.length && curves.train[curves.train.length - 1], curves && curves.previews.length, training.step], () => {
+        const curves = training.model === model ? training.curves : null;
+        redraw(node, [jobKey(job), model, curves && curves.model, curves && curves.train.length && curves.train[curves.train.length - 1], curves && curves.previews.length, training.step], () => {
             const parts = [];
             if (job) {
                 const box = progress(job);
@@ -31,6 +32,14 @@
                         p.heldout_loss !== null ? figure(T("held-out loss"), number(p.heldout_loss)) : null,
                         p.heldout_step ? el("span", "", T("at step"), " ", p.heldout_step) : null));
                 }
+                const r = job.result;
+                if (r && r.ended === "time") {
+                    box.append(el("div", "ddpm-line", el("span", "", T("Stopped by the time limit at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
+                        el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
+                } else if (r && r.ended === "stop") {
+                    box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
+                        el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
+                }
                 parts.push(box);
             }
             if (curves && curves.train.length) {
@@ -39,7 +48,7 @@
                 if (curves.previews.length) columns.append(previews(curves));
                 parts.push(columns);
                 if (curves.bands) parts.push(bands(curves.bands));
-                parts.push(el("div", "ddpm-note", T("While both losses fall the model learns. When the held-out loss rises and the loss on seen pictures goes on falling, it begins to copy: stop there.")));
+                parts.push(el("div", "ddpm-note", T("While both losses fall, the model learns. If the held-out loss rises while the training image loss keeps falling, the model is memorising: stop there.")));
             }
             for (const text of (curves && curves.notes) || []) parts.push(el("div", "ddpm-note", text));
             return parts;
@@ -53,7 +62,9 @@
         svg.setAttribute("viewBox", "0 0 " + W + " " + H);
         svg.setAttribute("class", "ddpm-chart");
         const all = [...curves.train, ...curves.heldout, ...curves.seen].map((p) => p[1]).filter((v) => v > 0);
-        const low = Math.log(Math.min(...all)), high = Math.log(Math.max(...all)) + 1e-6;
+        const least = Math.min(...all), most = Math.max(...all), middle = Math.sqrt(least * most);
+        // at least a factor of two from bottom to top: two points that hardly differ are no cliff
+        const low = Math.log(Math.min(least, middle / Math.SQRT2)), high = Math.log(Math.max(most, middle * Math.SQRT2));
         const last = Math.max(...curves.train.map((p) => p[0]), 1);
         const X = (s) => L + (W - L - R) * s / last;
         const Y = (v) => TOP + (H - TOP - B) * (high - Math.log(Math.max(v, 1e-9))) / Math.max(high - low, 1e-6);
@@ -71,10 +82,11 @@
         add("text", { x: L, y: H - 6 }, "0");
         add("text", { x: W - R, y: H - 6, "text-anchor": "end" }, T("at step") + " " + last);
         for (const [name, points] of [["train", curves.train], ["seen", curves.seen], ["heldout", curves.heldout]]) {
-            if (points.length) add("polyline", { points: points.map((p) => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" "), class: "ddpm-curve ddpm-" + name });
+            if (points.length < 3) for (const p of points) add("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 3, class: "ddpm-" + name });
+            if (points.length > 1) add("polyline", { points: points.map((p) => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" "), class: "ddpm-curve ddpm-" + name });
         }
-        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("training loss")), curves.seen.length ? el("span", "ddpm-key-seen", T("on seen pictures, averaged weights")) : null,
-            curves.heldout.length ? el("span", "ddpm-key-heldout", T("on held-out pictures")) : null);
+        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("training loss")), curves.seen.length ? el("span", "ddpm-key-seen", T("training images, EMA weights")) : null,
+            curves.heldout.length ? el("span", "ddpm-key-heldout", T("held-out loss")) : null);
         return el("div", "ddpm-chartbox", svg, legend);
     }
 
@@ -83,9 +95,9 @@
         const table = el("table", "ddpm-bands");
         const names = Object.keys(line.seen_bands);
         table.append(el("tr", "", el("th", "", T("Timesteps")), ...names.map((name) => el("th", "", name))));
-        table.append(el("tr", "", el("td", "", T("Loss on seen pictures")), ...names.map((name) => el("td", "", number(line.seen_bands[name])))));
-        if (line.bands) table.append(el("tr", "", el("td", "", T("Loss on held-out pictures")), ...names.map((name) => el("td", "", number(line.bands[name])))));
-        const box = el("details", "ddpm-details", el("summary", "", T("Loss by timestep")), table, el("div", "ddpm-note", T("Low timesteps are little noise: there the network learns fine detail, and there a gap between the rows shows first when it begins to copy. High timesteps are much noise: there it learns the layout.")));
+        table.append(el("tr", "", el("td", "", T("Training image loss")), ...names.map((name) => el("td", "", number(line.seen_bands[name])))));
+        if (line.bands) table.append(el("tr", "", el("td", "", T("Held-out loss")), ...names.map((name) => el("td", "", number(line.bands[name])))));
+        const box = el("details", "ddpm-details", el("summary", "", T("Loss by timestep")), table, el("div", "ddpm-note", T("Low timesteps have little noise: the network learns fine detail there, and memorisation shows there first, as a gap between the rows. High timesteps have much noise: the network learns the layout there.")));
         box.open = training.bandsOpen; // drawn anew at every step, it stays as the person left it
         box.addEventListener("toggle", () => { training.bandsOpen = box.open; });
         return box;
@@ -99,24 +111,51 @@
         image.alt = "preview";
         image.src = url("preview", { model: curves.model, step: steps[index] });
         const slider = el("input");
+        slider.setAttribute("aria-label", T("Step of the preview"));
         slider.type = "range"; slider.min = 0; slider.max = steps.length - 1; slider.value = index;
         slider.addEventListener("input", () => {
             training.step = Number(slider.value) === steps.length - 1 ? null : Number(slider.value);
             image.src = url("preview", { model: curves.model, step: steps[slider.value] });
             label.textContent = T("at step") + " " + steps[slider.value];
         });
-        return el("div", "ddpm-previewbox", el("div", "ddpm-line", el("span", "", T("The same noise, denoised")), label), image, slider);
+        return el("div", "ddpm-previewbox", el("div", "ddpm-line", el("span", "", T("Preview (fixed noise)")), label), image, slider);
     }
 
     draw.unfinished = function (node, status) {
         const runs = status.unfinished.filter((run) => run.state === "running");
-        redraw(node, runs, () => runs.map((run) => {
+        const waiting = status.waiting || [];
+        redraw(node, [runs, waiting], () => waiting.map((one) => {
+            const box = el("div", "ddpm-note ddpm-unfinished", el("span", "", T("Waiting to be trained:")), " ", el("strong", "", one.subject), " ");
+            box.append(button(T("Cancel"), async () => {
+                try { await post("cancel", { job: one.job }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
+            }));
+            return box;
+        }).concat(runs.map((run) => {
             const box = el("div", "ddpm-note ddpm-unfinished", el("span", "", T("Training of")), " ", el("strong", "", run.name), " ",
-                el("span", "", T("was cut off; it is saved up to step")), " ", el("strong", "", run.step), " ");
-            box.append(button(T("Go on"), async () => {
+                el("span", "", T("was interrupted; saved up to step")), " ", el("strong", "", run.step), " ");
+            box.append(button(T("Resume"), async () => {
                 try { await post("resume", { model: run.name }); } catch (error) { box.append(el("div", "ddpm-failure", error.message)); }
             }));
             return box;
-        }));
+        })));
     };
+
+    // -- the time limit stays as it was typed, also when the page is loaded anew -------------------------------------------
+
+    const KEPT = "ddpm_train_minutes";
+    let restored = false;
+    ticks.push(() => {
+        const field = byId(KEPT) && byId(KEPT).querySelector("input");
+        if (!field) return;
+        if (!restored) {
+            restored = true;
+            const before = window.localStorage.getItem(KEPT);
+            if (before !== null && before !== field.value && Number(field.value) === 0) {
+                field.value = before;
+                field.dispatchEvent(new Event("input", { bubbles: true }));
+                field.dispatchEvent(new Event("change", { bubbles: true }));
+            }
+            field.addEventListener("input", () => window.localStorage.setItem(KEPT, field.value));
+        }
+    });
 })();

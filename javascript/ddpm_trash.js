@@ -2,7 +2,7 @@
 (function () {
     "use strict";
 
-    const { T, draw, el, button, post, inputValue, redraw } = window.ddpm;
+    const { T, draw, el, button, url, post, inputValue, redraw } = window.ddpm;
 
     const AGAIN = 3000; // ms in which a second press is taken for the first
 
@@ -10,11 +10,28 @@
         const pressed = JSON.stringify([name, values]);
         if (node.dataset.pressed === pressed && Date.now() - node.dataset.pressedAt < AGAIN) return;
         Object.assign(node.dataset, { pressed, pressedAt: Date.now(), message: "", done: "" });
-        post(name, values).then(() => { node.dataset.done = done; delete node.dataset.key; }, (error) => {
+        post(name, values).then((answer) => { node.dataset.done = done || answer.name || ""; delete node.dataset.key; }, (error) => {
             node.dataset.message = error.message;
             delete node.dataset.pressed;
             delete node.dataset.key;
         });
+    }
+
+    /** A new name; of datasets, another one to add; of models, a folder for diffusers. */
+    function manage(node, kind, name, there) {
+        const field = el("input", "ddpm-name");
+        field.placeholder = T("New name"); field.setAttribute("aria-label", T("New name"));
+        const rename = el("div", "ddpm-line", field, button(T("Rename"), () => act(node, "rename", { kind, name, new: field.value }, "")));
+        if (kind === "model") {
+            const link = el("a", "ddpm-button", T("Download for diffusers"));
+            link.href = url("export", { model: name }); link.download = "";
+            return [rename, el("div", "ddpm-line", link)];
+        }
+        const others = there.filter((one) => one !== name);
+        if (!others.length) return [rename];
+        const select = el("select", "ddpm-select", ...others.map((one) => { const option = el("option", "", one); option.value = one; return option; }));
+        select.setAttribute("aria-label", T("Dataset"));
+        return [rename, el("div", "ddpm-line", el("span", "", T("Add the images of")), select, button(T("Merge"), () => act(node, "merge", { into: name, dataset: select.value }, "")))];
     }
 
     /** One place for each kind: a button for what is chosen above, and what lies in the trash. */
@@ -28,17 +45,19 @@
                 const first = el("div", "ddpm-line");
                 if (there.includes(name)) first.append(button(texts.remove, () => act(node, "delete", { kind, name }, "")), el("strong", "", name));
                 else first.append(el("span", "", texts.choose));
-                parts.push(first, el("div", "ddpm-note", texts.what));
+                parts.push(first);
+                if (there.includes(name)) parts.push(...manage(node, kind, name, there));
+                parts.push(el("div", "ddpm-note", texts.what));
                 if (node.dataset.message) parts.push(el("div", "ddpm-failure", node.dataset.message));
-                if (node.dataset.done) parts.push(el("div", "ddpm-line", el("span", "", T("It is back, and can be chosen above:")), el("strong", "", node.dataset.done)));
+                if (node.dataset.done) parts.push(el("div", "ddpm-line", el("span", "", T("Done:")), el("strong", "", node.dataset.done)));
                 for (const entry of lying) {
                     parts.push(el("div", "ddpm-line", button(T("Restore"), () => act(node, "restore", { place: entry.place }, entry.name)), el("strong", "", entry.name),
                         el("span", "", new Date(1000 * entry.when).toLocaleString())));
                 }
                 if ((status.trash || []).length) {
-                    parts.push(el("div", "ddpm-line", button(T("Empty the trash"), () => {
-                        if (window.confirm(T("Delete everything in the trash for good, datasets and models? This cannot be undone."))) act(node, "empty_trash", {}, "");
-                    }), el("span", "", el("span", "", T("things in the trash, of both kinds:")), " ", String((status.trash || []).length))));
+                    parts.push(el("div", "ddpm-line", button(T("Empty trash"), () => {
+                        if (window.confirm(T("Delete all items in the trash (datasets and models)? This cannot be undone."))) act(node, "empty_trash", {}, "");
+                    }), el("span", "", el("span", "", T("items in the trash:")), " ", String((status.trash || []).length))));
                 }
                 return parts;
             });
@@ -46,11 +65,11 @@
     }
 
     draw.trash_dataset = trash("dataset", "ddpm_dataset_name", {
-        remove: T("Move this dataset to the trash"), choose: T("Choose a dataset above to delete it."),
-        what: T("The harvested pictures themselves stay where they are; only the dataset's copies and decisions go, and come back with Restore."),
+        remove: T("Move to trash"), choose: T("Choose a dataset above."),
+        what: T("Your own images stay where they are. Only the dataset's copies and decisions are moved; Restore brings them back."),
     });
     draw.trash_model = trash("model", "ddpm_model", {
-        remove: T("Move this model to the trash"), choose: T("Choose a model above to delete it."),
-        what: T("The model goes with its training, so that Restore brings back both. Pictures made with it stay."),
+        remove: T("Move to trash"), choose: T("Choose a model above."),
+        what: T("The model is moved with its training run; Restore brings back both. Images generated with it stay."),
     });
 })();

@@ -171,6 +171,38 @@ def test_bad_requests_get_a_sentence(client: TestClient, few: Path) -> None:
         assert client.post("/ddpm/v1/stop", content=b'{"kind": "train"}', headers=kind).status_code == 415
 
 
+def test_seeds_are_random_or_exact_or_refused(client: TestClient, few: Path) -> None:
+    done(client, client.post("/ddpm/v1/harvest", json={"dataset": "d", "folders": ["pictures"]}))
+    small = {
+        "block_out_channels": "32",
+        "attention_levels": "false",
+        "layers_per_block": "1",
+        "attention_head_dim": "32",
+    }
+    training = {
+        "model": "m",
+        "dataset": "d",
+        "preset": "tiny-32",
+        "size": 16,
+        "steps": 2,
+        "batch_size": 4,
+        "settings": small,
+    }
+    done(client, client.post("/ddpm/v1/train", json=training))
+
+    def seed(**asked: Any) -> int:
+        answer = client.post("/ddpm/v1/sample", json={"model": "m", "steps": 2, **asked})
+        assert answer.status_code == 200, answer.text
+        return int(answer.json()["infotexts"][0].split("Seed: ")[1].split(",")[0])
+
+    assert len({seed(), seed(), seed(seed=-1), seed(seed=None)}) == 4
+    for exact in (0, 2**53 + 1, 2**63 - 1):
+        assert seed(seed=exact) == exact
+    for refused in (-5, 2**63, 2**64):
+        answer = client.post("/ddpm/v1/sample", json={"model": "m", "seed": refused})
+        assert answer.status_code == 400 and "-1 (random)" in answer.json()["detail"]
+
+
 def test_odd_names_on_disk_are_no_obstacle(client: TestClient, tmp_path: Path) -> None:
     """A person copies a folder as a backup, or a model in a file manager."""
     done(client, client.post("/ddpm/v1/harvest", json={"dataset": "faces", "folders": ["pictures"]}))

@@ -208,7 +208,7 @@ def test_broken_model_files_get_one_clear_sentence(ready: CommandLine, tmp_path:
 def test_small_and_empty_folders(cli: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert cli.run("harvest", "--dataset", "none", tmp_path / "empty")["found"] == 0
-    assert "No image is kept" in str(cli.run("train", "--dataset", "none", "--model", "x", code=2)["error"])
+    assert "no dataset" in str(cli.run("train", "--dataset", "none", "--model", "x", code=2)["error"])
     cli.run("harvest", "--dataset", "three", random_pictures(tmp_path / "in", 3))
     process = cli.start("train", "--dataset", "three", "--model", "x", "--steps", 2, *SMALL)
     _, err = process.communicate(timeout=120)

@@ -232,9 +232,39 @@ def test_generate_and_collect_goes_on_where_it_was(workspace: Workspace, tmp_pat
     assert sum(str(item["source"]).startswith("unsaved:") for item in items) == 4
 
 
+def test_each_line_is_a_prompt_of_its_own(workspace: Workspace) -> None:
+    """The images are divided among them, whatever the batch size and wherever it was stopped."""
+    asked: list[tuple[str, list[int], list[str]]] = []
+
+    def host(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+        asked.append((request.prompt, seeds, request.styles))
+        return [Generated(blocks(seed), text_of(request.prompt, seed), None) for seed in seeds]
+
+    request = GenerationRequest("a hill\n\n  a lake \na cat", each_line=True, styles=["ink"])
+    collect(workspace, "views", Collection(request, total=8, batch_size=4, seed=10), host, Context(None))  # type: ignore[arg-type]
+    assert asked == [
+        ("a hill", [10, 11, 12], ["ink"]),
+        ("a lake", [13, 14, 15], ["ink"]),
+        ("a cat", [16, 17], ["ink"]),
+    ]
+    whole = GenerationRequest("a hill\na lake")
+    assert whole.prompts() == ["a hill\na lake"]
+
+
+def test_one_that_failed_at_once_blocks_no_other(workspace: Workspace) -> None:
+    def broken(request: GenerationRequest, seeds: list[int], stop: threading.Event) -> list[Generated]:
+        raise UserError("The WebUI could not generate.")
+
+    with pytest.raises(UserError, match="could not generate"):
+        collect(workspace, "hills", Collection(GenerationRequest("a hill"), 3), broken, Context(None))  # type: ignore[arg-type]
+    assert unfinished_collection(workspace, "hills") is None
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
+        Collection(GenerationRequest("a\nb\nc", each_line=True), 2),
+        Collection(GenerationRequest("x", styles="ink"), 1),  # type: ignore[arg-type]
         Collection(GenerationRequest("x"), 0),
         Collection(GenerationRequest("x"), 1, 65),
         Collection(GenerationRequest("x", width=100), 1),

@@ -296,7 +296,7 @@ def test_a_training_that_the_servers_end_cuts_off_is_offered_again(leaving: bool
         job = service.start_training(request)
         while not job.progress.get("done") and not job.finished.is_set():
             time.sleep(0.01)
-        with pytest.raises(UserError, match="still running"):  # a second press, when the first has the name
+        with pytest.raises(UserError, match="being trained already"):  # a second press, when the first has the name
             service.start_training(request)
         if leaving:
             service.shutdown()
@@ -305,7 +305,7 @@ def test_a_training_that_the_servers_end_cuts_off_is_offered_again(leaving: bool
         assert job.finished.wait(60) and job.state == "stopped"
         (run,) = service.workspace.unfinished_runs()  # the tab offers to go on with those that "run"
         assert run["step"] > 0 and run["state"] == ("running" if leaving else "stopped")
-        with pytest.raises(UserError, match="already a model 'm'; go on with it"):
+        with pytest.raises(UserError, match="already a model 'm'; resume it"):
             service.start_training(request)  # said at once, not by a training that fails
     finally:
         service.shutdown()

@@ -274,9 +274,9 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
         f"the button {text}",
     )
     workspace = tmp_path / "served" / "ws"
-    press("Move this dataset to the trash")
+    press("Move to trash")
     page.wait(lambda: not (workspace / "datasets" / "passing").exists(), "the dataset in the trash")
-    page.wait(lambda: "Choose a dataset above to delete it." in page.text(), "that it is gone")
+    page.wait(lambda: "Choose a dataset above." in page.text(), "that it is gone")
     page.wait(lambda: kept() is None, "the review without its pictures")
     page.shot("trash")
     press("Restore")
@@ -284,13 +284,13 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     page.wait(lambda: kept() == "12", "its pictures again")
     page.wait(lambda: "It is back" in page.text(), "that it is back")
     assert page.all("[data-ddpm=trash_dataset] .ddpm-failure") == []
-    press("Move this dataset to the trash")
+    press("Move to trash")
     page.js("window.confirm = () => false")
-    press("Empty the trash")
+    press("Empty trash")
     time.sleep(1)
     assert len(list((workspace / "trash").iterdir())) == 1  # who said no has lost nothing
     page.js("window.confirm = () => true")
-    press("Empty the trash")
+    press("Empty trash")
     page.wait(lambda: not list((workspace / "trash").iterdir()), "the empty trash")
     assert page.own_errors() == []
     assert {path: path.read_bytes() for path in source.iterdir()} == before

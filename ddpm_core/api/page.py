@@ -13,8 +13,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.background import BackgroundTask
 
 from .. import operations
+from ..collector import Rule
 from ..errors import UserError, mendable
 from ..jobs import Job
 from ..parsing import parse_json
@@ -75,8 +77,9 @@ def fresh_status(service: Service, values: dict[str, Any]) -> Response | None:
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
+    search = _text(values, "search", 1000) if "search" in values else ""
     return service.watch.items(
-        _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60)
+        _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60), search
     )
 
 
@@ -105,7 +108,7 @@ def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
     """
     ids = [_number({"ids": part}, "ids") for part in _text(values, "ids", 18 * _MOST_TOGETHER).split(",")]
     if len(ids) > _MOST_TOGETHER:
-        raise UserError(f"At most {_MOST_TOGETHER} pictures come in one answer.")
+        raise UserError(f"At most {_MOST_TOGETHER} images come in one answer.")
     found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values))
     data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
     # pictures are compressed as they are: the WebUI would do it once more
@@ -133,7 +136,7 @@ def get_animation(service: Service, values: dict[str, Any]) -> Response:
 def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
     path = _job(service, values).artifacts.get("picture")
     if not isinstance(path, Path):
-        raise UserError("There is no such picture.")
+        raise UserError("There is no such image.")
     return FileResponse(path, media_type="image/png", headers=_NEVER)
 
 
@@ -158,9 +161,52 @@ def post_undo(service: Service, values: dict[str, Any]) -> Any:
     return {"changed": len(touched), "ids": touched, "counts": service.workspace.store(dataset).counts()}
 
 
+def post_keep_one(service: Service, values: dict[str, Any]) -> Any:
+    """Of each group of near duplicates keep one."""
+    store = service.workspace.store(_text(values, "dataset"))
+    return {"changed": store.keep_one_of_each(), "counts": store.counts()}
+
+
+def post_rename(service: Service, values: dict[str, Any]) -> Any:
+    return {"name": service.rename(_text(values, "kind"), _text(values, "name"), _text(values, "new"))}
+
+
+def post_merge(service: Service, values: dict[str, Any]) -> Any:
+    """Add the items of another dataset to one."""
+    return service.merge(_text(values, "into"), [_text(values, "dataset")])
+
+
+def post_collecting(service: Service, values: dict[str, Any]) -> Any:
+    """Switch collecting as I generate on or off, as it is set."""
+    rule = service.collector.rule
+    enabled = values.get("enabled") is True
+    if enabled and not rule.dataset:
+        raise UserError("Choose in the DDPM tab where to collect into.")
+    service.collector.set_rule(Rule(enabled, rule.dataset, rule.words))
+    return {"enabled": enabled}
+
+
+def get_export(service: Service, values: dict[str, Any]) -> Response:
+    """A model as a folder for diffusers, in a zip file."""
+    name = _text(values, "model")
+    path = service.export(name)
+    return FileResponse(
+        path,
+        media_type="application/zip",
+        filename=f"{name}-diffusers.zip",
+        headers=_NEVER,
+        background=BackgroundTask(path.unlink),
+    )
+
+
 def post_stop(service: Service, values: dict[str, Any]) -> Any:
     kind = _text(values, "kind")
     return {"stopping": service.stop(kind)}
+
+
+def post_cancel(service: Service, values: dict[str, Any]) -> Any:
+    """Take back a training that waits for its turn."""
+    return {"cancelled": service.cancel(_number(values, "job"))}
 
 
 def post_collect(service: Service, values: dict[str, Any]) -> Any:
@@ -200,11 +246,17 @@ GETS: dict[str, Handler] = {
     "emerging": get_emerging,
     "animation": get_animation,
     "neighbours": get_neighbours,
+    "export": get_export,
 }
 POSTS: dict[str, Handler] = {
     "decide": post_decide,
     "undo": post_undo,
     "stop": post_stop,
+    "cancel": post_cancel,
+    "keep_one": post_keep_one,
+    "rename": post_rename,
+    "merge": post_merge,
+    "collecting": post_collecting,
     "collect": post_collect,
     "give_up": post_give_up,
     "resume": post_resume,

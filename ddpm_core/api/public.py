@@ -53,7 +53,9 @@ class CollectBody(BaseModel):
     count: int = 8
     batch_size: int = 1
     seed: int = -1
-    resume: bool = Field(False, description="Go on with what was left unfinished for the dataset.")
+    each_line: bool = Field(False, description="Each line of the prompt is a prompt of its own.")
+    styles: list[str] = Field(default_factory=list, description="Names of the WebUI's styles.")
+    resume: bool = Field(False, description="Resume what was left unfinished for the dataset.")
 
 
 class TrainBody(BaseModel):
@@ -83,8 +85,9 @@ class SampleBody(BaseModel):
     sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
     eta: float = 0.0
-    seed: int = 0
+    seed: int | None = Field(None, description="0 to 2**63 - 1; none or -1: random.")
     weights: str = "ema"
+    checkpoint_step: int | None = Field(None, description="From an older checkpoint of the model's run.")
     upscaler: str | None = Field(None, description="One of the WebUI's; none: the model's own size.")
     factor: float = 4.0
 
@@ -196,6 +199,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
             body.cfg_scale,
             body.width,
             body.height,
+            body.each_line,
+            list(body.styles),
         )
         wanted = None if body.resume else operations.Collection(request, body.count, body.batch_size, body.seed)
         return told(lambda: started(service.start_collecting(body.dataset, wanted)))
@@ -219,12 +224,14 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if body.sampler not in SAMPLERS:
             raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
         steps = body.steps or SAMPLERS[body.sampler].default_steps
-        from ..sampling.generate import SampleSettings
+        from ..sampling.generate import SampleSettings, seed_of
 
         def start() -> Job:
-            settings = SampleSettings(body.sampler, steps, body.eta, body.seed)
+            settings = SampleSettings(body.sampler, steps, body.eta, seed_of(body.seed))
             enlarging = operations.Enlarging(body.upscaler, body.factor) if body.upscaler else None
-            return service.start_sampling(body.model, body.count, settings, body.weights, enlarging)
+            return service.start_sampling(
+                body.model, body.count, settings, body.weights, enlarging, body.checkpoint_step
+            )
 
         running = await run_in_threadpool(told, start)
         results = running.artifacts  # held here: a later sampling drops the older one's pictures

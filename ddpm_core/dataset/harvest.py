@@ -65,18 +65,20 @@ def harvest(
     avoid: Sequence[Path] = (),
     own: OwnPictures | None = None,
     wanted: Wanted | None = None,
+    count_only: bool = False,
     stop: threading.Event | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> HarvestResult:
     """Add the pictures of ``folders`` (and below) to the dataset; files harvested before are passed over.
 
     ``avoid``: folders never entered (the workspace itself). ``own``: pictures sampled from our models, passed over.
-    ``wanted``: what is not is passed over. Raises UserError for a folder that is none.
+    ``wanted``: what is not is passed over. ``count_only``: everything is read and judged, and nothing is stored. Raises
+    UserError for a folder that is none.
     """
     began = time.monotonic()
     result = HarvestResult()
     roots = [check_folder(folder) for folder in folders]
-    progress(0, 0, "Looking through the folders")
+    progress(0, 0, "Searching folders")
     todo, links = _listed(store, roots, {path.resolve() for path in avoid}, wanted, stop, result)
     workers = max(1, min(8, os.cpu_count() or 1))
     pending: deque[Future[tuple[NewItem | None, str]]] = deque()
@@ -85,7 +87,7 @@ def harvest(
     read = 0
 
     def flush() -> None:
-        for item in store.add(ready, mended):
+        for item in ready if count_only else store.add(ready, mended):
             result.added += 1
             if item.reason:
                 result.rejected[item.reason] += 1
@@ -112,23 +114,31 @@ def harvest(
             if stop is not None and stop.is_set():
                 result.stopped = True
                 break
-            pending.append(pool.submit(examine, store, path, status, keep_size, own, wanted, root=root))
+            pending.append(
+                pool.submit(examine, store, path, status, keep_size, own, wanted, root=root, keep=not count_only)
+            )
             while len(pending) >= 4 * workers:  # in order, and never more than this in memory
                 take()
         while pending:
             take()
         flush()
+    progress(read, len(todo), "Looking for outliers")
+    if not count_only:
+        _settle(store, result)
+        result.mended = len(mended)
+    result.notes = _notes(roots, result, links, [item.off for item in mended if item.off])
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _settle(store: Store, result: HarvestResult) -> None:
+    """What can only be said of the whole dataset: whether its pictures are small ones, and which are unusual."""
     if small := store.settle_sizes():
         moved = min(abs(small), result.rejected["too_small"] if small > 0 else result.kept)
         result.kept += moved if small > 0 else -moved
         result.rejected["too_small"] -= moved if small > 0 else -moved
         result.rejected += Counter()  # without those that are zero
-    progress(read, len(todo), "Looking for the unusual")
     result.suspects = store.rank_suspects()
-    result.mended = len(mended)
-    result.notes = _notes(roots, result, links, [item.off for item in mended if item.off])
-    result.seconds = time.monotonic() - began
-    return result
 
 
 def _listed(
@@ -206,8 +216,12 @@ def examine(
     wanted: Wanted | None = None,
     text: str = "",
     root: Path | None = None,
+    keep: bool = True,
 ) -> tuple[NewItem | None, str]:
-    """Read, check and copy one file: the item to store, or None and why it is skipped. ``root``: the folder being harvested."""
+    """Read, check and copy one file: the item to store, or None and why it is skipped.
+
+    ``root``: the folder being harvested. ``keep``: whether a copy is made.
+    """
     try:
         data = read_bytes(path)
     except Skipped as skip:
@@ -218,7 +232,14 @@ def examine(
         ), ""
     base = NewItem(str(path), status.st_size, status.st_mtime_ns, hashlib.sha256(data).hexdigest())
     return judge(
-        store, base, data, lambda: sidecar_text(path, root or path.parent.resolve()) or text, keep_size, own, wanted
+        store,
+        base,
+        data,
+        lambda: sidecar_text(path, root or path.parent.resolve()) or text,
+        keep_size,
+        own,
+        wanted,
+        keep,
     )
 
 
@@ -230,6 +251,7 @@ def judge(
     keep_size: int = KEEP_SIZE,
     own: OwnPictures | None = None,
     wanted: Wanted | None = None,
+    keep: bool = True,
 ) -> tuple[NewItem | None, str]:
     """Check and copy one image file's bytes; ``more_text`` is asked where the file holds no generation text."""
     if own is not None and own.holds(base.sha256):
@@ -255,7 +277,8 @@ def judge(
     except Rejected as why:
         reason, message = why.reason, why.message
     off = _difference(old, picture.image) if old is not None else 0.0
-    write_copy(store.copy_path(base.sha256), picture, replace=off > 0)
+    if keep:
+        write_copy(store.copy_path(base.sha256), picture, replace=off > 0)
     return NewItem(
         **{
             **base.__dict__,
@@ -344,5 +367,5 @@ def write_copy(target: Path, picture: Picture, replace: bool = False) -> None:
             raise
         raise UserError(
             f"An image could not be written to {target.parent} ({error.strerror or error}); "
-            "make room or check the permissions and harvest again, what is done stays."
+            "make room or check the permissions and harvest again, what is done is kept."
         ) from None

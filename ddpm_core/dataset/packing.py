@@ -142,7 +142,7 @@ def pack(
             file.write(_head(kept, size))
             for start in range(0, len(kept), _AHEAD):
                 if stop is not None and stop.is_set():
-                    raise Stopped("Stopped while the pictures were being packed; that begins anew the next time.")
+                    raise Stopped("Stopped while the images were being packed; it starts over next time.")
                 for number, picture in enumerate(pool.map(one, range(start, min(start + _AHEAD, len(kept)))), start):
                     file.write(picture)
                     if number % 64 == 63:

@@ -139,11 +139,11 @@ def decode(data: bytes, short_side: int) -> Picture:
     except Rejected:
         raise
     except TooManyPieces:
-        raise Rejected("bomb", "The file is made of more pieces than any picture needs; it is not read.") from None
+        raise Rejected("bomb", "The file has far more parts than any image needs; it was not read.") from None
     except Image.DecompressionBombError:
-        raise Rejected("bomb", "The picture is so large that decoding it could exhaust the memory.") from None
+        raise Rejected("bomb", "The image is so large that decoding it could exhaust the memory.") from None
     except UnidentifiedImageError:
-        raise Rejected("undecodable", "The content is no image of a kind that can be read.") from None
+        raise Rejected("undecodable", "This is not an image of a supported format.") from None
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on broken data

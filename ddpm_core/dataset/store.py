@@ -26,9 +26,10 @@ from PIL import features
 
 from ..errors import UserError
 from ..files import replace_with, sweep
-from ..parsing import parse_json
+from ..parsing import parse_json, read_regular
 from . import KEPT, REJECTED, schema
 from .checks import USUAL_SMALLEST
+from .reading import MAX_COPY_BYTES
 from .suspects import STANDS_OUT, TEXTURE, THUMB, Bytes, difference_hash, near_duplicates, suspicion
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ R = TypeVar("R")
 _ONE_CHANGE_MORE = (
     "INSERT INTO meta VALUES ('changes', 1) ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
 )
+_OF_ITS_SET = frozenset({"id", "suspicion", "twin_group"})  # columns that say nothing in another dataset
 _PUBLIC = (
     "id, source, width, height, prompt, negative_prompt, settings, status, reason, message, decided_by, "
     "suspicion, twin_group, sha256, has_copy, revision"
@@ -122,7 +124,7 @@ def _plainly(read: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[S
             if self._closed:
                 raise self._moved_away() from None
             raise UserError(
-                f"The dataset in {self.folder} is damaged ({error}); restore dataset.sqlite from a copy, or harvest anew."
+                f"The dataset in {self.folder} is damaged ({error}); restore dataset.sqlite from a copy, or harvest again."
             ) from None
         finally:
             with self._guard:
@@ -268,6 +270,7 @@ class Store:
             with self._guard:
                 self._open.add(db)
             db.row_factory = sqlite3.Row
+            db.create_function("casefold", 1, lambda text: str(text).casefold(), deterministic=True)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA cache_size = -512")  # KiB of each thread's connection; a server has dozens of threads
@@ -342,7 +345,7 @@ class Store:
         """Where the copy of an item lies; UserError where it has none."""
         row = self._connection().execute("SELECT sha256, has_copy FROM items WHERE id = ?", (item_id,)).fetchone()
         if row is None or not row["has_copy"]:
-            raise UserError(f"Item {item_id} has no picture.")
+            raise UserError(f"Item {item_id} has no image.")
         return self.copy_path(row["sha256"])
 
     @_plainly
@@ -565,14 +568,25 @@ class Store:
         return str(row["value"]) if row else ""
 
     @_plainly
-    def ids(self, *, status: str | None = None, by_suspicion: bool = False, twins: bool = False) -> list[int]:
-        """All ids in the order of :meth:`items`; read from the indexes alone, where :meth:`items` reads whole rows."""
+    def ids(
+        self,
+        *,
+        status: str | None = None,
+        by_suspicion: bool = False,
+        twins: bool = False,
+        words: Sequence[str] = (),
+    ) -> list[int]:
+        """All ids in the order of :meth:`items`; read from the indexes alone, where :meth:`items` reads whole rows.
+
+        ``words``: only those whose prompt, negative prompt or file has all of them.
+        """
         where = ["status = ?"] if status is not None else []
         where += ["twin_group IS NOT NULL"] if twins else []
+        where += ["instr(casefold(prompt || char(10) || negative_prompt || char(10) || source), ?)"] * len(words)
         columns = "id, twin_group" if twins else "id, suspicion" if by_suspicion else "id"
         rows = self._connection().execute(
             f"SELECT {columns} FROM items {'WHERE ' + ' AND '.join(where) if where else ''}",
-            (status,) if status is not None else (),
+            ((status,) if status is not None else ()) + tuple(words),
         )
         if twins:
             return [id for id, _ in sorted(map(tuple, rows), key=lambda row: (row[1], row[0]))]
@@ -640,6 +654,54 @@ class Store:
                 )
                 changed += 1
         return changed
+
+    @_plainly
+    def keep_one_of_each(self) -> int:
+        """Of each group of near duplicates, keep the largest (the first of equal ones); one action. How many are rejected."""
+        rows = self._connection().execute(
+            "SELECT id, twin_group, COALESCE(width * height, 0) AS area FROM items"
+            " WHERE status = ? AND twin_group IS NOT NULL ORDER BY twin_group, area DESC, id",
+            (KEPT,),
+        )
+        seen: set[int] = set()
+        others = [row["id"] for row in rows if row["twin_group"] in seen or seen.add(row["twin_group"])]  # type: ignore[func-returns-value]
+        return self.decide(others, REJECTED, "user", "A near duplicate was kept.") if others else 0
+
+    @_plainly
+    def absorb(self, other: Store) -> int:
+        """Add the items of another dataset with what was decided there; how many were not here yet."""
+        columns = [
+            row["name"]
+            for row in self._connection().execute("PRAGMA table_info(items)")
+            if row["name"] not in _OF_ITS_SET
+        ]
+        names = ", ".join(columns)
+        added = 0
+        rows = other._connection().execute(f"SELECT {names} FROM items ORDER BY id").fetchall()
+        for row in rows:
+            if row["has_copy"]:
+                self._take_copy(other, row["sha256"])
+            with self.transaction() as db:
+                known = db.execute(
+                    "SELECT 1 FROM items WHERE (source = ? AND sha256 = ?) OR (? = '' AND reason != 'duplicate' AND"
+                    " (sha256 = ? OR (pixels = ? AND pixels != '')))",
+                    (row["source"], row["sha256"], row["reason"], row["sha256"], row["pixels"]),
+                ).fetchone()
+                if known:
+                    continue
+                db.execute(f"INSERT INTO items ({names}) VALUES ({','.join('?' * len(columns))})", tuple(row))
+                added += 1
+        return added
+
+    def _take_copy(self, other: Store, sha256: str) -> None:
+        """The other dataset's copy of a file, unless one is here."""
+        source = other.copy_path(sha256)
+        target = self.copy_path(sha256).with_suffix(source.suffix)
+        if self._has_copy(sha256):
+            return
+        target.parent.mkdir(exist_ok=True)
+        data = read_regular(source, MAX_COPY_BYTES)
+        replace_with(target, lambda temporary: temporary.write_bytes(data))
 
     @_plainly
     def undo(self) -> list[int]:

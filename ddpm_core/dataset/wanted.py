@@ -64,7 +64,7 @@ def _seconds(day: datetime.datetime, text: str, days: int = 0) -> float:
     try:
         return (day + datetime.timedelta(days=days)).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise UserError(f"No file is of {text.strip()}; give a day between 1970 and 9999.") from None
+        raise UserError(f"No file can have the date {text.strip()}; give a day between 1970 and 9999.") from None
 
 
 def _day(text: str) -> datetime.datetime | None:

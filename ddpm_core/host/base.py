@@ -72,7 +72,7 @@ class Host(Protocol):
         """One batch of the host's own text-to-image; fewer pictures than seeds when it was interrupted."""
 
     def generation_choices(self) -> dict[str, list[str]]:
-        """Names of the host's ``samplers`` and ``schedulers`` (which older hosts do not have)."""
+        """Names of the host's ``samplers``, ``schedulers`` (which older hosts do not have) and ``styles``."""
 
     def collecting_rule(self) -> Rule:
         """How to collect until a person says otherwise."""

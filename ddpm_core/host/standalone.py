@@ -80,7 +80,7 @@ class StandaloneHost:
         )
 
     def generation_choices(self) -> dict[str, list[str]]:
-        return {"samplers": [], "schedulers": []}
+        return {"samplers": [], "schedulers": [], "styles": []}
 
     def collecting_rule(self) -> Rule:
         return Rule()
@@ -102,7 +102,7 @@ class StandaloneHost:
             save_png(image, path, text)
         except OSError as error:
             raise UserError(
-                f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again."
+                f"The image could not be saved to {folder} ({error.strerror or error}); make room and try again."
             ) from None
         return path
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .evaluation import evaluate
     from .pictures import Enlarging, enlarge_plainly, make_grid
-    from .sampling import Sampled, sample, sample_text
+    from .sampling import Sampled, checkpoint_steps, sample, sample_text
     from .training import TrainRequest, check_free, check_limits, configure, expectations, steps_reached, train
 
 _WHERE = {
@@ -28,6 +28,7 @@ _WHERE = {
     "TrainRequest": ".training",
     "check_free": ".training",
     "check_limits": ".training",
+    "checkpoint_steps": ".sampling",
     "collect": ".collecting",
     "configure": ".training",
     "enlarge_plainly": ".pictures",
@@ -53,6 +54,7 @@ __all__ = [
     "TrainRequest",
     "check_free",
     "check_limits",
+    "checkpoint_steps",
     "collect",
     "configure",
     "enlarge_plainly",

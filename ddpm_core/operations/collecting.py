@@ -38,8 +38,17 @@ class GenerationRequest:
     cfg_scale: float = 7.0
     width: int = 512
     height: int = 512
+    each_line: bool = False  # each line of the prompt is one of its own
+    styles: list[str] = dataclasses.field(default_factory=list)  # of the host
+
+    def prompts(self) -> list[str]:
+        """The prompts, in order: one, or one a line."""
+        lines = [line.strip() for line in self.prompt.splitlines() if line.strip()] if self.each_line else []
+        return lines or [self.prompt]
 
     def check(self) -> None:
+        if not isinstance(self.styles, list) or not all(isinstance(style, str) for style in self.styles):
+            raise UserError("The styles must be a list of names.")
         if max(len(self.prompt), len(self.negative_prompt)) > MOST_TEXT:
             raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
         if not 1 <= self.steps <= 150:
@@ -79,12 +88,14 @@ class Collection:
         try:
             return read_record(cls, {**values, "request": read_record(GenerationRequest, values["request"])})
         except (ValueError, TypeError, KeyError):
-            raise UserError("What was to be generated cannot be read any more; start it anew.") from None
+            raise UserError("What was to be generated cannot be read any more; start it again.") from None
 
     def check(self) -> None:
         self.request.check()
         if not 1 <= self.total <= MOST_IMAGES:
             raise UserError(f"The number of images must be between 1 and {MOST_IMAGES}; got {self.total}.")
+        if self.total < len(self.request.prompts()):
+            raise UserError(f"There are {len(self.request.prompts())} prompts: make at least as many images.")
         if not 1 <= self.batch_size <= 64:
             raise UserError(f"The batch size must be between 1 and 64; got {self.batch_size}.")
         if not -1 <= self.seed < 2**32:
@@ -127,9 +138,19 @@ def collect(
         made_now = wanted.done - first
         left = elapsed / made_now * (wanted.total - wanted.done) if made_now else None
         context.report({"done": wanted.done, "total": wanted.total, "text": "Generating", "seconds_left": left})
-        count = min(wanted.batch_size, wanted.total - wanted.done)
+        # the images of one prompt follow each other, so that a batch is of one whatever its size
+        prompts = wanted.request.prompts()
+        number = wanted.done * len(prompts) // wanted.total
+        until = -(-(number + 1) * wanted.total // len(prompts))
+        count = min(wanted.batch_size, until - wanted.done)
+        request = dataclasses.replace(wanted.request, prompt=prompts[number], each_line=False)
         seeds = [wanted.seed + wanted.done + i for i in range(count)]
-        pictures = generate(wanted.request, seeds, context.stop)
+        try:
+            pictures = generate(request, seeds, context.stop)
+        except BaseException:
+            if wanted.done == 0:  # it never worked: nothing to resume
+                state.unlink(missing_ok=True)
+            raise
         if len(pictures) < count:  # interrupted in the host: the batch counts for nothing and is made again
             context.stop.set()
             break

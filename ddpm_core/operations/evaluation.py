@@ -50,11 +50,20 @@ def evaluate(
     began = time.monotonic()
     settings = settings or SampleSettings()
     if model is not None:
-        config = workspace.model_config(model)
+        config, about = model_file.read_config(workspace.model_path(model))
         size, name = config.unet.image_size, workspace.model_path(model).stem
-        crop = model_file.read_config(workspace.model_path(model))[1].get("crop", "center")
+        about = model_file.known_of(about)
+        crop, learned_from = about.get("crop", "center"), about.get("dataset")
+        if (
+            learned_from
+            and learned_from != dataset
+            and workspace.store(dataset).fingerprint() != about.get("fingerprint")
+        ):
+            context.say(
+                f"{name} was trained on {learned_from}, not from {dataset}: memorised training images cannot show here."
+            )
     else:
-        size, crop, name = (64, 64), "center", Path(str(images)).name
+        size, crop, name, about, learned_from = (64, 64), "center", Path(str(images)).name, {}, None
     packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress, context.stop)
     if len(packed.ids) < 8:
         raise UserError(
@@ -65,7 +74,7 @@ def evaluate(
     else:
         samples = read_folder(Path(str(images)), size, count)
     if len(samples) < 16:
-        raise UserError(f"There are only {len(samples)} pictures to evaluate; at least 16 are needed.")
+        raise UserError(f"There are only {len(samples)} images to evaluate; at least 16 are needed.")
     context.progress(0, 1, "Comparing")
     features = RandomFeatures(channels=3, device="cpu")
     # KID's memory grows with the square of the reference: a fixed draw of a large dataset serves as well
@@ -79,6 +88,10 @@ def evaluate(
     neighbours = picture(samples, packed.images, near)
     replace_with(out, lambda temporary: neighbours.save(temporary, format="PNG"))
     return {
+        "dataset": dataset,
+        "learned_from": learned_from,
+        # whether copying was looked for among the very images that it learned from
+        "own_images": about.get("fingerprint") == packed.fingerprint,
         "kid": round(found.value, 5),
         "kid_low": round(found.low, 5),
         "kid_high": round(found.high, 5),
@@ -115,5 +128,5 @@ def read_folder(folder: Path, size: tuple[int, int], most: int) -> Tensor:
             continue
         found.append(torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy()))
     if not found:
-        raise UserError(f"There is no readable picture in {folder}.")
+        raise UserError(f"There is no readable image in {folder}.")
     return torch.stack(found)

@@ -14,7 +14,7 @@ from ..evaluation.neighbours import to_image
 
 MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
-NATIVE = "None: its own size"  # what a list of upscalers offers first
+NATIVE = "None (native size)"  # what a list of upscalers offers first
 FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
 # picture, (width, height), name of an upscaler -> the picture in that size; None where a person cut it short
@@ -31,13 +31,13 @@ class Enlarging:
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor <= MOST_FACTOR:
-            raise UserError(f"Pictures can be enlarged 1 to {MOST_FACTOR} times; got {self.factor:g}.")
+            raise UserError(f"Images can be upscaled 1 to {MOST_FACTOR} times; got {self.factor:g}.")
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """The size (width, height) of a sample of that native size."""
         found = self.size or (round(width * self.factor), round(height * self.factor))
         if not all(1 <= side <= MOST_PIXELS for side in found):
-            raise UserError(f"Pictures can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
+            raise UserError(f"Images can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
         return found
 
 

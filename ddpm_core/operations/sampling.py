@@ -38,23 +38,41 @@ class Sampled:
     seconds: float
 
 
-def _load_weights(workspace: Workspace, model: str, weights: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
+def checkpoint_steps(workspace: Workspace, model: str) -> list[int]:
+    """The steps of the checkpoints that a model can be sampled from, newest first; none where its run is not here."""
+    found = CheckpointFolder(workspace.run_folder(model) / "checkpoints")
+    return [int(path.stem.partition("-")[2]) for path in reversed(found.paths())]
+
+
+def _load_weights(
+    workspace: Workspace, model: str, weights: str, step: int | None
+) -> tuple[ModelConfig, dict[str, Tensor], str]:
     path = workspace.model_path(model)
     loaded = model_file.load(path)
-    if weights == "ema":
-        return loaded.config, loaded.weights, path.stem
-    if weights != "raw":
+    if weights not in ("ema", "raw"):
         raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
+    if weights == "ema" and step is None:
+        return loaded.config, loaded.weights, path.stem
     if path.parent != workspace.models_folder:
         raise UserError(
-            "Raw weights lie in a run of this workspace; name its model instead of a file, or use the weights ema."
+            "Raw weights and older checkpoints lie in a run of this workspace; name its model instead of a file, or use the "
+            "weights ema."
         )
-    newest = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints").load_newest()
-    if newest is None:
+    folder = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints")
+    if step is None:
+        chosen = folder.load_newest()
+    else:
+        steps = checkpoint_steps(workspace, path.stem)
+        if step not in steps:
+            there = f"there are those of step {', '.join(map(str, steps))}" if steps else "its run keeps none here"
+            raise UserError(f"{path.stem} has no checkpoint of step {step}; {there}.")
+        chosen = folder.load(folder.folder / f"step-{step:09d}.safetensors")
+    if chosen is None:
         raise UserError(
             f"The raw weights of {path.stem} lie in its run, which is not in this workspace; use the weights ema."
         )
-    return loaded.config, {k[4:]: v for k, v in newest.tensors.items() if k.startswith("net.")}, path.stem
+    prefix = "net." if weights == "raw" else "ema."
+    return loaded.config, {k[4:]: v for k, v in chosen.tensors.items() if k.startswith(prefix)}, path.stem
 
 
 def sample(
@@ -66,14 +84,15 @@ def sample(
     *,
     batch_size: int = 64,
     weights: str = "ema",
+    step: int | None = None,
     enlarging: Enlarging | None = None,
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
-    """Sample ``count`` pictures. ``emerging(done, total, x0)`` gets the predicted images after each network call."""
+    """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``emerging(done, total, x0)`` gets the predicted images after each network call."""
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
-    config, tensors, title = _load_weights(workspace, model, weights)
+    config, tensors, title = _load_weights(workspace, model, weights, step)
     height, width = config.unet.image_size
     size = enlarging.target(width, height) if enlarging else (width, height)
     device = context.device
@@ -108,12 +127,12 @@ def sample(
     for number, one in enumerate(pixels):
         picture, done = to_image(one), None
         if enlarging is not None:
-            context.progress(number, len(pixels), "Enlarging")
+            context.progress(number, len(pixels), "Upscaling")
             # a stop leaves whole pictures, in their own size and saying so
             larger = None if context.stop.is_set() else context.enlarge(picture, size, enlarging.upscaler)
             picture, done = (picture, None) if larger is None else (larger, enlarging)
         pictures.append(picture)
-        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done))
+        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step))
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began)
 
 
@@ -125,6 +144,7 @@ def sample_text(
     calls: int,
     weights: str,
     enlarging: Enlarging | None = None,
+    step: int | None = None,
 ) -> str:
     """The generation text of a sample, in the WebUI's format."""
     height, width = config.unet.image_size
@@ -141,6 +161,8 @@ def sample_text(
         "DDPM weights": weights,
         "Version": f"sd-webui-ddpm {__version__}",
     }
+    if step is not None:
+        values["DDPM checkpoint step"] = str(step)
     if settings.definition.uses_eta:
         values["DDPM eta"] = f"{settings.eta:g}"
     if enlarging is not None:

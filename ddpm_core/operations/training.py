@@ -72,11 +72,11 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         own = {f.name for part in (config.model.unet, config.model.diffusion) for f in dataclasses.fields(part)}
         fixed = sorted(own & set(request.settings) - {"dropout"})
         if fixed:
-            raise UserError(f"A run that starts from {request.init_from} keeps its network; leave {fixed[0]} away.")
+            raise UserError(f"A run that starts from {request.init_from} keeps its network; leave out {fixed[0]}.")
     if request.size is not None:
         if request.init_from and (request.size, request.size) != config.model.unet.image_size:
             raise UserError(
-                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave the size away."
+                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave out the size."
             )
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
         config = RunConfig(ModelConfig(unet, config.model.diffusion, config.model.tags), config.train)
@@ -91,7 +91,7 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     config = RunConfig(config.model, train)
     config = config.with_settings(request.settings)
     if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
-        raise UserError("Datasets hold RGB pictures: in_channels and out_channels must be 3.")
+        raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
     return config, steps
 
@@ -286,7 +286,7 @@ def _reopen(
     }
     given = [name for name, value in fixed.items() if value is not None]
     if given:
-        context.say(f"Resuming goes on with the run's own settings; {', '.join(given)} is ignored.")
+        context.say(f"Resuming keeps the run's own settings; {', '.join(given)} is ignored.")
     if request.learning_rate is not None:
         config = RunConfig(config.model, dataclasses.replace(config.train, learning_rate=request.learning_rate))
     wanted = request.precision or config.train.precision
@@ -296,7 +296,7 @@ def _reopen(
         if request.precision is not None:
             raise
         chosen = precision.choose("auto", context.device)
-        context.say(f"This device cannot go on in {wanted}; it goes on in {chosen}.")
+        context.say(f"This device cannot continue in {wanted}; it continues in {chosen}.")
     config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
     if request.dataset is not None and request.dataset != info["dataset"]:
         raise UserError(
@@ -346,12 +346,12 @@ def _pictures_of(workspace: Workspace, info: dict[str, Any], config: RunConfig, 
     if path.exists():
         packed = load(path)
         if store.fingerprint() != info["fingerprint"]:
-            context.say("The dataset has changed since this run began; it goes on with the pictures it began with.")
+            context.say("The dataset has changed since this run began; it continues with the images it began with.")
     elif store.fingerprint() == info["fingerprint"]:
         packed = pack(store, size, crop, context.progress, context.stop)
     else:
         raise UserError(
-            f"The dataset {info['dataset']!r} has changed and the pictures this run began with are gone; "
+            f"The dataset {info['dataset']!r} has changed and the images this run began with are gone; "
             "start a new run from its weights (--init-from, or More settings in the tab)."
         )
     return packed
@@ -386,7 +386,7 @@ def _run(
     elif info.get("init_from"):  # also when resuming a run that was cut off before its first checkpoint
         if request.resume and not is_name(info["init_from"]):  # a record could point anywhere
             raise UserError(
-                f"The run {name!r} was cut off before its first step, and was to begin with a file; start it anew."
+                f"The run {name!r} was interrupted before its first step, and its initial weights are a file; start it again."
             )
         weights = model_file.load(workspace.model_path(info["init_from"])).weights
         with context.gpu_slice():

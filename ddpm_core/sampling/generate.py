@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class SampleSettings:
         if not 0.0 <= self.eta <= 1.0:
             raise UserError(f"eta must be between 0 and 1; got {self.eta:g}.")
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"The seed must be between 0 and {2**63 - 1}; got {self.seed}.")
+            raise UserError(f"The seed must be -1 (random) or a number from 0 to {2**63 - 1}; got {self.seed}.")
         if self.dynamic_threshold is not None and not 0.5 <= self.dynamic_threshold <= 1.0:
             raise UserError(f"The dynamic threshold is a quantile between 0.5 and 1; got {self.dynamic_threshold:g}.")
 
@@ -56,6 +57,11 @@ class SampleSettings:
                 f"{chosen.label} is only right for all {total} steps; choose {total} steps or the sampler ddpm."
             )
         return timesteps(self.spacing, steps, total, solver=chosen.solver)
+
+
+def seed_of(wanted: int | None) -> int:
+    """The seed that was asked for; a random one for None and -1, as in the WebUI."""
+    return random.SystemRandom().randrange(2**32) if wanted is None or wanted == -1 else wanted
 
 
 class ImageNoise:

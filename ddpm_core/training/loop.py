@@ -211,8 +211,16 @@ class TrainingLoop:
             "heldout_loss": self.heldout_loss,
             "seconds": round(self.spent + time.monotonic() - began, 3),
             "stopped": self.out.stop.is_set(),
+            "ended": self._ending(),
+            "total": self.limits.steps,
             "steps_now": trainer.step - first_step,
         }
+
+    def _ending(self) -> str:
+        """What ended the run: ``stop``, ``steps`` or ``time``."""
+        if self.out.stop.is_set():
+            return "stop"
+        return "steps" if self.trainer.step >= self.limits.steps else "time"
 
     def _over(self) -> bool:
         return self.limits.minutes is not None and time.monotonic() - self._began >= 60 * self.limits.minutes
@@ -263,7 +271,7 @@ class TrainingLoop:
             if not is_out_of_memory(error):
                 raise
         if not self._blind:
-            self.out.say("There is not enough memory for a preview now; the training goes on without it.")
+            self.out.say("There is not enough memory for a preview now; training continues without it.")
         self._blind = True
         return time.monotonic() - began
 

@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
     for p in (
         Preset(
             "tiny-32",
-            "32x32, for a CPU: recognisable pictures in minutes",
+            "32x32, for a CPU: recognisable images in minutes",
             ModelConfig(UNetConfig((32, 32), 3, 3, (32, 64, 128), (False, False, True), 1, 128, 8)),
             TrainSettings(
                 learning_rate=2e-3,
@@ -122,7 +122,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "portrait-64",
-            "64x64, for a GPU: the default there",
+            "64x64, the default on a GPU",
             ModelConfig(
                 UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32, dropout=0.1)
             ),
@@ -131,7 +131,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "article-64",
-            "64x64, the settings of the story this project comes from, to compare with",
+            "64x64, a plain DDPM as in the original article, for comparison",
             ModelConfig(
                 UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32),
                 DiffusionConfig("linear", prediction="epsilon"),

@@ -318,7 +318,7 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.say(
-                f"Out of memory: going on with the same batch of {self.settings.batch_size} in {self.pieces} pieces."
+                f"Out of memory: continuing with the same batch of {self.settings.batch_size} in {self.pieces} pieces."
             )
 
     def _forget_gradients(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +58,14 @@ def whole(value: Any, what: str, default: int = 0) -> int:
         return default if value is None or value == "" else int(value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{what} must be a whole number.") from None
+
+
+def seed(value: Any) -> int:
+    """A seed from a number field: random for -1 and for nothing. UserError for what the field cannot hold exactly."""
+    number = whole(value, "Seed", -1)
+    if not -1 <= number < 2**53:  # a browser's numbers are exact to there
+        raise UserError(f"The seed must be -1 (random) or a number from 0 to {2**53 - 1}.")
+    return random.SystemRandom().randrange(2**32) if number == -1 else number
 
 
 def decimal(value: Any, what: str, default: float = 0.0) -> float:

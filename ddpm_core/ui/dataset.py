@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -14,26 +14,29 @@ from ..service import Service
 from . import ids
 from .common import decimal, in_browser, live, not_in_defaults, note, said, whole
 
+if TYPE_CHECKING:
+    from ..dataset.wanted import Wanted
+
 _INTRO = (
-    "Collect the pictures you generated, look through them, and throw out what the model should not learn. Your own files are only "
-    "read: nothing is moved, changed or deleted."
+    "Collect images you generated, review them, and reject what the model should not learn. Your files are only read,"
+    " never moved, changed or deleted."
 )
 _CANNOT_SEE = (
-    "The checks find broken, blank, noisy and repeated pictures, and put unusual ones first. They cannot see a deformed hand or "
-    "a third arm: that takes your eyes. Click a picture: the arrow keys move from there, X or a double click rejects or keeps, Enter "
-    "turns the page, Z takes the last step back."
+    "The checks reject broken, blank and duplicate images and list outliers first. They cannot see a deformed hand: "
+    "that takes your eyes. Click an image to select it (Shift or Ctrl for several), move with the arrow keys, press X"
+    " or double-click to reject or keep, Enter for the next page, Z to undo."
 )
 _NO_FOLDERS = (
     "No folder can be named here, since other machines can reach this page. Harvest on the machine itself, with ./standalone.sh "
     "harvest --dataset NAME FOLDER; the dataset then appears here."
 )
 _COLLECTING = (
-    "While this is on, every picture that txt2img and img2img save goes into the dataset too, without grids, masks and "
-    "intermediate copies. It stays on until you switch it off."
+    "While this is on, every image saved by txt2img and img2img is also added to the dataset, except grids, masks and"
+    " intermediate images. It stays on until you turn it off."
 )
 _ASKING = (
-    "The WebUI generates these with its current checkpoint, a batch at a time between your own generations, each picture "
-    "with the next seed. Stopped or cut off, it goes on where it was."
+    "The WebUI generates these images with its current checkpoint, one batch at a time between your own generations, "
+    "each image with the next seed. If it is stopped or interrupted, you can resume it."
 )
 
 
@@ -47,7 +50,7 @@ def build(service: Service) -> dict[str, Any]:
             value=None,
             allow_custom_value=True,
             elem_id=ids.DATASET_NAME,
-            info="Choose one, or type the name of a new one",
+            info="Choose one, or type a new name",
         )
     not_in_defaults(name)
     if service.host.generates:
@@ -62,7 +65,7 @@ def build(service: Service) -> dict[str, Any]:
         _folders(service, name)
     live("review")
     gr.HTML(note(_CANNOT_SEE))
-    with gr.Accordion("Delete or restore a dataset", open=False, elem_id=ids.TRASH_DATASET):
+    with gr.Accordion("Manage datasets", open=False, elem_id=ids.TRASH_DATASET):
         live("trash_dataset")
     return {"dataset": name}
 
@@ -78,7 +81,7 @@ def _folders(service: Service, name: Any) -> None:
         folders = None
         if offered:
             folders = gr.Dropdown(
-                label="The WebUI's folders",
+                label="WebUI folders",
                 choices=offered,
                 value=offered[:1],
                 multiselect=True,
@@ -86,40 +89,52 @@ def _folders(service: Service, name: Any) -> None:
             )
             not_in_defaults(folders)
         typed = gr.Textbox(
-            label="Folders to harvest",
+            label="Folders",
             lines=1,
             max_lines=4,
             elem_id=ids.DATASET_FOLDERS,
-            placeholder="A folder of images, with all below it; several on lines of their own",
+            placeholder="A folder of images, including its subfolders; one folder per line",
             visible=host.folders_may_be_typed(),
         )
         not_in_defaults(typed)
         with gr.Column(scale=0, min_width=160):
             harvest = gr.Button("Harvest", variant="primary", elem_id=ids.HARVEST)
             stop = gr.Button("Stop", elem_id=ids.HARVEST_STOP)
-    with gr.Accordion("Only some of them", open=False), gr.Row():
-        since = gr.Textbox(label="From day", placeholder="2026-01-31", lines=1)
-        until = gr.Textbox(label="To day", placeholder="2026-01-31", lines=1)
-        words = gr.Textbox(label="Words in the prompt", placeholder="portrait, woman", lines=1)
-        checkpoint = gr.Textbox(label="Made with checkpoint", placeholder="part of its name, or its hash", lines=1)
+    with gr.Accordion("Filters", open=False), gr.Row():
+        since = gr.Textbox(label="From date", placeholder="2026-01-31", lines=1)
+        until = gr.Textbox(label="To date", placeholder="2026-01-31", lines=1)
+        words = gr.Textbox(label="Prompt contains", placeholder="portrait, woman", lines=1)
+        checkpoint = gr.Textbox(label="Checkpoint", placeholder="part of its name, or its hash", lines=1)
         size = gr.Textbox(label="Size", placeholder="512x512", lines=1)
+        count = gr.Button("Count matching images", elem_id=ids.HARVEST_COUNT)
     not_in_defaults(since, until, words, checkpoint, size)
     message = gr.HTML("", elem_id=ids.MESSAGE_DATASET)
     live("harvest")
 
-    def start(dataset: Any, text: Any, first: Any, last: Any, prompt: Any, model: Any, wh: Any, *labels: Any) -> str:
+    def asked(
+        text: Any, first: Any, last: Any, prompt: Any, model: Any, wh: Any, *labels: Any
+    ) -> tuple[list[str], Wanted]:
         from ..dataset.wanted import Wanted
 
         chosen = [line.strip() for line in str(text or "").splitlines() if line.strip()]
         for value in labels:
             chosen += [str(label) for label in value] if isinstance(value, list) else []
-        wanted = Wanted.parse(*(str(value or "") for value in (first, last, prompt, model, wh)))
-        service.start_harvest(str(dataset or ""), chosen, wanted)
+        return chosen, Wanted.parse(*(str(value or "") for value in (first, last, prompt, model, wh)))
+
+    def start(dataset: Any, *values: Any) -> str:
+        service.start_harvest(str(dataset or ""), *asked(*values))
+        return ""
+
+    def tell(dataset: Any, *values: Any) -> str:
+        service.start_harvest("", *asked(*values), count_only=True)
         return ""
 
     inputs = [name, typed, since, until, words, checkpoint, size, *([folders] if folders is not None else [])]
     harvest.click(said(start), inputs=inputs, outputs=[message])
-    stop.click(said(_ending(service, "harvest", "Nothing is being harvested.")), inputs=[], outputs=[message])
+    count.click(said(tell), inputs=inputs, outputs=[message])
+    stop.click(
+        said(_ending(service, ("harvest", "count"), "Nothing is being harvested.")), inputs=[], outputs=[message]
+    )
 
 
 def _collecting(service: Service, name: Any) -> None:
@@ -127,9 +142,9 @@ def _collecting(service: Service, name: Any) -> None:
     gr.HTML(note(_COLLECTING))
     with gr.Row():
         words = gr.Textbox(
-            label="Only when the prompt has",
+            label="Prompt contains",
             value=rule.words,
-            placeholder="words, separated by commas; empty: always",
+            placeholder="comma-separated words (empty = all images)",
             lines=1,
             elem_id=ids.COLLECT_WORDS,
         )
@@ -141,7 +156,7 @@ def _collecting(service: Service, name: Any) -> None:
 
     def switch_on(dataset: Any, text: Any) -> str:
         if not dataset:
-            raise UserError("Choose a dataset above, or type the name of a new one.")
+            raise UserError("Choose a dataset above, or type a new name.")
         service.collector.set_rule(Rule(True, str(dataset), str(text or "")))
         return ""
 
@@ -161,8 +176,20 @@ def _asking(service: Service, name: Any) -> None:
         prompt = gr.Textbox(label="Prompt to collect", lines=2, elem_id=ids.ASK_PROMPT)
         negative = gr.Textbox(label="Negative prompt to collect", lines=2, elem_id=ids.ASK_NEGATIVE)
     with gr.Row():
+        each_line = gr.Checkbox(
+            label="One prompt per line",
+            value=False,
+            info="The images are divided among the lines",
+            elem_id=ids.ASK_LINES,
+        )
+        styles = gr.Dropdown(
+            label="Styles", choices=known["styles"], value=[], multiselect=True, visible=bool(known["styles"])
+        )
+    with gr.Row():
         sampler = gr.Dropdown(
-            label="Sampler of the WebUI", choices=known["samplers"], value=next(iter(known["samplers"]), None)
+            label="Sampling method (Stable Diffusion)",
+            choices=known["samplers"],
+            value=next(iter(known["samplers"]), None),
         )
         scheduler = gr.Dropdown(
             label="Schedule type",
@@ -170,27 +197,43 @@ def _asking(service: Service, name: Any) -> None:
             value=next(iter(known["schedulers"]), None),
             visible=bool(known["schedulers"]),
         )
-        steps = gr.Slider(label="Steps of the WebUI", minimum=1, maximum=150, step=1, value=20)
+        steps = gr.Slider(label="Sampling steps (Stable Diffusion)", minimum=1, maximum=150, step=1, value=20)
         scale = gr.Slider(label="CFG scale", minimum=1, maximum=30, step=0.5, value=7)
     with gr.Row():
         width = gr.Slider(label="Width", minimum=64, maximum=2048, step=8, value=512)
         height = gr.Slider(label="Height", minimum=64, maximum=2048, step=8, value=512)
-        count = gr.Number(label="How many pictures", value=1000, precision=0, elem_id=ids.ASK_COUNT)
-        batch = gr.Slider(label="Pictures at a time", minimum=1, maximum=64, step=1, value=1)
+        count = gr.Number(label="Number of images to collect", value=1000, precision=0, elem_id=ids.ASK_COUNT)
+        batch = gr.Slider(label="Batch size", minimum=1, maximum=64, step=1, value=1)
+        number = gr.Number(label="First seed (-1 = random)", value=-1, precision=0, elem_id=ids.ASK_SEED)
     with gr.Row():
-        start = gr.Button("Generate these", variant="primary", elem_id=ids.ASK_START)
+        start = gr.Button("Generate and collect", variant="primary", elem_id=ids.ASK_START)
         stop = gr.Button("Stop generating", elem_id=ids.ASK_STOP)
-        take = gr.Button("Take over from txt2img", elem_id=ids.ASK_TAKE_OVER)
+        take = gr.Button("Copy settings from txt2img", elem_id=ids.ASK_TAKE_OVER)
     message = gr.HTML("", elem_id=ids.MESSAGE_ASK)
     live("collect")
     taken = [prompt, negative, sampler, scheduler, steps, scale, width, height]
-    not_in_defaults(*taken, count, batch)
+    fields = [*taken, count, batch, number, each_line, styles]
+    not_in_defaults(*fields)
 
     def begin(dataset: Any, *values: Any) -> str:
         if not dataset:
-            raise UserError("Choose a dataset above, or type the name of a new one.")
-        text, not_text, sampler_, scheduler_, steps_, scale_, width_, height_, count_, batch_ = values
-        count_, batch_ = whole(count_, "How many pictures"), whole(batch_, "Pictures at a time")
+            raise UserError("Choose a dataset above, or type a new name.")
+        (
+            text,
+            not_text,
+            sampler_,
+            scheduler_,
+            steps_,
+            scale_,
+            width_,
+            height_,
+            count_,
+            batch_,
+            seed_,
+            lines_,
+            styles_,
+        ) = values
+        count_, batch_ = whole(count_, "Number of images"), whole(batch_, "Batch size")
         steps_, width_, height_ = whole(steps_, "Steps"), whole(width_, "Width"), whole(height_, "Height")
         request = operations.GenerationRequest(
             str(text or ""),
@@ -201,15 +244,17 @@ def _asking(service: Service, name: Any) -> None:
             decimal(scale_, "CFG scale"),
             width_,
             height_,
+            bool(lines_),
+            [str(style) for style in styles_] if isinstance(styles_, list) else [],
         )
-        wanted = operations.Collection(request, count_, batch_)
+        wanted = operations.Collection(request, count_, batch_, whole(seed_, "First seed", -1))
         service.start_collecting(str(dataset), wanted)
         return ""
 
-    start.click(said(begin), inputs=[name, *taken, count, batch], outputs=[message])
-    stop.click(said(_ending(service, "collect", "Nothing is being generated.")), inputs=[], outputs=[message])
+    start.click(said(begin), inputs=[name, *fields], outputs=[message])
+    stop.click(said(_ending(service, ("collect",), "Nothing is being generated.")), inputs=[], outputs=[message])
     take.click(None, inputs=taken, outputs=taken, **in_browser("(...values) => window.ddpmTakeOver(...values)"))
 
 
-def _ending(service: Service, kind: str, nothing: str) -> Callable[[], str]:
-    return lambda: "" if service.stop(kind) else nothing
+def _ending(service: Service, kinds: tuple[str, ...], nothing: str) -> Callable[[], str]:
+    return lambda: "" if sum(service.stop(kind) for kind in kinds) else nothing

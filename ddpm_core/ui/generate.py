@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import html
-import random
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
+from .. import operations
 from ..errors import UserError
 from ..operations.pictures import MOST_FACTOR, NATIVE, Enlarging
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
 from .common import decimal, live, not_in_defaults, said, whole
+from .common import seed as seed_from
 
+_NEWEST = "newest"
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 
@@ -52,6 +54,7 @@ def build(service: Service) -> dict[str, Any]:
         with gr.Column(scale=1, min_width=320):
             with gr.Row():
                 model = gr.Dropdown(label="Model", choices=[], value=None, allow_custom_value=True, elem_id=ids.MODEL)
+                step = gr.Dropdown(label="Training step", choices=[_NEWEST], value=_NEWEST, elem_id=ids.CHECKPOINT)
             with gr.Row():
                 sampler = gr.Dropdown(
                     label="Sampling method",
@@ -69,25 +72,25 @@ def build(service: Service) -> dict[str, Any]:
                 )
             with gr.Row():
                 count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
-                seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, elem_id=ids.SEED)
+                seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, elem_id=ids.SEED)
             with gr.Accordion("More sampling settings", open=False):
                 eta = gr.Slider(label="Eta (DDIM)", minimum=0, maximum=1, step=0.05, value=0, elem_id=ids.ETA)
                 weights = gr.Radio(
                     label="Weights",
                     choices=["ema", "raw"],
                     value="ema",
-                    info="ema: averaged over the training, as a rule better",
+                    info="ema = averaged over the training, usually better",
                 )
-                clip = gr.Checkbox(label="Clip the predicted image", value=True)
+                clip = gr.Checkbox(label="Clip x0", value=True)
             with gr.Row():
                 upscaler = gr.Dropdown(
-                    label="Enlarge with",
+                    label="Upscaler",
                     choices=[NATIVE, *service.host.upscalers()],
                     value=NATIVE,
                     elem_id=ids.UPSCALER,
                 )
                 factor = gr.Slider(
-                    label="Enlarge by",
+                    label="Scale by",
                     minimum=1,
                     maximum=MOST_FACTOR,
                     step=0.5,
@@ -95,11 +98,11 @@ def build(service: Service) -> dict[str, Any]:
                     visible=False,
                     elem_id=ids.FACTOR,
                 )
-            with gr.Accordion("Did it learn or copy?", open=False):
+            with gr.Accordion("Learned or memorised?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
-                evaluate = gr.Button("Evaluate this model", elem_id="ddpm_evaluate")
+                evaluate = gr.Button("Evaluate", elem_id="ddpm_evaluate")
                 live("evaluate")
-            with gr.Accordion("Delete or restore a model", open=False, elem_id=ids.TRASH_MODEL):
+            with gr.Accordion("Manage models", open=False, elem_id=ids.TRASH_MODEL):
                 live("trash_model")
         with gr.Column(scale=1, min_width=320, elem_id=ids.RESULTS):
             with gr.Row():
@@ -110,7 +113,7 @@ def build(service: Service) -> dict[str, Any]:
             live("sample")
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
-    not_in_defaults(model, against)
+    not_in_defaults(model, against, step)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(
@@ -124,19 +127,19 @@ def build(service: Service) -> dict[str, Any]:
         clipped: Any,
         enlarge: Any,
         times: Any,
+        checkpoint: Any,
     ) -> str:
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
-        value, many, calls = whole(number, "Seed", -1), whole(total, "Number of images", 1), whole(n, "Steps", 1)
-        if value < 0:
-            value = random.SystemRandom().randrange(2**32)
+        value, many, calls = seed_from(number), whole(total, "Number of images", 1), whole(n, "Steps", 1)
+        at = None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step")
         from ..sampling.generate import SampleSettings
 
         settings = SampleSettings(
             _LABELS.get(str(label), str(label)), calls, decimal(noise, "Eta"), value, clip=bool(clipped)
         )
-        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), decimal(times, "Enlarge by", 1.0))
-        service.start_sampling(str(name), many, settings, str(which), enlarging)
+        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), decimal(times, "Scale by", 1.0))
+        service.start_sampling(str(name), many, settings, str(which), enlarging, at)
         return ""
 
     def end() -> str:
@@ -152,7 +155,21 @@ def build(service: Service) -> dict[str, Any]:
         name = _LABELS.get(str(label))
         return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
 
-    chosen = [model, sampler, steps, count, seed, eta, weights, clip, upscaler, factor]
+    def of_model(name: Any, dataset: Any) -> Any:
+        """What belongs to the chosen model: its checkpoints, and the dataset that it learned from."""
+        name = str(name or "")
+        if name not in service.workspace.model_names():
+            return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update()
+        try:
+            own = service.workspace.show_model(name)["info"].get("dataset")
+            kept = [str(number) for number in operations.checkpoint_steps(service.workspace, name) if number]
+        except UserError:  # said when it is used
+            own, kept = None, []
+        names = service.workspace.dataset_names()
+        return gr.update(choices=[_NEWEST, *kept], value=_NEWEST), gr.update(value=own if own in names else dataset)
+
+    chosen = [model, sampler, steps, count, seed, eta, weights, clip, upscaler, factor, step]
+    model.change(of_model, inputs=[model, against], outputs=[step, against], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
     skip.click(said(end), inputs=[], outputs=[message])

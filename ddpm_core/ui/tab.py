@@ -21,21 +21,28 @@ def build_tab(service: Service) -> None:
                 in_train = train.build(service)
             with gr.Tab("Generate", elem_id="ddpm_tab_generate"):
                 in_generate = generate.build(service)
-        refresh = gr.Button("Refresh lists", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
+        harvested = gr.State(0)  # the last job that this page has taken a dataset from
+        refresh = gr.Button("Refresh", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
 
     def lists(*current: Any) -> Any:
         datasets, models = service.workspace.dataset_names(), service.workspace.model_names()
 
-        data, data_train, init, trained, model, against = current
+        data, data_train, init, trained, model, against, seen = current
         job = service.jobs.latest("train")
         first = datasets[0] if datasets else None
+        newest = next(
+            (j for j in service.jobs.all() if j.kind in ("harvest", "collect") and j.subject in datasets), None
+        )
+        fresh = newest is not None and newest.id > seen
         return (
             choices(datasets, data, first),
-            choices(datasets, data_train, first),
+            # what was just harvested is what a person wants to train on
+            gr.update(choices=datasets, value=newest.subject) if fresh else choices(datasets, data_train, first),
             choices(["", *models], init, None),
             choices(models, trained, job.subject if job else None),
             existing(models, model, service.newest_model()),
             existing(datasets, against, first),
+            newest.id if newest is not None else 0,
         )
 
     drawn = [
@@ -45,5 +52,14 @@ def build_tab(service: Service) -> None:
         in_train["model"],
         in_generate["model"],
         in_generate["dataset"],
+        harvested,
     ]
+
+    def chosen(name: Any) -> Any:
+        """The dataset of the Dataset tab is the one to train on, once it is there."""
+        return gr.update(value=name) if name in service.workspace.dataset_names() else gr.update()
+
+    in_dataset["dataset"].change(
+        chosen, inputs=[in_dataset["dataset"]], outputs=[in_train["dataset"]], show_progress=False
+    )
     refresh.click(lists, inputs=drawn, outputs=drawn)

@@ -9,9 +9,9 @@ import gradio as gr
 from .. import operations
 from ..errors import UserError
 from ..service import Service
-from ..training.settings import PRESETS, default_preset
+from ..training.settings import PRESETS, RunConfig, default_preset
 from . import ids
-from .common import decimal, live, not_in_defaults, said, whole
+from .common import decimal, failure, live, not_in_defaults, note, said, whole
 
 _PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 _CROPS = ["center", "top", "pad"]
@@ -23,15 +23,15 @@ def build(service: Service) -> dict[str, Any]:
         with gr.Column(scale=2):
             with gr.Row():
                 dataset = gr.Dropdown(
-                    label="Train on", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET
+                    label="Dataset", choices=[], value=None, allow_custom_value=True, elem_id=ids.TRAIN_DATASET
                 )
                 model = gr.Dropdown(
-                    label="Name of the model",
+                    label="Model name",
                     choices=[],
                     value=None,
                     allow_custom_value=True,
                     elem_id=ids.TRAIN_MODEL,
-                    info="A new name; or one of your models, to go on with it",
+                    info="A new name, or an existing model to resume",
                 )
             with gr.Row():
                 preset = gr.Dropdown(
@@ -46,30 +46,28 @@ def build(service: Service) -> dict[str, Any]:
                     value=PRESETS[preset_name].steps,
                     precision=0,
                     elem_id=ids.TRAIN_STEPS,
-                    info="In all, also when going on: more can be added later",
+                    info="Total, including steps already trained",
                 )
-                minutes = gr.Number(label="Minutes at most (0: no limit)", value=0, elem_id=ids.TRAIN_MINUTES)
+                minutes = gr.Number(label="Time limit in minutes (0 = none)", value=0, elem_id=ids.TRAIN_MINUTES)
             with gr.Accordion("More settings", open=False):
                 with gr.Row():
-                    size = gr.Number(label="Size in pixels (0: the preset's)", value=0, precision=0)
+                    size = gr.Number(label="Image size in pixels (0 = preset)", value=0, precision=0)
                     crop = gr.Dropdown(label="Crop", choices=_CROPS, value="center")
-                    batch = gr.Number(label="Batch size (0: the preset's)", value=0, precision=0)
+                    batch = gr.Number(label="Batch size (0 = preset)", value=0, precision=0)
                 with gr.Row():
-                    rate = gr.Number(label="Learning rate (0: the preset's)", value=0)
+                    rate = gr.Number(label="Learning rate (0 = preset)", value=0)
                     precision = gr.Dropdown(label="Precision", choices=_PRECISIONS, value="auto")
                     seed = gr.Number(label="Training seed", value=0, precision=0)
                 with gr.Row():
-                    init_from = gr.Dropdown(
-                        label="Start from the weights of", choices=[""], value="", allow_custom_value=True
-                    )
+                    init_from = gr.Dropdown(label="Initial weights", choices=[""], value="", allow_custom_value=True)
                     other = gr.Textbox(label="Other settings", placeholder="flip_probability=0.5, dropout=0.1", lines=1)
         with gr.Column(scale=1, min_width=260):
             with gr.Row():
                 start = gr.Button("Train", variant="primary", elem_id=ids.TRAIN_START)
                 stop = gr.Button("Stop and save", elem_id=ids.TRAIN_STOP)
             with gr.Row():
-                resume = gr.Button("Go on with this model", elem_id=ids.TRAIN_RESUME)
-                estimate = gr.Button("Estimate time and memory", elem_id=ids.TRAIN_ESTIMATE)
+                resume = gr.Button("Resume training", elem_id=ids.TRAIN_RESUME)
+                estimate = gr.Button("Estimate", elem_id=ids.TRAIN_ESTIMATE)
             message = gr.HTML("", elem_id=ids.MESSAGE_TRAIN)
     live("unfinished")
     live("train")
@@ -124,16 +122,46 @@ def build(service: Service) -> dict[str, Any]:
         ]
         return " ".join(lines)
 
+    def of_run(name: Any) -> Any:
+        """The dataset and the settings of a run that is there already: Resume goes on with these."""
+        name = str(name or "")
+        if name not in service.workspace.run_names():
+            return gr.update(), gr.update(), ""
+        try:
+            info = service.workspace.run_info(name)
+            config = RunConfig.from_json(info.get("config"))
+        except UserError as error:
+            return gr.update(), gr.update(), failure(str(error))
+        total = info.get("steps")
+        dataset_ = str(info.get("dataset", ""))
+        there = dataset_ in service.workspace.dataset_names()
+        return (
+            gr.update(value=dataset_) if there else gr.update(),
+            gr.update(value=total) if isinstance(total, int) and total < 10**9 else gr.update(),
+            note(_settings_of(name, operations.steps_reached(service.workspace, name), config, dataset_)),
+        )
+
     def chosen_preset(name: Any) -> Any:
         found = PRESETS.get(str(name))
         return (gr.update(info=found.summary), gr.update(value=found.steps)) if found else (gr.update(), gr.update())
 
+    model.change(of_run, inputs=[model], outputs=[dataset, steps, message], show_progress=False)
     preset.change(chosen_preset, inputs=[preset], outputs=[preset, steps])
     start.click(said(begin), inputs=fields, outputs=[message])
     resume.click(said(go_on), inputs=fields, outputs=[message])
     stop.click(said(end), inputs=[], outputs=[message])
     estimate.click(said(guess), inputs=fields, outputs=[message])
     return {"dataset": dataset, "init_from": init_from, "model": model}
+
+
+def _settings_of(name: str, reached: int, config: RunConfig, dataset: str) -> str:
+    """What Resume goes on with, whatever the fields below say."""
+    height, width = config.model.unet.image_size
+    train = config.train
+    return (
+        f"{name} has {reached:,} steps on {dataset}: {width}x{height}, batch size {train.batch_size}, learning rate "
+        f"{train.learning_rate:g}, {train.optimizer}, {train.precision}, crop {train.crop}. Resume keeps these settings."
+    )
 
 
 def _check_dataset(service: Service, name: str, chosen: Any) -> None:
@@ -143,7 +171,7 @@ def _check_dataset(service: Service, name: str, chosen: Any) -> None:
     own = service.workspace.run_info(name).get("dataset")
     if chosen and own and str(chosen) != own:
         raise UserError(
-            f"{name} learns from {own}: choose that under Train on to go on with it. To learn from {chosen}, give a new name "
+            f"{name} was trained on {own}: choose that dataset to resume. To train on {chosen}, give a new name "
             f"and start from the weights of {name} (More settings)."
         )
 

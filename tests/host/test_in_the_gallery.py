@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
-NATIVE = "None: its own size"
+NATIVE = "None (native size)"
 
 
 @pytest.fixture(scope="module")

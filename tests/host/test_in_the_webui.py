@@ -231,7 +231,12 @@ def test_generate_and_collect_eight(host: WebUI, page: Page) -> None:
         "the prompt taken over",
     )
     page.write("#ddpm_ask_count", "8")
-    for label, value in (("Width", 64), ("Height", 64), ("Steps of the WebUI", 2), ("Pictures at a time", 2)):
+    for label, value in (
+        ("Width", 64),
+        ("Height", 64),
+        ("Sampling steps (Stable Diffusion)", 2),
+        ("Batch size", 2),
+    ):
         set_slider(page, label, value)
     page.click("#ddpm_ask_start")
     host.wait_for(lambda: (j := host.status()["jobs"].get("collect")) and j["state"] == "done", "eight pictures", 300)

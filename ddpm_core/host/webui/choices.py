@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from modules import sd_samplers
+from modules import sd_samplers, shared
 
 
 def generation_choices() -> dict[str, list[str]]:
-    """The host's samplers, and its schedulers where it has them apart (A1111 1.9 and newer)."""
+    """The host's samplers, its styles, and its schedulers where it has them apart (A1111 1.9 and newer)."""
     try:
         from modules import sd_schedulers
     except ImportError:
@@ -15,4 +15,8 @@ def generation_choices() -> dict[str, list[str]]:
         schedulers = [scheduler.label for scheduler in sd_schedulers.schedulers]
     visible = getattr(sd_samplers, "visible_samplers", None)  # A1111 1.8 has only the whole list
     samplers = sd_samplers.all_samplers if visible is None else visible()
-    return {"samplers": [sampler.name for sampler in samplers], "schedulers": schedulers}
+    return {
+        "samplers": [sampler.name for sampler in samplers],
+        "schedulers": schedulers,
+        "styles": list(shared.prompt_styles.styles),
+    }

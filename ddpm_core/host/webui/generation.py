@@ -46,6 +46,7 @@ def generate(
         "n_iter": 1,
         "seed": seeds[0],
         "do_not_save_grid": True,
+        "styles": [style for style in request.styles if style in known["styles"]],
     }
     if known["schedulers"] and "scheduler" in {
         f.name for f in dataclasses.fields(processing.StableDiffusionProcessing)

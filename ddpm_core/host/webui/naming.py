@@ -54,7 +54,7 @@ def save_image(image: Image.Image, text: str, seed: int, folder: str = "", user:
         )
     except OSError as error:
         raise UserError(
-            f"The picture could not be saved to {folder} ({error.strerror or error}); make room and try again."
+            f"The image could not be saved to {folder} ({error.strerror or error}); make room and try again."
         ) from None
     return saved_path(Path(path).absolute(), time.time())
 

@@ -41,7 +41,7 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
         if script == _PLOT and not axes:
             return  # a plot of something else, which would keep none of ours
         if script not in (None, _PLOT, _ONE_BY_ONE):
-            raise UserError(f"left out, because the script {script} puts pictures together itself.")
+            raise UserError(f"left out, because the script {script} puts images together itself.")
         choice = Choice.read(values[1:])
         if axes:
             choice = replace(choice, **{"count": 1, **axes})

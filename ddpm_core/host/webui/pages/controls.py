@@ -32,9 +32,9 @@ class Controls:
                 value=NEWEST,
                 elem_id=elem_id("model"),
             )
-            refresh = ToolButton(_REFRESH, elem_id=elem_id("refresh"), tooltip="Look for models again")
+            refresh = ToolButton(_REFRESH, elem_id=elem_id("refresh"), tooltip="Refresh")
             self.count = gr.Slider(
-                label="Pictures per generation",
+                label="DDPM images per generation",
                 minimum=1,
                 maximum=64,
                 step=1,
@@ -59,10 +59,10 @@ class Controls:
             )
         with FormRow():
             self.seed = gr.Number(
-                label="DDPM seed (-1: that of the generation)", value=-1, precision=0, elem_id=elem_id("seed")
+                label="DDPM seed (-1 = same as the generation)", value=-1, precision=0, elem_id=elem_id("seed")
             )
             self.upscaler = gr.Dropdown(
-                label="Bring to the image size with",
+                label="Resize to image size with",
                 choices=[NATIVE, *upscalers()],
                 value="Lanczos",
                 elem_id=elem_id("upscaler"),
