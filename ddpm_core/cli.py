@@ -161,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("serve", "Serve the tab as a local web page.")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     p.add_argument("--port", type=int, default=7870, help="port of the page (7870)")
+    p.add_argument("--root-path", default="", metavar="PATH", help="behind a proxy: the path it serves the page below")
 
     p = command("demo", "From bundled pictures to new ones: harvest, train, sample, evaluate, then serve the tab.")
     p.add_argument("--headless", action="store_true", help="end after the grid")

@@ -10,7 +10,7 @@ from typing import Any
 from . import operations
 from .dataset.wanted import Wanted
 from .errors import UserError
-from .files import next_number
+from .files import as_pasted, next_number
 from .host.devices import parse_device
 from .host.standalone import GRIDS, NUMBERED, StandaloneHost, save_png
 from .model import export as model_export
@@ -45,7 +45,7 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
 
     result = workspace.harvest(
         a.dataset,
-        [Path(f) for f in a.folders],
+        [as_pasted(f) for f in a.folders],
         keep_size=a.keep_size,
         wanted=Wanted.parse(a.since, a.until, a.prompt, a.checkpoint, a.size),
         stop=stop,
@@ -175,7 +175,7 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
         a.dataset,
         make_context(a, stop, screen),
         model=a.model,
-        images=Path(a.images) if a.images else None,
+        images=as_pasted(a.images) if a.images else None,
         count=a.count,
         settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed)),
     )
@@ -209,4 +209,4 @@ def run_trash(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     from .host.server import serve
 
-    return serve(open_host(a), a.host, a.port, stop, screen.say)
+    return serve(open_host(a), a.host, a.port, stop, screen.say, a.root_path)

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from .errors import UserError
 
@@ -243,3 +245,15 @@ class FolderLock:
             yield
         finally:
             self.release()
+
+
+def as_pasted(text: str) -> Path:
+    """The path that somebody has pasted: in quotes, as Windows' Explorer copies it, or as a ``file://`` address."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    if text.lower().startswith("file:"):
+        parts = urlsplit(text)
+        # file://server/share is a network folder; file:///C:/x and file:///home/x are of this machine
+        server = f"//{parts.netloc}" if parts.netloc not in ("", "localhost") else ""
+        text = server + url2pathname(parts.path)
+    return Path(text)

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import operations
 from .collector import Collector
 from .errors import UserError
+from .files import as_pasted
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
@@ -151,8 +152,8 @@ class Service:
                 if not offered[folder].exists():
                     raise UserError(f"There are no {folder} images yet: generate some first.")
                 chosen.append(offered[folder])
-            elif self.host.typed_folder_allowed(Path(folder)):
-                chosen.append(Path(folder))
+            elif self.host.typed_folder_allowed(as_pasted(folder)):
+                chosen.append(as_pasted(folder))
             else:
                 raise UserError(
                     f"The folder {folder} is not one of the WebUI's output folders; others can be typed only where the "

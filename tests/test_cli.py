@@ -217,6 +217,29 @@ def test_small_and_empty_folders(cli: CommandLine, tmp_path: Path) -> None:
     assert "No image is kept" in str(cli.run("train", "--dataset", "three", "--model", "y", code=2)["error"])
 
 
+@pytest.mark.parametrize("form", ['"{}"', "'{}'", "file://{}", "file://localhost{}"])
+def test_a_pasted_path_is_understood(form: str, cli: CommandLine, tmp_path: Path) -> None:
+    folder = random_pictures(tmp_path / "with space", 2)
+    text = folder.as_posix().replace(" ", "%20") if form.startswith("file") else str(folder)
+    if os.name == "nt" and form.startswith("file"):
+        text = "/" + text
+    assert cli.run("harvest", "--dataset", "d", form.format(text))["kept"] == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows always knows a home")
+def test_a_home_that_is_not_there_is_said(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys\n"
+        "def none(self): raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.expanduser = none\n"
+        "from ddpm_core.cli import main\n"
+        "sys.exit(main(['dataset', 'list']))"
+    )
+    environment = {**os.environ, "DDPM_WORKSPACE": "~/x"}
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2 and "give the whole path" in found.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_stopped_training_exits_3_with_its_work_saved(name: str, ready: CommandLine) -> None:

@@ -26,9 +26,10 @@ _ASSETS = {
     "/ddpm/style.css": (_ROOT / "style.css", "text/css"),
     **{url: (_ROOT / "javascript" / url.rsplit("/", 1)[1], "text/javascript") for url in _SCRIPTS},
 }
+# relative: a proxy may serve the page below any path
 _HEAD = (
-    '<link rel="stylesheet" href="/ddpm/style.css">'
-    + "".join(f'<script src="{url}" defer></script>' for url in _SCRIPTS)
+    '<link rel="stylesheet" href="./ddpm/style.css">'
+    + "".join(f'<script src=".{url}" defer></script>' for url in _SCRIPTS)
     + "</head>"
 ).encode()
 
@@ -57,7 +58,7 @@ class _AddHead:
             body += message.get("body", b"")
             if message.get("more_body"):
                 return
-            page = body.replace(b"</head>", _HEAD, 1)
+            page = body.replace(b"</head>", _HEAD, 1).replace(b'"/manifest.json"', b'"./manifest.json"', 1)
             kept = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
             await send({**start, "headers": [*kept, (b"content-length", str(len(page)).encode())]})
             await send({"type": "http.response.body", "body": page})
@@ -108,7 +109,11 @@ class _Guard:
         origin = request.headers.get("origin")
         # OPTIONS does not count as reading: gradio would tell any site's browser that it may send anything
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-        return reads or origin is None or urlsplit(origin).netloc == request.headers.get("host")
+        if reads or origin is None:
+            return True
+        # what a proxy was asked for: no page of another site can set this header without asking first
+        names = [request.headers.get("host"), request.headers.get("x-forwarded-host") if self.host.proxied else None]
+        return urlsplit(origin).netloc in names
 
 
 _FILE = re.compile(r"/+(?:gradio_api/+)?file[=/]")
@@ -129,8 +134,8 @@ def _is_of_the_page(path: str) -> bool:
         return False
 
 
-def build_app(host: StandaloneHost) -> tuple[Any, Any]:
-    """The FastAPI application and its service."""
+def build_app(host: StandaloneHost, root_path: str = "") -> tuple[Any, Any]:
+    """The FastAPI application and its service. ``root_path``: below which path of a proxy the page is."""
     import gradio as gr
     from fastapi import FastAPI
     from fastapi.responses import FileResponse
@@ -171,17 +176,39 @@ def build_app(host: StandaloneHost) -> tuple[Any, Any]:
 
     known = inspect.signature(gr.mount_gradio_app).parameters
     extra = {
-        key: value for key, value in {"ssr_mode": False, "show_error": True, "footer_links": []}.items() if key in known
+        key: value
+        for key, value in {
+            "ssr_mode": False,
+            "show_error": True,
+            "footer_links": [],
+            "root_path": root_path or None,
+        }.items()
+        if key in known
     }
+    if root_path and "root_path" not in known:
+        raise UserError("This gradio cannot serve below a path; update it, or leave out --root-path.")
     return gr.mount_gradio_app(app, page, path="/", **extra), service
 
 
 def serve(
-    host: StandaloneHost, address: str, port: int, stop: threading.Event, say: Callable[[str], None]
+    host: StandaloneHost,
+    address: str,
+    port: int,
+    stop: threading.Event,
+    say: Callable[[str], None],
+    root_path: str = "",
 ) -> dict[str, Any]:
-    """Serve until ``stop`` is set; running jobs are then stopped with their work saved."""
+    """Serve until ``stop`` is set; running jobs are then stopped with their work saved.
+
+    ``root_path``: the path, or the whole address, below which a proxy in front of this serves the page.
+    """
     import uvicorn
 
+    root_path = root_path.strip().rstrip("/")
+    if root_path and not re.fullmatch(r"(https?://[^/\s?#]+)?(/[\w.~-]+)*", root_path):
+        raise UserError(
+            f"--root-path is a path like /ddpm, or an address like https://example.org/ddpm; got {root_path!r}."
+        )
     if not 0 <= port <= 65535:
         raise UserError(f"A port is a number between 0 and 65535; got {port}.")
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
@@ -193,10 +220,11 @@ def serve(
                 f"Cannot serve at {address}:{port} ({error.strerror}); choose another with --port."
             ) from None
         port = probe.getsockname()[1]
-    host.local = address in ("127.0.0.1", "localhost", "::1")
+    host.proxied = bool(root_path)  # by whom, this cannot know
+    host.local = address in ("127.0.0.1", "localhost", "::1") and not host.proxied
     if not host.local:
         say("This page has no sign-in: everyone who can reach this machine can use it. Typed folders are refused.")
-    app, service = build_app(host)
+    app, service = build_app(host, root_path)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -33,9 +33,15 @@ class StandaloneHost:
 
     def __init__(self, workspace: Path | None = None, image_folders: dict[str, Path] | None = None) -> None:
         chosen = workspace or os.environ.get("DDPM_WORKSPACE") or "workspace"
-        self._root = Path(chosen).expanduser().absolute()
+        try:
+            self._root = Path(chosen).expanduser().absolute()
+        except RuntimeError:  # a system user has none
+            raise UserError(
+                f"The workspace {chosen} begins with ~, and this user has no home; give the whole path."
+            ) from None
         self._folders = image_folders or {}
         self.local = True  # whether only this machine can reach the page
+        self.proxied = False  # whether a proxy stands before it, and says what it was asked for
 
     def workspace_folder(self) -> Path:
         return self._root

@@ -396,6 +396,7 @@ def _run(
         minutes is None and info.get("minutes") is not None
     ):  # a run by time that was cut off has the rest of its time left
         minutes = max(info["minutes"] - spent / 60, 0.01)
+    _drop_later(folder / "previews", trainer.step)
     shown: dict[str, Tensor] = {}
 
     def preview(step: int, images: Tensor) -> None:
@@ -442,6 +443,14 @@ def _run(
         "images": len(packed.train_ids),
         "held_out": len(packed.held_rows),
     }
+
+
+def _drop_later(folder: Path, step: int) -> None:
+    """Previews of steps that were lost when the run was cut off: they are no longer of this model."""
+    for path in folder.glob("step-*.png"):
+        if path.stem[5:].isdecimal() and int(path.stem[5:]) > step:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _thin_out(folder: Path) -> None:

@@ -324,7 +324,11 @@ def plot(host: WebUI, x: tuple[str, str], y: tuple[str, str], **more: Any) -> di
 
 
 def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:
+    before = files(host)
     made = plot(host, ("[DDPM] Steps", "2, 4, 8"), ("[DDPM] Model", "first, second"), seed=110, width=128, height=128)
+    samples = [path for path in files(host) - before if "grid" not in path.name]
+    assert len(samples) == 6  # none of Stable Diffusion is made, and none is saved
+    assert all("DDPM model" in text_in(Image.open(path)) for path in samples)
     texts = json.loads(made["info"])["infotexts"]
     cells = [(i, t) for i, t in enumerate(texts) if "DDPM model: " in t][-6:]
     assert [(re.search(r"DDPM model: (\w+)", t)[1], re.search(r"DDPM steps: (\d+)", t)[1]) for _, t in cells] == [

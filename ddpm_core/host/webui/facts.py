@@ -9,8 +9,9 @@ from typing import Any
 
 from modules import paths_internal, shared
 
-# attributes that we give to generations of the host: those we ask for ourselves, and what an axis of a plot sets
-OURS, AXES = "ddpm_collects", "ddpm_axes"
+# attributes that we give to generations of the host: those we ask for ourselves, what an axis of a plot sets, and
+# whether one that makes no picture of the host's would have saved it
+OURS, AXES, SAVES = "ddpm_collects", "ddpm_axes", "ddpm_saves"
 AUTOMATIC, ALWAYS, NEVER = "automatic", "always", "never"  # when the host's model is put aside for a training
 
 

@@ -170,7 +170,13 @@ def _image_saved(params: Any) -> None:
 def before_generation(p: Any) -> None:
     """The host is about to generate: its model must be back where it was."""
     if _service is not None:
+        from .facts import AXES
+
         _memory(_service).before_generation()
+        if getattr(p, AXES, {}):
+            from .pages.alongside import spare
+
+            spare(p)
 
 
 def generation_begins(p: Any, controls: tuple[Any, ...]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from modules import shared
+import torch
+from modules import processing, shared
 
 from ....errors import UserError
 from ....service import Result, Service
 from ..collecting import masks_per_picture
-from ..facts import AXES
+from ..facts import AXES, SAVES
 from .sampling import Choice, random_seed, sample, tell
 
 _log = logging.getLogger("ddpm_core")
@@ -26,6 +27,39 @@ def count_in(p: Any) -> None:
         shared.state.job_count += 1
 
 
+def spare(p: Any) -> None:
+    """Before a cell of a plot that has axes of ours only: the host need not make a picture that nobody would see."""
+    made = getattr(processing, "DecodedSamples", None)
+    if made is None or not getattr(p, AXES, {}) or not _has_axes_of_ours_only(p):
+        return
+    width, height = int(p.width), int(p.height)
+    if getattr(p, "enable_hr", False):  # as large as the host's would have become
+        scale = float(getattr(p, "hr_scale", 1.0) or 1.0)
+        width = int(getattr(p, "hr_resize_x", 0) or width * scale)
+        height = int(getattr(p, "hr_resize_y", 0) or height * scale)
+
+    def blank(*args: Any, **options: Any) -> Any:
+        return made([torch.zeros((3, height, width))])
+
+    p.sample = blank  # of this copy of the generation alone
+    p.n_iter = p.batch_size = 1
+    setattr(p, SAVES, not p.do_not_save_samples)
+    p.do_not_save_samples = True
+
+
+def _has_axes_of_ours_only(p: Any) -> bool:
+    if _script(p) != _PLOT:
+        return False
+    script = p.scripts.selectable_scripts[p.script_args[0] - 1]
+    options = getattr(script, "current_axis_options", [])
+    chosen = list(p.script_args[script.args_from : script.args_to])[0:9:3]  # of each axis: type, values, values chosen
+    try:
+        labels = [options[number or 0].label for number in chosen]
+    except (IndexError, TypeError, AttributeError):
+        return False
+    return all(label == "Nothing" or label.startswith("[DDPM]") for label in labels)
+
+
 def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None:
     """Sample as ``values`` (of the controls, less trailing ones) and ``p`` say; add to what has been processed."""
     state = shared.state
@@ -34,6 +68,8 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
     if not processed.images:  # another extension's doing: the generation has not ended
         return
     axes: dict[str, Any] = getattr(p, AXES, {})
+    if hasattr(p, SAVES):
+        p.do_not_save_samples = not getattr(p, SAVES)
     failure: UserError | None = None
     made: list[Result] = []
     try:
