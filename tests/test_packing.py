@@ -123,7 +123,7 @@ def test_packing_writes_what_the_library_would_and_holds_no_dataset_in_memory(tm
             wanted = np.asarray(fit(image.convert("RGB"), (256, 256), "center")).transpose(2, 0, 1)
         assert np.array_equal(found["images"][row].numpy(), wanted)
     assert found["ids"].tolist() == packed.ids == [item.id for item in kept]
-    assert found["held_out"].tolist() == packed.held_out == holdout([sha for _, sha in kept])
+    assert found["held_out"].tolist() == packed.held_out == holdout([item.sha256 for item in kept])
     save_file(found, tmp_path / "again", metadata={"fingerprint": packed.fingerprint})
     again = load(tmp_path / "again")
     assert torch.equal(again.images, packed.images) and again.fingerprint == packed.fingerprint

@@ -282,7 +282,7 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     press("Restore")
     page.wait(lambda: (workspace / "datasets" / "passing" / "dataset.sqlite").exists(), "the dataset again")
     page.wait(lambda: kept() == "12", "its pictures again")
-    page.wait(lambda: "It is back" in page.text(), "that it is back")
+    page.wait(lambda: "Done:" in page.text(), "that it is back")
     assert page.all("[data-ddpm=trash_dataset] .ddpm-failure") == []
     press("Move to trash")
     page.js("window.confirm = () => false")

@@ -23,6 +23,7 @@ LAYERS = [
     {"sampling", "dataset", "evaluation"},
     {"training"},
     {"workspace"},
+    {"renaming"},
     {"operations"},
     {"jobs", "collector"},
     {"host"},

@@ -109,8 +109,8 @@ def check_free(workspace: Workspace, name: str) -> None:
     """UserError where a new model cannot have this name."""
     if (workspace.models_folder / f"{name}.safetensors").exists() or (workspace.run_folder(name) / "run.json").exists():
         raise UserError(
-            f"There is already a model {name!r}; go on with it (Go on with this model in the tab, --resume on the command "
-            "line), or choose another name."
+            f"There is already a model {name!r}; resume it (Resume training in the tab, --resume on the command line), "
+            "or choose another name."
         )
     check_no_twin(name, [*workspace.model_names(), *workspace.run_names()], "model")
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..service import Service
 from . import dataset, generate, ids, train
-from .common import choices, existing
+from .common import choices, existing, not_in_defaults
 
 
 def build_tab(service: Service) -> None:
@@ -21,7 +21,9 @@ def build_tab(service: Service) -> None:
                 in_train = train.build(service)
             with gr.Tab("Generate", elem_id="ddpm_tab_generate"):
                 in_generate = generate.build(service)
-        harvested = gr.State(0)  # the last job that this page has taken a dataset from
+        # the last job that this page has taken a dataset from; on the page, for gradio keeps a state of every page for ever
+        harvested = gr.Number(value=0, visible=False, show_label=False)
+        not_in_defaults(harvested)
         refresh = gr.Button("Refresh", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
 
     def lists(*current: Any) -> Any:
@@ -33,7 +35,7 @@ def build_tab(service: Service) -> None:
         newest = next(
             (j for j in service.jobs.all() if j.kind in ("harvest", "collect") and j.subject in datasets), None
         )
-        fresh = newest is not None and newest.id > seen
+        fresh = newest is not None and newest.id > (seen if isinstance(seen, (int, float)) else 0)
         return (
             choices(datasets, data, first),
             # what was just harvested is what a person wants to train on

@@ -126,7 +126,7 @@ def test_a_run_goes_on_with_nothing_from_outside_the_workspace(tmp_path: Path) -
     shutil.move(tmp_path / "ws" / "models" / "m.safetensors", tmp_path / "m.safetensors")
     shutil.rmtree(run / "checkpoints")
     (run / "run.json").write_text(json.dumps({**info, "init_from": str(tmp_path / "m.safetensors")}))
-    with pytest.raises(UserError, match="was to begin with a file"):
+    with pytest.raises(UserError, match="its initial weights are a file"):
         train(workspace, again, context)
 
 

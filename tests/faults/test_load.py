@@ -278,7 +278,7 @@ def test_pages_that_were_closed_cost_no_memory_for_ever(tmp_path: Path) -> None:
         address = urlsplit(url).netloc
         refresh = event_of(address, "ddpm_refresh")
         connection = http.client.HTTPConnection(address, timeout=30)
-        values = [None, None, "", None, None, None]
+        values = [None, None, "", None, None, None, 0]
 
         def open_pages(first: int, last: int) -> float:
             for number in range(first, last):

@@ -255,7 +255,7 @@ def test_an_avif_whose_items_lie_in_several_places_is_refused() -> None:
     split = in_two_places(plain)
     with Image.open(io.BytesIO(split)) as image:
         assert image.convert("RGB").size == (64, 64), "it is a picture"
-    with pytest.raises(Rejected, match="more pieces"):
+    with pytest.raises(Rejected, match="more parts"):
         decode(split, 64)
 
 

@@ -35,7 +35,21 @@ def family() -> str:
     root = Path(WEBUI_DIR)
     if (root / "ldm_patched").is_dir():
         return "reforge"
-    return "forge" if (root / "backend").is_dir() else "a1111"
+    if not (root / "backend").is_dir():
+        return "a1111"
+    arguments = (root / "backend" / "args.py").read_text(encoding="utf-8")
+    return "forge" if '"--always-cpu"' in arguments else "neo"
+
+
+def options() -> dict[str, Any]:
+    """A data folder's settings; Neo asks whoever starts it on those of another version to press Enter."""
+    return {**OPTIONS, **({"VERSION_UID": "PY313"} if family() == "neo" else {})}
+
+
+def vocabulary() -> Path:
+    asked = [WEBUI_PYTHON, "-c", "import clip, pathlib; print(pathlib.Path(clip.__file__).parent)"]
+    folder = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    return Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def copy_extension(target: Path) -> None:
@@ -49,6 +63,10 @@ def copy_extension(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
 
 
+def outputs(data: Path) -> Path:
+    return data / ("output" if family() == "neo" else "outputs")
+
+
 class WebUI:
     """One data folder of a WebUI, and the process that serves it."""
 
@@ -59,20 +77,18 @@ class WebUI:
         self.port = 0
         self.seconds_to_start = 0.0
         data.mkdir(parents=True, exist_ok=True)
-        (data / "config.json").write_text(json.dumps(OPTIONS), encoding="utf-8")
-        clip = subprocess.run(
-            [WEBUI_PYTHON, "-c", "import clip, pathlib; print(pathlib.Path(clip.__file__).parent)"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        (data / "config.json").write_text(json.dumps(options()), encoding="utf-8")
         kind = "tiny" if family() == "a1111" else "full"
-        made = make_checkpoint(data.parent / "checkpoint" / "models", kind, Path(clip) / "bpe_simple_vocab_16e6.txt.gz")
+        made = make_checkpoint(data.parent / "checkpoint" / "models", kind, vocabulary() if kind == "tiny" else Path())
         for file in made.parent.iterdir():  # linked: two gigabytes need not be written for each data folder
             target = data / "models" / "Stable-diffusion" / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 os.link(file, target)
+
+    @property
+    def outputs(self) -> Path:
+        return outputs(self.data)
 
     @property
     def extension(self) -> Path:
@@ -99,11 +115,15 @@ class WebUI:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        arguments = ["--skip-prepare-environment", "--skip-torch-cuda-test", "--use-cpu", "all", "--no-half"]
-        arguments += ["--precision", "full", "--data-dir", str(self.data), "--port", str(self.port)]
+        arguments = ["--skip-prepare-environment", "--skip-torch-cuda-test"]
+        arguments += ["--data-dir", str(self.data), "--port", str(self.port)]
         arguments += ["--api"] if api else []
-        arguments += [] if family() == "a1111" else ["--always-cpu"]
-        arguments += ["--gradio-allowed-path", WEBUI_DIR] if family() == "forge" else []
+        if family() == "neo":
+            arguments += ["--cpu"]
+        else:
+            arguments += ["--use-cpu", "all", "--no-half", "--precision", "full"]
+            arguments += [] if family() == "a1111" else ["--always-cpu"]
+        arguments += ["--gradio-allowed-path", WEBUI_DIR] if family() in ("forge", "neo") else []
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",

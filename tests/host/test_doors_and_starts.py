@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import Page, make_driver, needs_browser
 from conftest import ROOT, random_pictures
-from running import NAME, OPTIONS, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, reload_ui
+from running import NAME, WEBUI_DIR, WEBUI_PYTHON, WebUI, copy_extension, family, open_tab, options, reload_ui
 
 pytestmark = [
     pytest.mark.skipif(
@@ -148,9 +148,9 @@ def test_without_api_there_is_none_and_folder_names_and_flags(fresh: WebUI, tmp_
     (fresh.data / "models").rename(models)
     # who freezes settings has chosen a checkpoint before; Forge does not start otherwise
     name = next((models / "Stable-diffusion").glob("*.safetensors")).name
-    (fresh.data / "config.json").write_text(json.dumps({**OPTIONS, "sd_model_checkpoint": name}), encoding="utf-8")
+    (fresh.data / "config.json").write_text(json.dumps({**options(), "sd_model_checkpoint": name}), encoding="utf-8")
     flags = [
-        "--models-dir",
+        "--model-ref" if family() == "neo" else "--models-dir",
         str(models),
         "--hide-ui-dir-config",
         "--freeze-settings",
@@ -213,7 +213,9 @@ def test_a_failure_to_load_is_shown_in_the_tab(fresh: WebUI) -> None:
 
 
 @needs_browser
-@pytest.mark.skipif(family() == "forge", reason="skipped: Forge's Extensions tab is A1111's own code, tried there")
+@pytest.mark.skipif(
+    family() in ("forge", "neo"), reason="skipped: Forge's Extensions tab is A1111's own code, tried there"
+)
 def test_install_from_url_and_reload_ui(fresh: WebUI, tmp_path: Path) -> None:
     """Extensions tab, Install from URL with a local git URL, Reload UI: a working tab."""
     source = tmp_path / NAME

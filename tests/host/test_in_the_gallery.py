@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -79,7 +79,7 @@ def ours(texts: list[str]) -> list[int]:
 
 
 def files(host: WebUI) -> set[Path]:
-    return set((host.data / "outputs").rglob("*.png"))
+    return set(host.outputs.rglob("*.png"))
 
 
 def pixels(made: dict[str, Any], index: int) -> bytes:
@@ -161,9 +161,10 @@ def test_beside_img2img_with_masks(host: WebUI) -> None:
 
 
 def test_hires_fix(host: WebUI) -> None:
-    more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    upscaler = "None" if family() == "neo" else "Latent"
+    more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.6}
     if family() != "a1111":
-        more |= {"hr_additional_modules": ["Use same choices"]} if family() == "forge" else {}
+        more |= {"hr_additional_modules": ["Use same choices"]} if family() in ("forge", "neo") else {}
     made = host.txt2img(seed=50, **more, **beside("first", 1, "DDIM", 3))
     assert picture(made, 0).size == (128, 128)
     assert picture(made, -1).size == (128, 128) and ours(texts_of(made)) == [len(texts_of(made)) - 1]
@@ -304,7 +305,10 @@ def test_the_script_alone(host: WebUI) -> None:
     assert len([path for path in files(host) - before if "txt2img-images" in str(path)]) == 4
     # as beside a generation of the same seed
     other = host.txt2img(seed=100, **beside("second", 1, "DDIM", 4, -1, NATIVE))
-    assert pixels(other, -1) == pixels(made, grid)
+    difference = ImageChops.difference(picture(other, -1).convert("RGB"), picture(made, grid).convert("RGB"))
+    assert (
+        max(high for _, high in difference.getextrema()) <= 1
+    )  # one picture at a time, and two: torch may round otherwise
     failed = host.txt2img(script_name="DDPM alone", script_args=["nowhere"])
     assert "no model" in json.loads(failed["info"])["extra_generation_params"]["DDPM error"]
 
@@ -381,11 +385,13 @@ def test_other_scripts_get_none(host: WebUI) -> None:
     assert not ours(json.loads(made["info"])["infotexts"])
     base = picture(host.txt2img(seed=40)).convert("RGB")
     body = {"init_images": [base64_of(base)], "prompt": "a cat", "steps": 2, "width": 64, "height": 64}
-    more = {"script_name": "sd upscale", "script_args": ["", 8, "Lanczos", 2.0]}
+    arguments = [8, "None", 2.0, False] if family() == "neo" else ["", 8, "Lanczos", 2.0]
+    more = {"script_name": "sd upscale", "script_args": arguments}
     made = host.post(
         "sdapi/v1/img2img", {**body, "sampler_name": "Euler", "save_images": True, **more, **beside("first")}
     )
-    assert picture(made, 0).size == (128, 128) and not ours(json.loads(made["info"])["infotexts"])
+    size = (64, 64) if family() == "neo" else (128, 128)  # it has no Lanczos of its own, and "None" leaves it as it is
+    assert picture(made, 0).size == size and not ours(json.loads(made["info"])["infotexts"])
 
 
 def test_the_cards_take_names_only(host: WebUI) -> None:
@@ -525,8 +531,10 @@ def test_pasting_restores_our_settings(host: WebUI, page: Page) -> None:
     assert page.js(value, "#script_txt2img_ddpm_upscaler input") == "Nearest"
     assert page.js("return document.querySelector('#script_txt2img_ddpm_weights input:checked').value") == "raw"
     assert page.js(value, "#txt2img_seed input") == "130"
-    assert page.js(value, "#txt2img_prompt textarea") == ""
-    assert page.js(value, "#txt2img_steps input[type=number]") == "20", "the host's own steps stay"
+    if family() != "neo":  # whose first start on a data folder pastes no prompt at all, ours or its own
+        assert page.js(value, "#txt2img_prompt textarea") == ""
+    steps = "32" if family() == "neo" else "20"
+    assert page.js(value, "#txt2img_steps input[type=number]") == steps, "the host's own steps stay"
     assert page.js(value, "#txt2img_width input[type=number]") == "64", "the size it was brought to"
     # and that text in the host's PNG Info
     found = host.post("sdapi/v1/png-info", {"image": "data:image/png;base64," + made["images"][-1]})

@@ -33,6 +33,7 @@ from running import (
     family,
     inpaint,
     open_tab,
+    outputs,
     picture,
     plain_lines,
     reload_ui,
@@ -105,7 +106,7 @@ def the_hosts_own_pictures_stay_as_they_are(data: Path) -> Iterator[None]:
     yield
     now = {
         path: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (data / "outputs").rglob("*")
+        for path in outputs(data).rglob("*")
         if path.is_file() and "ddpm" not in str(path.relative_to(data))
     }
     assert not [path for path, was in _hashes.items() if now.get(path) != was], "one of the host's pictures was touched"
@@ -362,12 +363,12 @@ def test_generate_in_the_tab_saves_where_the_host_does(host: WebUI, page: Page) 
     page.tab("Generate")
     page.wait(lambda: page.js("return document.querySelector('#ddpm_model input').value") != "", "a model")
     page.write("#ddpm_seed", "7")
-    before = set((host.data / "outputs").rglob("*.png"))
+    before = set(host.outputs.rglob("*.png"))
     page.click("#ddpm_generate")
     page.wait(
         lambda: page.js("return document.querySelectorAll('#ddpm_gallery img').length >= 16"), "sixteen pictures", 120
     )
-    new = set((host.data / "outputs").rglob("*.png")) - before
+    new = set(host.outputs.rglob("*.png")) - before
     assert len(new) == 16 and all("txt2img-images" in str(path) for path in new)
     page.shot("generate")
     # and they are never harvested, not even without their text
@@ -380,7 +381,7 @@ def test_generate_in_the_tab_saves_where_the_host_does(host: WebUI, page: Page) 
     # names that speak of the model: ours, without asking the host's
     host.post("sdapi/v1/options", {"samples_filename_pattern": "[model_name]-[seed]-[model_hash]"})
     host.post("ddpm/v1/sample", {"model": "beside", "count": 1, "seed": 4242, "steps": 2})
-    assert list((host.data / "outputs").rglob("*beside-4242*.png"))
+    assert list(host.outputs.rglob("*beside-4242*.png"))
     host.post("sdapi/v1/options", {"samples_filename_pattern": ""})
 
 
@@ -390,10 +391,10 @@ def test_keys_reach_our_buttons(host: WebUI, page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
     page.driver.get_log("browser")
-    count = len(list((host.data / "outputs").rglob("*.png")))
+    count = len(list(host.outputs.rglob("*.png")))
     page.js("document.activeElement.blur()")
     ActionChains(page.driver).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
-    host.wait_for(lambda: len(list((host.data / "outputs").rglob("*.png"))) > count, "pictures by Ctrl+Enter")
+    host.wait_for(lambda: len(list(host.outputs.rglob("*.png"))) > count, "pictures by Ctrl+Enter")
     ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
     assert not page.own_errors()
 
@@ -465,7 +466,7 @@ def test_settings_count_at_once(host: WebUI, tmp_path: Path) -> None:
     kept = list((host.data / "ddpm" / "runs" / "single" / "checkpoints").glob("*.safetensors"))
     assert 1 <= len(kept) <= 2, "the newest, and the best where it is another"
     host.post("sdapi/v1/options", {"ddpm_checkpoints": 2})
-    if family() != "forge":  # Forge's API sets every option, its own restricted ones too
+    if family() not in ("forge", "neo"):  # Forge's API sets every option, its own restricted ones too
         host.post("sdapi/v1/options", {"ddpm_workspace": str(tmp_path)})  # the API may not: it would name a path
         assert host.get("ddpm/v1/datasets")["datasets"]
 
@@ -503,7 +504,7 @@ def test_removed_it_leaves_its_workspace_alone(host: WebUI, data: Path, without:
         path.relative_to(data)
         for path in data.rglob("*ddpm*")
         if not str(path.relative_to(data)).startswith(("extensions/ddpm-probe", "models/Stable-diffusion", "cache"))
-        and "outputs" not in path.parts
+        and outputs(data).name not in path.parts
         and "__pycache__" not in path.parts
     ]
     tops = {path.parts[0] for path in ours}

@@ -1,18 +1,22 @@
-"""The host's own upscalers."""
+"""The host's own upscalers; and Pillow's filters, where the host has them not among its own (Forge Neo)."""
 
 from __future__ import annotations
 
 from modules import images, shared
 from PIL import Image
 
-_PLAINEST = ("Lanczos", "Nearest")
+from ...operations.pictures import FILTERS, enlarge_plainly
+
 _CROP_AND_RESIZE = 1  # as in the host's img2img: where the proportions differ the edges are cut
 
 
 def upscalers() -> list[str]:
     """Names of what the host can enlarge with, the plainest first."""
-    names = [upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"]
-    return [*(n for n in _PLAINEST if n in names), *(n for n in names if n not in _PLAINEST)]
+    return [*FILTERS, *(name for name in _theirs() if name not in FILTERS)]
+
+
+def _theirs() -> list[str]:
+    return [upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"]
 
 
 def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
@@ -21,6 +25,8 @@ def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.I
     The host's upscalers heed its flags, which may be left from something that ended long ago: then they would do
     nothing, and say nothing.
     """
+    if upscaler in FILTERS and upscaler not in _theirs():
+        return enlarge_plainly(image, size, upscaler)
     state = shared.state
     before = state.interrupted, state.skipped
     state.interrupted = state.skipped = False

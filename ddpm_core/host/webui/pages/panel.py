@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -56,6 +57,7 @@ class WebUIPanel:
 
     def show(self) -> list[Any]:
         found = self._pictures()
+        _make_temporary_folder()
         first_image = 0
         if len(found) > 1 and option("return_grid", True):  # first, as the host does: it opens the first one large
             found = [(images.image_grid([image for image, _ in found], rows=None), found[0][1]), *found]
@@ -87,6 +89,13 @@ class WebUIPanel:
         }
         shown = ui_common.plaintext_to_html(texts[0]) if texts else ""
         return [[image for image, _ in found], json.dumps(info), shown]
+
+
+def _make_temporary_folder() -> None:
+    """Where the host puts what its gallery is given: Forge Neo names one that it makes only when it is changed."""
+    named = str(option("temp_dir", ""))
+    if named:
+        Path(named).mkdir(parents=True, exist_ok=True)
 
 
 def _selected(info: Any, event: gr.SelectData) -> Any:
