@@ -36,6 +36,16 @@ def problems():
             yield f"{name} {'.'.join(map(str, found[name]))} is too old, {'.'.join(map(str, lowest))} is needed"
 
 
+def is_sdnext():
+    """SD.Next keeps the names of the WebUI's modules and has other things in them."""
+    return any(os.path.isfile(os.path.join(folder or ".", "modules", "ui_control.py")) for folder in sys.path)  # noqa: PTH113, PTH118
+
+
 wrong = list(problems())
-if wrong:
+if is_sdnext():
+    print(
+        "sd-webui-ddpm does not work in SD.Next, which lacks parts of the WebUI that it builds on (InputAccordion, decoded samples, "
+        "queue and command line state). Use AUTOMATIC1111, Forge, reForge or Forge Neo, or run ./standalone.sh in its folder."
+    )
+elif wrong:
     print(f"sd-webui-ddpm cannot run here: {'; '.join(wrong)}. Update the WebUI.")

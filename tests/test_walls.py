@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -282,6 +283,14 @@ def test_install_script_installs_nothing_and_imports_no_torch() -> None:
     assert names <= {"os", "re", "sys"}
     done = subprocess.run([sys.executable, str(ROOT / "install.py")], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_installer_says_that_sdnext_lacks_what_we_need(tmp_path: Path) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "ui_control.py").write_text("")  # which no other WebUI has
+    command = [sys.executable, str(ROOT / "install.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0 and "does not work in SD.Next" in done.stdout and done.stdout.count("\n") == 1
 
 
 def test_each_promise_of_security_names_a_test_that_there_is() -> None:

@@ -334,6 +334,28 @@ def test_txt2img_during_a_training(host: WebUI, page: Page, without: dict[str, A
     page.shot("train")
 
 
+def test_a_sampling_beside_a_training_takes_hardly_longer(host: WebUI) -> None:
+    """A person's sampling goes first: at most 1.5 times its time alone (it took fourteen times that)."""
+    body = {"model": "alone", "count": 16, "steps": 20}
+
+    def seconds() -> float:
+        times = [timed(lambda: host.post("ddpm/v1/sample", body)) for _ in range(3)]
+        return statistics.median(times)
+
+    seconds()  # what is loaded once
+    alone = seconds()
+    job = train(host, "meanwhile", 100_000)
+    begun(host, job)
+    beside = seconds()
+    reached = host.get(f"ddpm/v1/jobs/{job}")["progress"]["done"]
+    time.sleep(3)
+    assert host.get(f"ddpm/v1/jobs/{job}")["progress"]["done"] > reached
+    host.post("ddpm/v1/stop", {"kind": "train"})
+    assert host.job_done(job)["state"] == "stopped"
+    print(f"sampling 16 images: {alone:.2f} s alone, {beside:.2f} s beside a training")
+    assert beside <= 1.5 * alone + 0.3, (alone, beside)  # a slice that has begun is let end
+
+
 def same_model(host: WebUI, first: str, second: str) -> bool:
     from safetensors.torch import load_file
 
