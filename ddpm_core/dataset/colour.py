@@ -7,6 +7,7 @@ CMS); what a PNG or AVIF says in numbers becomes such a profile first.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PROFILE_BYTES = 4 * 2**20  # those of printers have one or two
+_MOST_VERDICTS = 1000
 _ALIKE = 2  # of 255: closer than this to sRGB, a profile is sRGB, and the pixels stay as they are
 _GAMMA_ALIKE = 0.05  # libpng's threshold of a difference that matters (PNG_GAMMA_THRESHOLD): 1/2.2 stands for sRGB
 
@@ -129,11 +131,23 @@ def _target() -> Any:
     return ImageCms.createProfile("sRGB")
 
 
-@functools.lru_cache(maxsize=32)
+_verdicts: dict[tuple[bytes, str], bool] = {}  # of profiles by their hash: a folder of images has the same one
+
+
 def _is_srgb(icc: bytes, mode: str) -> bool:
     """Whether a profile says what no profile would: most of those that are embedded are sRGB's own."""
     if mode == "CMYK":
         return False
+    key = (hashlib.sha256(icc).digest(), mode)
+    if key not in _verdicts:
+        if len(_verdicts) >= _MOST_VERDICTS:
+            _verdicts.clear()
+        _verdicts[key] = verdict = _changes_nothing(icc, mode)
+        return verdict
+    return _verdicts.get(key) or _changes_nothing(icc, mode)  # another thread may just have cleared them
+
+
+def _changes_nothing(icc: bytes, mode: str) -> bool:
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     if mode == "L":
         colours = np.arange(256, dtype=np.uint8)[None]

@@ -53,11 +53,13 @@ def read(texts: Mapping[str, str]) -> Infotext:
 def of_text(text: str) -> Infotext:
     """Of one text: JSON of any of the programs, or the WebUI's generation text."""
     if not _JSON.match(text):
-        return infotext.parse(text)
+        return infotext.parse(text) if len(text) <= MAX_TEXT_BYTES else Infotext()
     try:
-        return _of_json(parse_json(text)) or Infotext()
+        found = _of_json(parse_json(text)) or Infotext()
     except (ValueError, RecursionError):
-        return Infotext()
+        # "[[cat]], dog" is the WebUI's way to weigh a word less
+        return infotext.parse(text) if text.lstrip().startswith("[[") and len(text) <= MAX_TEXT_BYTES else Infotext()
+    return found if max(len(found.prompt), len(found.negative_prompt)) <= MAX_TEXT_BYTES else Infotext()
 
 
 def _of_separate_texts(texts: Mapping[str, str]) -> Infotext:

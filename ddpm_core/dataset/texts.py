@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 from PIL import Image
@@ -25,6 +26,7 @@ _KEYWORDS = frozenset(
      "use_stable_diffusion_model", "invokeai_metadata", "sd-metadata", "dream", "comment", "description", "software",
      "usercomment", "xml:com.adobe.xmp"}
 )  # fmt: skip
+_MOST_TRIES = 4  # at the texts of one keyword: inflating each of a hundred thousand would take minutes
 _COLOUR_CHUNKS = frozenset({b"sRGB", b"gAMA", b"cHRM", b"cICP", b"iCCP"})
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
 _MAX_COLOUR_BYTES = 4 * 2**20
@@ -49,6 +51,7 @@ def png_parts(data: bytes) -> tuple[dict[str, str], dict[bytes, bytes], bytes]:
     animation as soon as it opens it; here inflating is bounded, a text over the bound is dropped, and the pixels are kept.
     """
     texts: dict[str, str] = {}
+    tried: Counter[str] = Counter()
     colours: dict[bytes, bytes] = {}
     whole = memoryview(data)
     pieces = [whole[:8]]
@@ -62,9 +65,12 @@ def png_parts(data: bytes) -> tuple[dict[str, str], dict[bytes, bytes], bytes]:
         kind = data[offset + 4 : offset + 8]
         begin, end = offset + 8, offset + 12 + length
         if kind in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword, text = _png_text(kind, data[begin : begin + min(length, MAX_JSON_BYTES + 256)], length)
-            if text and keyword not in texts:
-                texts[keyword] = text
+            keyword = data[begin : begin + min(length, 80)].partition(b"\0")[0].decode("latin-1").lower()
+            tried[keyword] += keyword in _KEYWORDS
+            if keyword in _KEYWORDS and keyword not in texts and tried[keyword] <= _MOST_TRIES:
+                text = _png_text(kind, data[begin : begin + min(length, MAX_JSON_BYTES + 256)], length)
+                if text:
+                    texts[keyword] = text
         elif kind in _COLOUR_CHUNKS:
             if kind not in colours and length <= _MAX_COLOUR_BYTES:
                 body = data[begin : begin + length]
@@ -88,12 +94,9 @@ def _profile_of(body: bytes) -> bytes:
         return b""
 
 
-def _png_text(kind: bytes, body: bytes, length: int) -> tuple[str, str]:
-    """Keyword in lower case and text of a text chunk; both empty where it is none of those that are read."""
-    raw, _, rest = body.partition(b"\0")
-    keyword = raw[:80].decode("latin-1").lower()
-    if keyword not in _KEYWORDS:
-        return "", ""
+def _png_text(kind: bytes, body: bytes, length: int) -> str:
+    """The text of a text chunk; empty where it is damaged, or longer than any is."""
+    rest = body.partition(b"\0")[2]
     most = MAX_JSON_BYTES
     try:
         if kind == b"tEXt":
@@ -106,8 +109,8 @@ def _png_text(kind: bytes, body: bytes, length: int) -> tuple[str, str]:
             _translated, _, rest = rest.partition(b"\0")
             found = _inflate(rest, most) if compressed else rest if length <= most else b""
     except (zlib.error, IndexError):
-        return "", ""
-    return keyword, bounded(found.decode("utf-8", "replace") if kind == b"iTXt" else _latin_or_utf8(found))
+        return ""
+    return bounded(found.decode("utf-8", "replace") if kind == b"iTXt" else _latin_or_utf8(found))
 
 
 def _latin_or_utf8(data: bytes) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ddpm_core.dataset.reading import Picture, Rejected, decode
 from ddpm_core.dataset.suspects import THUMB, difference_hash, near_duplicates
+from ddpm_core.dataset.texts import MAX_JSON_BYTES
 
 MOST_SECONDS, MOST_MEGABYTES = 5.0, 1024.0
 STATUS = Path("/proc/self/status")
@@ -276,3 +277,13 @@ def test_many_pictures_that_look_alike_take_no_longer(kind: str) -> None:
         assert set(groups.values()) == {0} and len(groups) == count
     elif kind == "two kinds in turn":
         assert groups == {i: i % 2 for i in range(count)}
+
+
+def test_thousands_of_texts_that_inflate_take_no_time() -> None:
+    """Each of these chunks is a kilobyte, inflates to a mebibyte, and is one byte longer than what is read."""
+    body = b"prompt\0\0" + zlib.compress(bytes(MAX_JSON_BYTES + 1), 9)
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    plain = encoded("PNG")
+    began = time.process_time()
+    found = decode(plain[:33] + chunk * 20_000 + plain[33:], 64)
+    assert found.texts == {} and time.process_time() - began < 2
