@@ -252,7 +252,10 @@ def as_pasted(text: str) -> Path:
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
     if text.lower().startswith("file:"):
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:  # no address either
+            return Path(text)
         # file://server/share is a network folder; file:///C:/x and file:///home/x are of this machine
         server = f"//{parts.netloc}" if parts.netloc not in ("", "localhost") else ""
         text = server + url2pathname(parts.path)

@@ -45,6 +45,7 @@ class Job:
         self.artifacts: dict[str, Any] = {}  # live things for the page that are no JSON, such as the emerging picture
         self.began = 0.0
         self.ended = 0.0
+        self._turn = threading.Lock()  # beginning, or being cancelled before
         self._work = work
 
     def report(self, values: dict[str, Any]) -> None:
@@ -79,17 +80,25 @@ class Job:
         }
 
     def cancel(self) -> bool:
-        """Take a job back that still waits; whether it did. One that runs is stopped by ``stop``."""
-        self.stop.set()
-        return self.state == "queued"
+        """Take a job back that still waits; whether it did. One that runs goes on."""
+        with self._turn:
+            if self.state != "queued":
+                return False
+            self.stop.set()
+            self.state = "stopped"
+        self.finished.set()
+        return True
 
     def run(self) -> None:
+        with self._turn:
+            if self.state != "queued":  # cancelled
+                return
+            self.state = "stopped" if self.stop.is_set() else "running"
+            self.began = time.monotonic()
         if self.stop.is_set():
-            self.state = "stopped"
+            self.began, self.state = 0.0, "stopped"
             self.finished.set()
             return
-        self.began = time.monotonic()
-        self.state = "running"
         try:
             self.result = self._work(self)
             outcome = "stopped" if self.stop.is_set() else "done"

@@ -175,6 +175,17 @@
         },
 
         draw() {
+            // the field for a search is moved into the new drawing, which takes its focus from it
+            const typing = this.searchNode && this.searchNode.getRootNode().activeElement === this.searchNode;
+            const [from, to] = typing ? [this.searchNode.selectionStart, this.searchNode.selectionEnd] : [0, 0];
+            this.drawAnew();
+            if (typing && this.searchNode.isConnected) {
+                this.searchNode.focus({ preventScroll: true });
+                this.searchNode.setSelectionRange(from, to);
+            }
+        },
+
+        drawAnew() {
             if (!this.node) return;
             if (this.error) { this.node.replaceChildren(el("div", "ddpm-failure", this.error)); return; }
             if (!this.counts && this.loading) {
@@ -227,7 +238,7 @@
             this.detail = el("div", "ddpm-detail");
             this.beside = el("div", "ddpm-review", this.grid, this.detail);
             this.node.replaceChildren(bar, sums, this.beside);
-            this.select(this.selected);
+            this.select(this.selected, true);
         },
 
         /** Words that the prompt or the file's name must have; what is typed is looked for when typing pauses. */

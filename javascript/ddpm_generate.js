@@ -50,8 +50,9 @@
                     figure(T("real vs. real"), number(r.floor)), figure(T("memorised"), copied + " %")));
                 box.append(el("div", "ddpm-line", el("span", "", T("Compared with dataset")), el("strong", "", r.dataset)));
                 const memorised = r.memorised > 0.05 ? T("It memorised some of its training images.")
-                    : r.own_images ? T("It did not memorise its training images.") : T("Nothing here is memorised, but these are not the images it was trained on.");
+                    : r.own_images || r.learned_from === r.dataset ? T("It did not memorise its training images.") : T("Nothing here is memorised, but these are not the images it was trained on.");
                 if (r.learned_from && r.learned_from !== r.dataset) box.append(el("div", "ddpm-failure", el("span", "", T("This model was trained on another dataset:")), " ", el("strong", "", r.learned_from)));
+                if (r.learned_from === r.dataset && !r.own_images) box.append(el("div", "ddpm-note", T("The dataset has changed since this model was trained.")));
                 box.append(el("div", "ddpm-line", el("strong", "", memorised),
                     el("strong", "", r.kid < 0.15 ? T("Its images come close to the dataset.") : r.kid < 1 ? T("Its images are recognisable, but not yet close to the dataset.")
                         : T("Its images are far from the dataset: keep training.")), el("span", "", r.count, " ", el("span", "", T("images compared")))));

@@ -2,15 +2,27 @@
 (function () {
     "use strict";
 
-    const { T, draw, el, button, url, post, inputValue, redraw } = window.ddpm;
+    const { T, draw, root, el, button, url, post, inputValue, redraw } = window.ddpm;
 
     const AGAIN = 3000; // ms in which a second press is taken for the first
 
-    function act(node, name, values, done) {
+    const CHOSEN = { dataset: ["ddpm_dataset_name", "ddpm_train_dataset"], model: ["ddpm_model", "ddpm_train_model"] };
+
+    /** Write a value into one of gradio's dropdowns, as if a person had typed it. */
+    function choose(id, value) {
+        const field = root().querySelector("#" + id + " input");
+        if (!field) return;
+        Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(field, value);
+        for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind, { bubbles: true }));
+        field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+        field.dispatchEvent(new Event("blur", { bubbles: true }));
+    }
+
+    function act(node, name, values, done, then) {
         const pressed = JSON.stringify([name, values]);
         if (node.dataset.pressed === pressed && Date.now() - node.dataset.pressedAt < AGAIN) return;
         Object.assign(node.dataset, { pressed, pressedAt: Date.now(), message: "", done: "" });
-        post(name, values).then((answer) => { node.dataset.done = done || answer.name || ""; delete node.dataset.key; }, (error) => {
+        post(name, values).then((answer) => { node.dataset.done = done || answer.name || answer.dataset || ""; delete node.dataset.key; if (then) then(answer); }, (error) => {
             node.dataset.message = error.message;
             delete node.dataset.pressed;
             delete node.dataset.key;
@@ -20,8 +32,13 @@
     /** A new name; of datasets, another one to add; of models, a folder for diffusers. */
     function manage(node, kind, name, there) {
         const field = el("input", "ddpm-name");
+        field.value = node.dataset.typed || ""; // as it was, when this is drawn anew
+        field.addEventListener("input", () => { node.dataset.typed = field.value; });
         field.placeholder = T("New name"); field.setAttribute("aria-label", T("New name"));
-        const rename = el("div", "ddpm-line", field, button(T("Rename"), () => act(node, "rename", { kind, name, new: field.value }, "")));
+        const rename = el("div", "ddpm-line", field, button(T("Rename"), () => act(node, "rename", { kind, name, new: field.value }, "", (answer) => {
+            node.dataset.typed = "";
+            for (const id of CHOSEN[kind]) if (inputValue(id) === name) choose(id, answer.name);
+        })));
         if (kind === "model") {
             const link = el("a", "ddpm-button", T("Download for diffusers"));
             link.href = url("export", { model: name }); link.download = "";
@@ -40,7 +57,7 @@
             const lying = (status.trash || []).filter((entry) => entry.kind === kind);
             const there = kind === "dataset" ? status.datasets : status.models;
             const name = inputValue(chosen);
-            redraw(node, [lying, (status.trash || []).length, there.includes(name) ? name : "", node.dataset.message, node.dataset.done], () => {
+            redraw(node, [lying, (status.trash || []).length, there, there.includes(name) ? name : "", node.dataset.message, node.dataset.done], () => {
                 const parts = [];
                 const first = el("div", "ddpm-line");
                 if (there.includes(name)) first.append(button(texts.remove, () => act(node, "delete", { kind, name }, "")), el("strong", "", name));

@@ -500,3 +500,86 @@ def test_mending_leaves_copies_of_their_own_size_and_right_ones_alone(tmp_path: 
     assert again.mended == 3 and again.notes == []
     assert {path: path.read_bytes() for path in store.folder.rglob("*.webp")} == copies_
     assert store.fingerprint() == before
+
+
+def outdated(store: Store) -> None:
+    with store.transaction() as db:
+        db.execute("UPDATE items SET read_as = 1, pixels = '', texture = NULL")
+
+
+def twin_files(folder: Path) -> Path:
+    """Two pictures, each as a PNG and a BMP with the same pixels, b before a."""
+    random_pictures(folder / "first", 2, 64)
+    (folder / "second").mkdir()
+    for path in sorted((folder / "first").glob("*.png")):
+        with Image.open(path) as image:
+            image.save(folder / "second" / f"{path.stem}.bmp")
+    return folder
+
+
+def test_mending_rejects_no_copy_that_a_person_has_chosen(tmp_path: Path) -> None:
+    """Both were kept before; the person rejected one of them: the other one stays."""
+    folder = twin_files(tmp_path / "in")
+    store = Store(tmp_path / "d")
+    harvest(store, [folder])
+    with store.transaction() as db:
+        db.execute("UPDATE items SET status = 'kept', reason = '', message = ''")
+    outdated(store)
+    store.decide([1], "rejected", "user", "Rejected by hand.")
+    harvest(store, [folder])
+    kept = [item["id"] for item in store.items(status="kept")]
+    assert kept == [2, 3]  # of the first picture the BMP, of the second one of two
+
+
+def test_mending_finds_equal_pictures_in_any_order(tmp_path: Path) -> None:
+    folder = twin_files(tmp_path / "in")
+    store = Store(tmp_path / "d")
+    harvest(store, [folder / "first", folder / "second"])
+    with store.transaction() as db:
+        db.execute("UPDATE items SET status = 'kept', reason = '', message = ''")
+    outdated(store)
+    harvest(store, [folder / "second", folder / "first"])  # the later ones first
+    assert [item["id"] for item in store.items(status="kept")] == [1, 2]
+
+
+def test_mending_takes_no_picture_from_a_kept_item(tmp_path: Path) -> None:
+    """What a person kept against the checks stays with its picture, also where its bytes are another's."""
+    folder = random_pictures(tmp_path / "in", 1, 64)
+    shutil.copy(folder / "00000-0.png", folder / "00001-1.png")
+    store = Store(tmp_path / "d")
+    harvest(store, [folder])
+    with store.transaction() as db:
+        db.execute("UPDATE items SET status = 'rejected', reason = 'noise', has_copy = 1")
+    outdated(store)
+    store.decide([2], "kept")
+    harvest(store, [folder])
+    item = store.items(ids=[2])[0]
+    assert item["status"] == "kept" and item["has_copy"] and store.copy_of(2).exists()
+
+
+def test_a_harvest_killed_after_the_copy_still_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(DATA / "field" / "wide-gamut", folder)
+    store = Store(tmp_path / "d")
+    harvest(store, [folder])
+    as_before(store)
+    with store.transaction() as db:  # as thumbnails of the colours of before
+        db.execute("UPDATE items SET thumb = zeroblob(1728) WHERE source LIKE '%p3.png'")
+    before = store.fingerprint()
+
+    def killed(*values: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(store, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(store, [folder])
+    assert harvest(store, [folder]).notes and store.fingerprint() != before
+
+
+def test_small_pictures_are_checked_like_others(tmp_path: Path) -> None:
+    folder = random_pictures(tmp_path / "in", 6, 20)
+    shutil.copy(folder / "00000-0.png", folder / "same.png")
+    Image.new("RGB", (20, 20)).save(folder / "black.png")
+    result = harvest(Store(tmp_path / "d"), [folder])
+    assert result.kept == 6 and result.rejected == {"duplicate": 1, "blank": 1}

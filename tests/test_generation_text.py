@@ -360,3 +360,27 @@ def test_a_large_graph_is_read_at_once() -> None:
     began = time.process_time()
     programs.of_text(json.dumps(nodes))
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("name", ["Description", "Comment", "Dream", "prompt", "parameters"])
+@pytest.mark.parametrize(
+    "text",
+    ["{a" + " " * 100_000 + "x", "x" + " " * 60_000 + "x", "DSC" * 20_000 + "x", "a -b" * 15_000, "Job ID: " * 7_000],
+)
+def test_no_long_text_takes_long(name: str, text: str) -> None:
+    import time
+
+    began = time.process_time()
+    programs.read({name.lower(): text})
+    assert time.process_time() - began < 0.5
+
+
+def test_a_graph_with_very_many_inputs_is_read_at_once() -> None:
+    import time
+
+    nodes: dict[str, object] = {"0": {"class_type": "X", "inputs": {f"i{k}": 1 for k in range(20_000)}}}
+    for number in range(1, 5_000):
+        nodes[str(number)] = {"class_type": "KSampler", "inputs": {"positive": ["0", 0]}}
+    began = time.process_time()
+    programs.of_text(json.dumps(nodes))
+    assert time.process_time() - began < 2

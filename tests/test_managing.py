@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 import zipfile
@@ -15,6 +16,7 @@ from conftest import CommandLine, random_pictures
 from PIL import Image, PngImagePlugin
 
 from ddpm_core.dataset.harvest import harvest
+from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.dataset.views import Views
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
@@ -126,6 +128,37 @@ def test_merging_keeps_what_was_decided_and_adds_nothing_twice(cli: CommandLine,
     assert cli.run("dataset", "merge", "new", "a", "b")["added"] == 7
 
 
+def test_a_merge_takes_over_what_a_person_decided_and_skips_lost_copies(service: Service, tmp_path: Path) -> None:
+    one, two = random_pictures(tmp_path / "one", 3), tmp_path / "two"
+    shutil.copytree(one, two)
+    random_pictures(two / "more", 2, seed=8)
+    workspace = service.workspace
+    workspace.harvest("a", [one])
+    workspace.harvest("b", [two])
+    other = workspace.store("b")
+    other.decide([1], "rejected", "user", "Rejected by hand.")
+    lost = other.items()[-1]
+    other.copy_path(lost["sha256"]).unlink()
+    found = service.merge("a", ["b"])
+    assert found["added"] == 1
+    assert workspace.store("a").counts() == {"items": 4, "kept": 3, "rejected": {"user": 1}}
+    assert service.merge("fresh", ["b"])["added"] == 4
+
+
+def test_merging_large_datasets_takes_seconds(tmp_path: Path) -> None:
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    for store, first in ((one, 0), (two, 10_000)):
+        store.add(
+            [
+                NewItem(f"/x/{i}.png", 1, 1, f"{i:064x}", 48, 48, pixels=f"48x48 {i:x}")
+                for i in range(first, first + 10_000)
+            ]
+        )
+    began = time.process_time()
+    assert one.absorb(two) == 10_000 and one.absorb(two) == 0
+    assert time.process_time() - began < 20
+
+
 # -- looking for items --------------------------------------------------------------------------------------------------------
 
 
@@ -198,12 +231,14 @@ def test_a_training_waits_for_the_one_before_it_and_can_be_cancelled(service: Se
     assert [(one["kind"], one["subject"]) for one in waiting] == [("train", "second"), ("train", "third")]
     with pytest.raises(UserError, match="waits to be trained"):
         service.start_training(request("second"))
-    assert service.cancel(third.id) and not service.cancel(10**6)
+    assert service.cancel(third.id) and not service.cancel(10**6) and not service.cancel(first.id)
+    assert third.finished.is_set() and third.state == "stopped"  # at once: its name is free again
+    fourth = service.start_training(request("third"))
+    assert service.cancel(fourth.id) and first.state == "running"
     assert [one["subject"] for one in service.watch.status()["waiting"]] == ["second"]
     assert service.stop("train")  # the one that runs; the next goes on
     assert first.finished.wait(60) and first.state == "stopped"
     assert second.finished.wait(120) and second.state == "done"
-    assert third.finished.wait(60) and third.state == "stopped"
     assert service.workspace.model_names() == ["first", "second"]
 
 

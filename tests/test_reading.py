@@ -259,6 +259,8 @@ def test_primaries_become_those_of_srgb(colours: Image.Image) -> None:
     places = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
     found = shown(png(colours, (b"cHRM", struct.pack(">8I", *places))))
     assert np.abs(found - p3_reference(colours)).max() <= 1.5
+    overflowing = (30_000, 32_900, 1, 30_000, 0, 32_900, 1, 31_270)
+    assert np.array_equal(shown(png(colours, (b"cHRM", struct.pack(">8I", *overflowing)))), np.asarray(colours))
     broken = (b"cHRM", struct.pack(">8I", *([0] * 8)))
     assert np.array_equal(shown(png(colours, broken)), np.asarray(colours))
 

@@ -68,7 +68,12 @@ class Colours:
         primaries = self.primaries
         if primaries is None or max(abs(a - b) for a, b in zip(primaries, _SRGB)) < 0.004:
             primaries = _SRGB
-        return b"" if gamma is None and primaries is _SRGB else _matrix_profile(primaries, gamma)
+        if gamma is None and primaries is _SRGB:
+            return b""
+        try:
+            return _matrix_profile(primaries, gamma)
+        except (struct.error, ValueError, OverflowError, np.linalg.LinAlgError):  # numbers that no profile can hold
+            return b""
 
 
 def of_code_points(primaries: int, transfer: int) -> Colours:

@@ -122,6 +122,7 @@ class _Graph:
                 continue
             seen.add(name)
             inputs = self._nodes[name]
+            self._left -= len(inputs)
             if any(other in inputs for other in _ROLES):
                 todo.append(inputs.get(role))
                 continue

@@ -123,16 +123,18 @@ def harvest(
             take()
         flush()
     progress(read, len(todo), "Looking for outliers")
+    result.mended = len(mended)
     if not count_only:
         _settle(store, result)
-        result.mended = len(mended)
     result.notes = _notes(roots, result, links, [item.off for item in mended if item.off])
     result.seconds = time.monotonic() - began
     return result
 
 
 def _settle(store: Store, result: HarvestResult) -> None:
-    """What can only be said of the whole dataset: whether its pictures are small ones, and which are unusual."""
+    """What can only be said of the whole dataset: which are equal, whether they are small ones, which are unusual."""
+    if result.mended:
+        store.settle_duplicates()
     if small := store.settle_sizes():
         moved = min(abs(small), result.rejected["too_small"] if small > 0 else result.kept)
         result.kept += moved if small > 0 else -moved
@@ -272,11 +274,12 @@ def judge(
         return None, "filtered"
     reason, message = "", ""
     try:
-        check_size(picture.width, picture.height)
         check_content(picture.image)
+        check_size(picture.width, picture.height)  # last: a dataset of small pictures takes this verdict back
     except Rejected as why:
         reason, message = why.reason, why.message
-    off = _difference(old, picture.image) if old is not None else 0.0
+    thumb = thumbnail(picture.image)
+    off = _how_far_off(old, picture.image, store.outdated_thumb(base.sha256), thumb) if old is not None else 0.0
     if keep:
         write_copy(store.copy_path(base.sha256), picture, replace=off > 0)
     return NewItem(
@@ -289,7 +292,7 @@ def judge(
             "settings": info.settings,
             "reason": reason,
             "message": message,
-            "thumb": thumbnail(picture.image),
+            "thumb": thumb,
             "has_copy": True,
             "pixels": f"{picture.width}x{picture.height} {pixels_of(picture.image)}",
             "texture": texture(picture.image),
@@ -300,12 +303,24 @@ def judge(
 
 def _outdated_copy(store: Store, sha256: str) -> Image.Image | None:
     """The copy of a file that an older version has read, if there is one."""
-    if not store.is_outdated(sha256):
+    if store.outdated_thumb(sha256) is None:
         return None
     try:
         return read_copy(store.copy_path(sha256))
     except OSError:  # gone or damaged: it is made again
         return None
+
+
+def _how_far_off(old: Image.Image, new: Image.Image, old_thumb: bytes | None, thumb: bytes) -> float:
+    """How far a copy that an older version has made is off, 0..255.
+
+    A harvest may have been killed when it had just replaced the copy: then the thumbnail still tells.
+    """
+    off = _difference(old, new)
+    if not off and old_thumb and len(old_thumb) == len(thumb):
+        of_thumbs = np.frombuffer(old_thumb, np.uint8).astype(np.int16) - np.frombuffer(thumb, np.uint8)
+        off = float(np.abs(of_thumbs).mean())
+    return off
 
 
 def _difference(one: Image.Image, other: Image.Image) -> float:

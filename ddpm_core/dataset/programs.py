@@ -18,7 +18,10 @@ from .infotext import Infotext, model_name
 from .texts import MAX_TEXT_BYTES
 
 _JSON = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"\]])")  # unlike {red|blue} and [a|b], which prompts begin with
-_JOB_ID = re.compile(r"\s*Job ID:\s*[0-9a-fA-F-]{8,40}\s*$")
+_JOB_ID = re.compile(
+    r"Job ID:\s{0,9}[0-9a-fA-F-]{8,40}$"
+)  # of stripped text; no part of it may begin anew at every space
+_MOST_CAMERA = 64  # characters
 _MIDJOURNEY_OPTIONS = re.compile(r"\s--?[a-z]+(?:\s[^\s-]\S*)*")
 _CAMERA = re.compile(r"[A-Z0-9 ]*(?:DIGITAL CAMERA|DSC|DCIM|MINOLTA)[A-Z0-9 ]*")  # what cameras call every picture
 _DREAM = re.compile(r'"(?P<prompt>(?:[^"\\]|\\.)*)"(?P<options>.*)', re.DOTALL)
@@ -74,14 +77,16 @@ def _of_separate_texts(texts: Mapping[str, str]) -> Infotext:
         return _of_dream(dream)
     for name in ("description", "imagedescription"):
         text = texts.get(name, "").strip()
-        if not text or _CAMERA.fullmatch(text):
+        if not text or (len(text) <= _MOST_CAMERA and _CAMERA.fullmatch(text)):
+            continue
+        if len(text) > MAX_TEXT_BYTES and not _JSON.match(text) and not _COMFY_PREFIX.match(text):
             continue
         prefix = _COMFY_PREFIX.match(text)
         if _JSON.match(text[prefix.end() :] if prefix else text):
             if (found := of_text(text[prefix.end() if prefix else 0 :])) != Infotext():
                 return found
-        elif _JOB_ID.search(text):
-            return Infotext(_MIDJOURNEY_OPTIONS.sub("", _JOB_ID.sub("", text)).strip())
+        elif found_id := _JOB_ID.search(text, max(0, len(text) - 100)):
+            return Infotext(_MIDJOURNEY_OPTIONS.sub("", text[: found_id.start()].rstrip()).strip())
         elif len(text) <= MAX_TEXT_BYTES:
             return infotext.parse(text)
     return Infotext()

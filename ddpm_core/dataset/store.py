@@ -367,10 +367,11 @@ class Store:
         return row is not None and (not row["has_copy"] or self._has_copy(str(row["sha256"])))
 
     @_plainly
-    def is_outdated(self, sha256: str) -> bool:
-        """Whether an older version has read that file and made a copy of it."""
-        query = "SELECT 1 FROM items WHERE sha256 = ? AND has_copy AND read_as < ? LIMIT 1"
-        return self._connection().execute(query, (sha256, READ_AS)).fetchone() is not None
+    def outdated_thumb(self, sha256: str) -> Buffer | None:
+        """The thumbnail of a file that an older version has read and made a copy of; None where there is no such."""
+        query = "SELECT thumb FROM items WHERE sha256 = ? AND has_copy AND read_as < ? LIMIT 1"
+        row = self._connection().execute(query, (sha256, READ_AS)).fetchone()
+        return None if row is None else row["thumb"] if isinstance(row["thumb"], bytes) else b""
 
     def _has_copy(self, sha256: str) -> bool:
         """Whether there is more than an empty file, as a power loss leaves; without :meth:`copy_path`'s checks, for it is quick."""
@@ -441,13 +442,16 @@ class Store:
 
     @staticmethod
     def _judged_beside(db: sqlite3.Connection, item: NewItem, known: int | None) -> NewItem:
-        """The item, rejected where one before it has the same bytes, or the same pixels in another container."""
-        if item.reason:
+        """The item, rejected where one before it has the same bytes, or the same pixels in another container.
+
+        One that is ``known`` already is so only beside one that is kept: a person may have rejected the other.
+        """
+        if item.reason not in ("", "too_small"):  # the latter may be taken back for all
             return item
         first = db.execute(
             "SELECT id, source, sha256, prompt FROM items WHERE (sha256 = ? OR (pixels = ? AND pixels != '')) AND reason != 'duplicate'"
-            " AND (? IS NULL OR id < ?) ORDER BY id LIMIT 1",
-            (item.sha256, item.pixels, known, known),
+            " AND (? IS NULL OR (id < ? AND status = ?)) ORDER BY id LIMIT 1",
+            (item.sha256, item.pixels, known, known, KEPT),
         ).fetchone()
         if not first:
             return item
@@ -468,9 +472,11 @@ class Store:
     def _mend(self, db: sqlite3.Connection, item: NewItem, row: sqlite3.Row) -> None:
         """What an older version has read, as it is read today; what a person has decided stays."""
         db.execute(
-            "UPDATE items SET bytes = ?, mtime_ns = ?, width = ?, height = ?, prompt = ?, negative_prompt = ?, settings = ?,"
-            " hash = ?, thumb = ?, has_copy = ?, read_as = ?, pixels = ?, revision = MAX(revision, ?), texture = ?"
-            " WHERE id = ?",
+            # what is kept or was decided by a person keeps its picture, whatever is thought of it now
+            "UPDATE items SET bytes = ?, mtime_ns = ?, width = COALESCE(?, width), height = COALESCE(?, height), prompt = ?,"
+            " negative_prompt = ?, settings = ?, hash = COALESCE(?, hash), thumb = COALESCE(?, thumb),"
+            " has_copy = MAX(has_copy, ?), read_as = ?, pixels = ?, revision = MAX(revision, ?),"
+            " texture = COALESCE(?, texture) WHERE id = ?",
             (
                 item.bytes,
                 item.mtime_ns,
@@ -505,6 +511,22 @@ class Store:
             "UPDATE items SET revision = 1, thumb = ?, hash = ?, texture = ? WHERE sha256 = ? AND thumb IS NOT NULL",
             (item.thumb, _hash_of(item.thumb), item.texture, item.sha256),
         )
+
+    @_plainly
+    def settle_duplicates(self) -> int:
+        """Of kept items with equal pixels, reject all but the first, whatever order they were mended in; how many."""
+        query = (
+            "SELECT later.id, first.source, MIN(first.id) FROM items AS later JOIN items AS first ON first.pixels = later.pixels AND"
+            " first.id < later.id AND first.status = ? WHERE later.pixels != '' AND later.status = ? AND"
+            " later.decided_by = 'check' GROUP BY later.id"
+        )
+        with self.transaction() as db:
+            rows = db.execute(query, (KEPT, KEPT)).fetchall()
+            db.executemany(
+                "UPDATE items SET status = ?, reason = 'duplicate', message = ? WHERE id = ?",
+                [(REJECTED, f"Exactly the same image as {Path(row['source']).name}.", row["id"]) for row in rows],
+            )
+        return len(rows)
 
     @_plainly
     def settle_sizes(self) -> int:
@@ -669,39 +691,55 @@ class Store:
 
     @_plainly
     def absorb(self, other: Store) -> int:
-        """Add the items of another dataset with what was decided there; how many were not here yet."""
-        columns = [
-            row["name"]
-            for row in self._connection().execute("PRAGMA table_info(items)")
-            if row["name"] not in _OF_ITS_SET
-        ]
+        """Add the items of another dataset with what was decided there; how many were not here yet.
+
+        What is here already, by its bytes or its pixels, is not added; where nobody has decided about it here, what a person
+        decided there counts.
+        """
+        known = [row["name"] for row in self._connection().execute("PRAGMA table_info(items)")]
+        columns = [name for name in known if name not in _OF_ITS_SET]
         names = ", ".join(columns)
         added = 0
         rows = other._connection().execute(f"SELECT {names} FROM items ORDER BY id").fetchall()
         for row in rows:
-            if row["has_copy"]:
-                self._take_copy(other, row["sha256"])
             with self.transaction() as db:
-                known = db.execute(
-                    "SELECT 1 FROM items WHERE (source = ? AND sha256 = ?) OR (? = '' AND reason != 'duplicate' AND"
-                    " (sha256 = ? OR (pixels = ? AND pixels != '')))",
-                    (row["source"], row["sha256"], row["reason"], row["sha256"], row["pixels"]),
-                ).fetchone()
-                if known:
-                    continue
-                db.execute(f"INSERT INTO items ({names}) VALUES ({','.join('?' * len(columns))})", tuple(row))
-                added += 1
+                here = self._like(db, row)
+                if here is None:
+                    if row["has_copy"] and not self._take_copy(other, row["sha256"]):
+                        continue  # its copy is gone: harvesting its folder makes it again
+                    db.execute(f"INSERT INTO items ({names}) VALUES ({','.join('?' * len(columns))})", tuple(row))
+                    added += 1
+                elif row["decided_by"] == "user" and here["decided_by"] == "check" and row["status"] != here["status"]:
+                    db.execute(
+                        "UPDATE items SET status = ?, reason = ?, message = ?, decided_by = 'user' WHERE id = ? AND has_copy",
+                        (row["status"], row["reason"], row["message"], here["id"]),
+                    )
         return added
 
-    def _take_copy(self, other: Store, sha256: str) -> None:
-        """The other dataset's copy of a file, unless one is here."""
-        source = other.copy_path(sha256)
-        target = self.copy_path(sha256).with_suffix(source.suffix)
+    @staticmethod
+    def _like(db: sqlite3.Connection, row: sqlite3.Row) -> sqlite3.Row | None:
+        """The item here that is the same: the same file, or the same picture where that counts."""
+        fields = "SELECT id, status, decided_by FROM items"
+        same = db.execute(f"{fields} WHERE source = ? AND sha256 = ?", (row["source"], row["sha256"])).fetchone()
+        if same is None and row["reason"] != "duplicate":
+            query = f"{fields} WHERE (sha256 = ? OR (pixels = ? AND pixels != '')) AND reason != 'duplicate' LIMIT 1"
+            same = db.execute(query, (row["sha256"], row["pixels"])).fetchone()
+        found: sqlite3.Row | None = same
+        return found
+
+    def _take_copy(self, other: Store, sha256: str) -> bool:
+        """Have the other dataset's copy of a file here; whether it is."""
         if self._has_copy(sha256):
-            return
+            return True
+        try:
+            source = other.copy_path(sha256)
+            data = read_regular(source, MAX_COPY_BYTES)
+        except OSError:
+            return False
+        target = self.copy_path(sha256).with_suffix(source.suffix)
         target.parent.mkdir(exist_ok=True)
-        data = read_regular(source, MAX_COPY_BYTES)
         replace_with(target, lambda temporary: temporary.write_bytes(data))
+        return True
 
     @_plainly
     def undo(self) -> list[int]:

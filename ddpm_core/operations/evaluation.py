@@ -54,11 +54,9 @@ def evaluate(
         size, name = config.unet.image_size, workspace.model_path(model).stem
         about = model_file.known_of(about)
         crop, learned_from = about.get("crop", "center"), about.get("dataset")
-        if (
-            learned_from
-            and learned_from != dataset
-            and workspace.store(dataset).fingerprint() != about.get("fingerprint")
-        ):
+        if about.get("fingerprint") == workspace.store(dataset).fingerprint():
+            learned_from = dataset  # whatever it was called when the model was trained
+        if learned_from and learned_from != dataset:
             context.say(
                 f"{name} was trained on {learned_from}, not from {dataset}: memorised training images cannot show here."
             )
