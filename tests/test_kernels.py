@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -254,7 +255,8 @@ def test_dropout_within_the_network_is_told_by_numbers() -> None:
     assert torch.equal(net(x, times), net(x, times)) and not torch.equal(net(x, times), first)
 
 
-def small_trainer(flat: bool, **changes: Any) -> Any:
+def small_trainer(how: Any, **changes: Any) -> Any:
+    """``how``: a ``How``, or whether to update by flat tensors."""
     import dataclasses
 
     from ddpm_core.model.config import ModelConfig, UNetConfig
@@ -267,7 +269,8 @@ def small_trainer(flat: bool, **changes: Any) -> Any:
     train = TrainSettings(batch_size=4, precision="fp32", warmup_steps=2, weight_decay=0.01)
     train = dataclasses.replace(train, **changes)
     images = torch.randint(0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Trainer(RunConfig(ModelConfig(config), train), images, "cpu", how=How(Ways(), flat=flat))
+    how = How(Ways(), flat=how) if isinstance(how, bool) else how
+    return Trainer(RunConfig(ModelConfig(config), train), images, "cpu", how=how)
 
 
 @interpreted
@@ -360,3 +363,62 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     assert [value.data_ptr() for value in lasting] == before
     assert not torch.equal(weights, t.net.conv_in.weight)
     assert all(p.grad is None for p in t.net.parameters())
+
+
+class Raced(TorchDispatchMode):
+    """Fails at a kernel of the first stream that touches what the second one makes, before the two are joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = False
+        self.made: dict[int, Any] = {}  # storages: a further reference to a tensor would let autograd copy it
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = tree_leaves((args, kwargs))  # the interpreter takes a kernel's tensors by their storages
+        given = {v.untyped_storage().data_ptr() for v in inputs if isinstance(v, torch.Tensor)}
+        given |= {v.data_ptr() for v in inputs if isinstance(v, torch.UntypedStorage)}
+        given.discard(0)
+        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+        assert self.aside or is_view or not given & set(self.made), f"{function} reads what may not be there yet"
+        found = function(*args, **(kwargs or {}))
+        if self.aside and "set_" not in function.name():  # as the interpreter does with its arguments
+            for value in filter(None.__ne__, tree_leaves(found)):
+                storage = value.untyped_storage()
+                if storage.data_ptr() not in given:
+                    self.made[storage.data_ptr()] = storage
+        return found
+
+
+@interpreted
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_made_aside_is_left_alone_until_joined(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither autograd nor a layer copies, casts or adds to a gradient that the second stream may not have finished."""
+    from contextlib import contextmanager
+
+    from ddpm_core.model.aside import Aside
+    from ddpm_core.model.ways import FAST
+    from ddpm_core.training.how import How
+
+    t: Any = small_trainer(How(FAST, flat=True, aside=True), precision=precision)
+    watching = Raced()
+    runs = 0
+
+    @contextmanager
+    def run(self: Any, *inputs: torch.Tensor) -> Any:
+        nonlocal runs
+        runs += 1
+        watching.aside = True
+        yield
+        watching.aside = False
+
+    monkeypatch.setattr(Aside, "run", run)
+    monkeypatch.setattr(Aside, "join", lambda self: watching.made.clear())
+    drawn = t._draw(0)
+    t._set_rates()
+    with watching:
+        t._inner_step(*drawn)
+    assert runs > 50
+    plain: Any = small_trainer(How(FAST, flat=True), precision=precision)
+    plain.run_steps(1)
+    ours, theirs = t.state_tensors(), plain.state_tensors()
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())

@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import aside
+
 # elements per tile: 32 for each of 128 threads
 _TILE = 4096
 # a program reads a whole group once and holds it, up to so many elements ...
@@ -575,6 +577,7 @@ class _Norm(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(held, held2 if pair else None, gamma, beta, seed, rstd, offset, middle)
         ctx.options = (groups, silu, rate, None if shift is None else shift.dtype)
+        ctx.aside = aside.current()
         ctx.set_materialize_grads(False)
         return y, x, x2
 
@@ -630,13 +633,14 @@ class _Norm(torch.autograd.Function):
                 rows, channels, split, scale,
                 **plan.tile, PAIR=pair, SILU=silu, RATE=rate, AROUND=goes_around,
             )  # fmt: skip
-        dbeta, dgamma = _sum_of(sums, gamma.dtype).view(2, channels).unbind(0)
+        with aside.run(ctx.aside, sums):
+            dbeta, dgamma = _sum_of(sums, gamma.dtype).view(2, channels).unbind(0)
         return (dx, dx2, dgamma, dbeta, dshift, *nothing)
 
 
 class _Bias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, bias: Tensor, other: Tensor | None) -> Tensor:
+    def forward(ctx: Any, h: Tensor, bias: Tensor, other: Tensor | None, also: Tensor | None) -> Tensor:
         h = _channels_last(h)
         other = None if other is None else _channels_last(other)
         n, channels, height, width = h.shape
@@ -644,32 +648,40 @@ class _Bias(torch.autograd.Function):
         wide = _width(channels)
         high = max(1, _TILE // wide)
         y = torch.empty_like(h)
+        whole = bias if also is None else bias + also
         _biased[(-(-rows // high), -(-channels // wide))](
-            h, bias, h if other is None else other, y, rows, channels, HIGH=high, WIDE=wide, OTHER=other is not None
+            h, whole, h if other is None else other, y, rows, channels, HIGH=high, WIDE=wide, OTHER=other is not None
         )
-        ctx.options = (bias.dtype, other is not None)
+        ctx.options = (bias.dtype, other is not None, also is not None)
+        ctx.aside = aside.current()
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
-        dtype, with_other = ctx.options
+        dtype, with_other, with_also = ctx.options
         dy = _channels_last(dy)
         rows = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1])
-        return dy, _columns_of(rows, dtype), dy if with_other else None
+        with aside.run(ctx.aside, rows):
+            total = _columns_of(rows, dtype)
+            # one tensor for two parameters would be copied by autograd
+            again = total.clone() if with_also else None
+        return dy, total, dy if with_other else None, again
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.aside = aside.current()
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        dy = dy.reshape(-1, weight.shape[0])
-        dx = (dy @ weight).view(x.shape)
-        return dx, dy.t() @ x.reshape(dy.shape[0], -1), _columns_of(dy, weight.dtype)
+        dy = dy.reshape(-1, weight.shape[0]).contiguous()
+        with aside.run(ctx.aside, dy, x):
+            dw, db = dy.t() @ x.reshape(dy.shape[0], -1), _columns_of(dy, weight.dtype)
+        return (dy @ weight).view(x.shape), dw, db
 
 
 def norm(
@@ -697,9 +709,9 @@ def norm(
     return _Norm.apply(x, beside, gamma, beta, shift, seed, groups, eps, silu, rate)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def add_bias(h: Tensor, bias: Tensor, other: Tensor | None = None) -> Tensor:
-    """h + bias (+ other) in one pass: (N, C, H, W), (C,), (N, C, H, W). The gradient of the bias is one pass, too."""
-    return _Bias.apply(h, bias, other)  # type: ignore[no-any-return,no-untyped-call]
+def add_bias(h: Tensor, bias: Tensor, other: Tensor | None = None, also: Tensor | None = None) -> Tensor:
+    """h + bias (+ other + also) in one pass: (N, C, H, W), (C,), (N, C, H, W), (C,). The biases' gradient is one pass, too."""
+    return _Bias.apply(h, bias, other, also)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import convolution
 from .ways import Ways, plain
 
 
@@ -91,7 +92,7 @@ class Conv2d(nn.Module):
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=self.stride, padding=self.padding)
 
     def without_bias(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight.to(x.dtype), stride=self.stride, padding=self.padding)
+        return convolution(x, self.weight.to(x.dtype), self.stride, self.padding)
 
 
 class GroupNorm(nn.Module):
@@ -125,11 +126,11 @@ class GroupNorm(nn.Module):
         return kernels.norm(x, weight, bias, self.groups, self.eps, **options)  # type: ignore[arg-type]
 
 
-def add_bias(h: Tensor, bias: Tensor, other: Tensor | None = None) -> Tensor:
-    """``kernels.add_bias``: h + bias + other in one pass."""
+def add_bias(h: Tensor, bias: Tensor, other: Tensor | None = None, also: Tensor | None = None) -> Tensor:
+    """``kernels.add_bias``: h + bias + other + also in one pass."""
     from . import kernels
 
-    return kernels.add_bias(h, bias, other)
+    return kernels.add_bias(h, bias, other, also)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, fused: bool) -> Tensor:
@@ -139,17 +140,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, fused: bool) -> Tensor:
     from . import kernels
 
     return kernels.linear(x, weight, bias)
-
-
-def pointwise(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
-    """1x1 convolution of channels-last (N, C, H, W) with weight (out, C) as a matrix product, plus ``plus`` (N, out, H, W)."""
-    n, channels, height, width = x.shape
-    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    if plus is None:
-        found = F.linear(rows, weight)
-    else:
-        found = torch.addmm(plus.permute(0, 2, 3, 1).reshape(-1, len(weight)), rows, weight.t())
-    return found.view(n, height, width, len(weight)).permute(0, 3, 1, 2)
 
 
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

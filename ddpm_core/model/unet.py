@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear, pointwise
+from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear
+from .products import enlarging, folded, pointwise
+from .products import linear as product
 from .ways import Ways
 
 # a generator, or for fused kernels the seeds of each block, (blocks, 4) int32
@@ -89,12 +91,8 @@ class ResBlock(nn.Module):
         h = self.conv2.without_bias(h)
         if self.conv_shortcut is None:
             return add_bias(h, self.conv2.bias.to(h.dtype), x)
-        bias = (self.conv2.bias + self.conv_shortcut.bias).to(h.dtype)
-        weight = self.conv_shortcut.weight.flatten(1).to(h.dtype)
-        if beside is None:
-            return add_bias(h, bias, pointwise(x, weight))
-        own, others = torch.split(weight, [x.shape[1], beside.shape[1]], dim=1)
-        return add_bias(h, bias, pointwise(beside, others, plus=pointwise(x, own)))
+        short = pointwise(x, self.conv_shortcut.weight.flatten(1).to(h.dtype), beside)
+        return add_bias(h, self.conv2.bias.to(h.dtype), short, self.conv_shortcut.bias.to(h.dtype))
 
 
 class Attention(nn.Module):
@@ -126,7 +124,7 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         if fused:
             last: Any = self.to_out[0]
-            out = F.linear(mixed, last.weight.to(x.dtype)).view(n, height, width, c).permute(0, 3, 1, 2)
+            out = product(mixed, last.weight.to(x.dtype)).view(n, height, width, c).permute(0, 3, 1, 2)
             return add_bias(out, last.bias.to(x.dtype), x)
         out = self.to_out[0](mixed).view(n, height, width, c).permute(0, 3, 1, 2)
         return x + out  # type: ignore[no-any-return]
@@ -149,23 +147,11 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ways.folded:
-            weight, bias = folded(self.conv.weight.to(x.dtype)), self.conv.bias.to(x.dtype)
+            weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
             if self.ways.fused:
-                return add_bias(F.conv_transpose2d(x, weight, stride=2, padding=1), bias)
-            return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+                return add_bias(enlarging(x, weight), bias)
+            return F.conv_transpose2d(x, folded(weight), bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
-
-
-def folded(weight: Tensor) -> Tensor:
-    """Fold nearest 2x upsampling into the 3x3 convolution (out, in, 3, 3) after it.
-
-    Returns the kernel (in, out, 4, 4) of the equal transposed convolution with stride 2 and padding 1: each output pixel sees
-    2x2 input pixels, 4 products instead of 9. Along a side, rows 0..3 hold the sums of weights {2}, {1, 2}, {0, 1}, {0}.
-    """
-    w = weight.transpose(0, 1)
-    tall = torch.cat([w[:, :, 2:], w[:, :, 1:2] + w[:, :, 2:], w[:, :, :1] + w[:, :, 1:2], w[:, :, :1]], dim=2)
-    a, b, c = tall[..., :1], tall[..., 1:2], tall[..., 2:]
-    return torch.cat([c, b + c, a + b, a], dim=3).contiguous(memory_format=torch.channels_last)
 
 
 class DownBlock(nn.Module):
@@ -302,7 +288,7 @@ class UNet(nn.Module):
         bias = torch.cat([block.time_emb_proj.bias for block in blocks])
         bias = (bias + torch.cat([block.conv1.bias for block in blocks])).to(temb.dtype)
         sizes = [len(block.conv1.bias) for block in blocks]
-        return torch.split(F.linear(temb, weight, bias), sizes, dim=1)
+        return torch.split(linear(temb, weight, bias, fused=True), sizes, dim=1)
 
     @torch.no_grad()
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:

@@ -12,6 +12,9 @@ from . import update_kernels as kernels
 from .muon import MOMENTUM, orthogonalised, scale_of
 from .settings import TrainSettings
 
+# for Muon's batches of products
+_STREAMS = 4
+
 
 class Flat:
     """A flat tensor with room for each of several tensors: ``view(i)`` has the shape and strides of the i-th."""
@@ -59,6 +62,7 @@ class FlatUpdate(torch.optim.Optimizer):
         settings: TrainSettings,
         rate: Tensor,
         taken: Tensor,
+        aside: bool = False,
     ) -> None:
         device, self._settings = parameters[0].device, settings
         # equal shapes side by side: they form a batch without copying
@@ -89,6 +93,9 @@ class FlatUpdate(torch.optim.Optimizer):
         self._steps = torch.zeros(len(self._weights.values) - border, device=device, dtype=dtype)
         self._step = torch.zeros((), device=device)
         self._border = border
+        self._streams: list[torch.cuda.Stream] = []
+        if aside and device.type == "cuda" and dtype == torch.bfloat16 and border < len(self._weights.values):
+            self._streams = [torch.cuda.Stream(device) for _ in range(_STREAMS)]  # type: ignore[no-untyped-call]
         for i, parameter in enumerate(self.parameters):
             if i < self._plain:
                 moments = {"exp_avg": self._first.view(i), "exp_avg_sq": self._second.view(i)}
@@ -126,19 +133,38 @@ class FlatUpdate(torch.optim.Optimizer):
         self._step += 1
         border = self._border
         weights, average, first = self._weights.values, self._average.values, self._first.values
+        if len(self._steps):
+            kernels.take_momentum(flat[border:], first[border:], self._steps, clip, MOMENTUM)
+            self._orthogonalise()
         kernels.adamw(
             weights[:border], flat[:border], first[:border], self._second.values, average[:border], clip=clip, rate=self._rate,
             taken=self._taken, step=self._step, beta1=settings.beta1, beta2=settings.beta2,
             decay=settings.weight_decay, eps=1e-8,
         )  # fmt: skip
         if len(self._steps):
-            kernels.take_momentum(flat[border:], first[border:], self._steps, clip, MOMENTUM)
-            shapes = list(self._batches())
-            batches = [self._steps[at : at + c * h * w].view(c, h, w) for (h, w), at, c in shapes]
-            scales = [settings.muon_ratio * scale_of(h, w) for (h, w), _, _ in shapes]
-            torch._foreach_copy_(batches, orthogonalised(batches, scales))
+            for stream in self._streams:
+                torch.cuda.current_stream(stream.device).wait_stream(stream)
             kernels.move(weights[border:], self._steps, average[border:], rate=self._rate, taken=self._taken, decay=0.0)
         return norm
+
+    def _orthogonalise(self) -> None:
+        """Turn ``_steps`` into Muon's updates. The caller waits for the streams: a batch alone does not fill a GPU."""
+        shapes = list(self._batches())
+        batches = [self._steps[at : at + c * h * w].view(c, h, w) for (h, w), at, c in shapes]
+        scales = [self._settings.muon_ratio * scale_of(h, w) for (h, w), _, _ in shapes]
+        if not self._streams:
+            torch._foreach_copy_(batches, orthogonalised(batches, scales))
+            return
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+        # a batch's products, and about as much again as their launches take: 2e9 multiply-adds
+        work = [c * min(h, w) ** 2 * (2 * max(h, w) + min(h, w)) + 2e9 for (h, w), _, c in shapes]
+        busy = [0.0] * len(self._streams)
+        for i in sorted(range(len(batches)), key=lambda i: -work[i]):
+            idlest = busy.index(min(busy))
+            busy[idlest] += work[i]
+            with torch.cuda.stream(self._streams[idlest]):
+                batches[i].copy_(orthogonalised(batches[i : i + 1], scales[i : i + 1])[0])
 
     def _batches(self) -> Iterable[tuple[tuple[int, int], int, int]]:
         """Shape, offset into ``_steps`` and count of each batch of equal matrices; padded ones come alone."""

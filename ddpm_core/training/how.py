@@ -13,11 +13,13 @@ from ..model.ways import Ways
 @dataclass(frozen=True)
 class How:
     """``network``: kernels of the network; ``captured``: replay the step as a CUDA graph (``captured.py``); ``flat``: keep all
-    weights in one tensor and update them with our own kernels (``flat.py``)."""
+    weights in one tensor and update them with our own kernels (``flat.py``); ``aside``: gradients of parameters on a second
+    stream (``model/aside.py``), and Muon's products on several."""
 
     network: Ways
     captured: bool = False
     flat: bool = False
+    aside: bool = False
 
 
 def plain(device: torch.device) -> How:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, is_out_of_memory
+from ..model import aside
+from ..model.aside import Aside
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image, timestep_weights
 from ..model.unet import DropoutSource, UNet
@@ -114,7 +116,8 @@ class Trainer:
         tensors = how.captured or how.flat
         self._rate = torch.zeros((), device=self.device) if tensors else None
         self._share = torch.zeros((), device=self.device) if tensors else None
-        self._flat = self._make_flat() if how.flat else None
+        self._aside = Aside(self.device) if how.aside else None
+        self._flat = self._make_flat(how.aside) if how.flat else None
         self.optimizer: torch.optim.Optimizer = self._make_optimizer() if self._flat is None else self._flat
         self.step = 0
         self.lr_scale = 1.0
@@ -199,10 +202,14 @@ class Trainer:
             target = self.diffusion.target(x0[part], noise[part], times[part])
             # of several pieces only the last one's backward takes the gradients around
             with nullcontext() if team is None or start + size >= mine else self._network.no_sync():  # type: ignore[operator]
-                output = network(noisy.to(self.dtype), times[part], flips[part], dropout)
+                # further pieces add to the gradients of the first, in the first stream
+                with aside.using(self._aside if self.pieces == 1 else None):
+                    output = network(noisy.to(self.dtype), times[part], flips[part], dropout)
                 losses = loss_per_image(settings.loss, output, target)
                 weighted = (losses * self.weights[times[part]]).sum() / share
                 torch.autograd.backward(weighted if self._scaler is None else self._scaler.scale(weighted))
+            if self._aside is not None:
+                self._aside.join()
             # a flat update takes the gradients of an undivided batch as they are
             if self._cast is not None and (self._flat is None or self.pieces > 1):
                 self._cast.hand_gradients_over()
@@ -237,7 +244,7 @@ class Trainer:
                 torch._foreach_add_(average, list(ahead))
         self._loss_sum += loss
 
-    def _make_flat(self) -> FlatUpdate:
+    def _make_flat(self, aside: bool) -> FlatUpdate:
         from .flat import FlatUpdate
 
         assert self._rate is not None and self._share is not None
@@ -257,6 +264,7 @@ class Trainer:
             self.settings,
             self._rate,
             self._share,
+            aside=aside,
         )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
