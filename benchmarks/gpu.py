@@ -82,7 +82,7 @@ class Bench:
         """The plain step and the fast one."""
         cuda = self.device.type == "cuda"
         plain, fast = self.ways()
-        return How(plain), How(fast, captured=cuda, flat=cuda)
+        return How(plain), How(fast, captured=cuda, flat=cuda, aside=cuda)
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -402,13 +402,13 @@ def ladder(bench: Bench) -> None:
         {
             "plain": of(plain),
             "captured": of(dataclasses.replace(plain, captured=fast.captured)),
-            "our kernels, captured": of(dataclasses.replace(fast, flat=False)),
-            "... and flat updates": of(fast),
+            "our kernels, captured": of(dataclasses.replace(fast, flat=False, aside=False)),
+            "... and flat updates": of(dataclasses.replace(fast, aside=False)),
+            "... and second streams": of(fast),
             "... upsampling not folded": of(other(folded=False)),
             "... attention's products apart": of(other(joined=False)),
             "... Muon": of(fast, optimizer="muon"),
-            "... parameter gradients aside": of(dataclasses.replace(fast, aside=True)),
-            "... Muon, aside": of(dataclasses.replace(fast, aside=True), optimizer="muon"),
+            "... Muon, one stream": of(dataclasses.replace(fast, aside=False), optimizer="muon"),
         },
     )
 
@@ -499,9 +499,9 @@ def _going_on(bench: Bench) -> None:
             other = bench.trainer(preset, fast, **made)
             other.load_state(half.state_tensors(), half.state_numbers())
             other.run_steps(count // 2)
-            beside = bench.trainer(preset, dataclasses.replace(fast, aside=fast.captured), **made)
-            beside.run_steps(count)
-            states = {"eager": eager, "whole": whole, "again": again, "resumed": other, "aside": beside}
+            alone = bench.trainer(preset, dataclasses.replace(fast, aside=False), **made)
+            alone.run_steps(count)
+            states = {"eager": eager, "whole": whole, "again": again, "resumed": other, "one stream": alone}
             tensors = {name: trainer.state_tensors() for name, trainer in states.items()}
             bench.note(
                 "numbers",
@@ -512,7 +512,7 @@ def _going_on(bench: Bench) -> None:
                 eager_losses=[round(losses["eager"][i], 5) for i in (0, 1, count // 2, count - 1)],
                 apart={
                     name: max(float((tensors[name][k] - v).abs().max()) for k, v in tensors["whole"].items())
-                    for name in ("eager", "again", "resumed", "aside")
+                    for name in ("eager", "again", "resumed", "one stream")
                 },
                 average_moves=float((whole.ema.conv_in.weight - whole.net.conv_in.weight).abs().max()) > 0,
             )
@@ -536,25 +536,36 @@ def presets(bench: Bench) -> None:
 
 
 def constants(bench: Bench) -> None:
-    """The fast step with other block sizes of our kernels, one changed at a time."""
+    """The fast step with other block sizes and streams, one changed at a time."""
     if bench.device.type != "cuda":
         bench.note("constants", skipped="needs a GPU")
         return
-    from ddpm_core.model import kernels as ours
+    from ddpm_core.model import aside, kernels
+    from ddpm_core.training import captured
 
-    names = ("_TILE", "_LOOPS", "_MOST_HELD", "_PARTS")
-    now = {name: getattr(ours, name) for name in names}
+    modules = {"_BRANCHES": aside, "_PRIORITY": captured}
+    now: dict[str, Any] = {name: getattr(kernels, name) for name in ("_TILE", "_LOOPS", "_MOST_HELD", "_PARTS")}
+    now |= {name: getattr(module, name) for name, module in modules.items()}
 
-    def of(**changed: int) -> Callable[[], Trainer]:
+    def of(**changed: Any) -> Callable[[], Trainer]:
         def make() -> Trainer:
-            _settle({**now, **changed})  # a captured step keeps what it was captured with
+            for name, value in {**now, **changed}.items():  # a captured step keeps what it was captured with
+                setattr(modules.get(name, kernels), name, value)
             trainer = bench.trainer(how=bench.hows()[1])
             trainer.run_steps(6)
             return trainer
 
         return make
 
-    trials = ({}, {"_LOOPS": 1}, {"_LOOPS": 4}, {"_MOST_HELD": 4096}, {"_PARTS": 512}, {"_PARTS": 1024})
+    trials: tuple[dict[str, Any], ...] = (
+        {},
+        {"_BRANCHES": False},
+        {"_PRIORITY": 0},
+        {"_LOOPS": 4},
+        {"_MOST_HELD": 4096},
+        {"_LOOPS": 4, "_MOST_HELD": 4096},
+        {"_PARTS": 512},
+    )
     measure(bench, "constants", {str(changed or "now"): of(**changed) for changed in trials})
 
 
@@ -648,7 +659,7 @@ def peers(bench: Bench) -> None:
 
 # seconds
 FIRST: Limits = {"machine": 30, "tuning": 60, "kernels": 110, "ladder": 130, "profile": 45, "numbers": 160, "bill": 60}
-SECOND: Limits = {"learning": 300, "presets": 160, "constants": 120, "sampling": 60, "peers": 150, "compiled": 150}
+SECOND: Limits = {"learning": 300, "presets": 160, "constants": 170, "sampling": 60, "peers": 150, "compiled": 150}
 RUNGS: dict[str, Callable[[Bench], None]] = {
     "machine": machine,
     "tuning": tuning,

@@ -411,8 +411,10 @@ def test_what_is_made_aside_is_left_alone_until_joined(precision: str, monkeypat
         yield
         watching.aside = False
 
-    monkeypatch.setattr(Aside, "run", run)
-    monkeypatch.setattr(Aside, "join", lambda self: watching.made.clear())
+    for name in ("run", "branch"):
+        monkeypatch.setattr(Aside, name, run)
+    for name in ("join", "merge"):
+        monkeypatch.setattr(Aside, name, lambda self: watching.made.clear())
     drawn = t._draw(0)
     t._set_rates()
     with watching:

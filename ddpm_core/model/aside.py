@@ -1,7 +1,9 @@
-"""Computes gradients of parameters on a second CUDA stream, beside the chain of gradients that the backward pass waits for.
+"""Second CUDA streams for what the chain of layers need not wait for.
 
 Nothing in a backward pass needs the gradient of a weight, but in one stream the next layer's gradient waits for it. Many of
-these kernels are too small to fill a GPU (sums for biases, weight gradients at 8x8), so the two streams overlap.
+these kernels are too small to fill a GPU (sums for biases, weight gradients at 8x8), so the streams overlap. Likewise a
+block's shortcut overlaps with its convolutions, forward and backward: autograd runs a gradient in its forward pass's stream
+and orders the streams.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from torch import Tensor
 _now = threading.local()
 
 
+# measured on an H200: benchmarks/RESULTS.md
+_BRANCHES = True
+
+
 class Aside:
-    """A second stream and what its kernels still read. Without CUDA the work runs where it is.
+    """A stream for gradients, one for branches, and what their kernels still read. Without CUDA the work runs where it is.
 
     Gradients made aside must reach their parameters without another kernel, as when autograd stores the first gradient of a
     parameter in its own memory format; and nothing may read them before :meth:`join`.
@@ -28,8 +34,10 @@ class Aside:
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream | None = None
+        self._branch: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._branch = torch.cuda.Stream(device) if _BRANCHES else None  # type: ignore[no-untyped-call]
         self._device = device
         self._held: list[Tensor] = []
         self._bytes = 0
@@ -54,6 +62,21 @@ class Aside:
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._held, self._bytes = [], 0
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """Run the body on the stream for branches. What it reads must live until :meth:`merge`."""
+        if self._branch is None:
+            yield
+            return
+        self._branch.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._branch):
+            yield
+
+    def merge(self) -> None:
+        """Let the current stream wait for the branch."""
+        if self._branch is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._branch)
 
 
 @contextmanager
@@ -80,3 +103,21 @@ def run(aside: Aside | None, *inputs: Tensor) -> Iterator[None]:
         return
     with aside.run(*inputs):
         yield
+
+
+@contextmanager
+def branch() -> Iterator[None]:
+    """The current one's ``branch``, or just the body."""
+    aside = current()
+    if aside is None:
+        yield
+        return
+    with aside.branch():
+        yield
+
+
+def merge() -> None:
+    """The current one's ``merge``, if there is one."""
+    aside = current()
+    if aside is not None:
+        aside.merge()

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import aside
 from .config import UNetConfig
 from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear
 from .products import enlarging, folded, pointwise
@@ -85,14 +86,19 @@ class ResBlock(nn.Module):
     def _fused(self, x: Tensor, told: Told, beside: Tensor | None) -> Tensor:
         """The same by fused kernels: biases are added in neighbouring kernels, and nothing is concatenated."""
         h, x, beside = self.norm1.fused(x, beside=beside)
+        short = x
+        if self.conv_shortcut is not None:
+            with aside.branch():
+                short = pointwise(x, self.conv_shortcut.weight.flatten(1).to(x.dtype), beside)
         h = self.conv1.without_bias(h)
         seed = told.dropout[self.place] if isinstance(told.dropout, Tensor) else None
         h, _, _ = self.norm2.fused(h, shift=told.shifts[self.place], rate=self.dropout, seed=seed)
         h = self.conv2.without_bias(h)
+        bias = self.conv2.bias.to(h.dtype)
         if self.conv_shortcut is None:
-            return add_bias(h, self.conv2.bias.to(h.dtype), x)
-        short = pointwise(x, self.conv_shortcut.weight.flatten(1).to(h.dtype), beside)
-        return add_bias(h, self.conv2.bias.to(h.dtype), short, self.conv_shortcut.bias.to(h.dtype))
+            return add_bias(h, bias, short)
+        aside.merge()
+        return add_bias(h, bias, short, self.conv_shortcut.bias.to(h.dtype))
 
 
 class Attention(nn.Module):

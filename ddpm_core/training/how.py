@@ -35,4 +35,4 @@ def fastest(device: torch.device, precision: str) -> How:
     network = ways.best(device)
     if not network.fused or precision == "fp16":  # GradScaler reads from the device
         return plain(device)
-    return How(network, captured=True, flat=True)
+    return How(network, captured=True, flat=True, aside=True)
