@@ -355,7 +355,7 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     before = [value.data_ptr() for value in lasting]
     weights = t.net.conv_in.weight.clone()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), Uncapturable():
-        float(weights.sum())
+        float(weights.detach().sum())
     drawn = t._draw(t.step)
     t._set_rates()
     with Uncapturable():

@@ -9,8 +9,6 @@ from torch import Tensor
 
 # eager runs before capturing: libraries choose algorithms and allocate workspaces, the optimizer allocates its moments
 _WARM_UP = 3
-# above that of streams beside it (-1 is a high one): they should fill its gaps
-_PRIORITY = -1
 
 
 class CapturedStep:
@@ -36,7 +34,7 @@ class CapturedStep:
         # warm up on the stream that will be captured: cuBLAS and cuDNN keep workspaces for each stream
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device, priority=_PRIORITY)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.failed = False
 
     @property

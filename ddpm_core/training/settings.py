@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
             ModelConfig(
                 UNetConfig((64, 64), 3, 3, (64, 128, 256, 512), (False, False, True, True), 2, 64, 32, dropout=0.1)
             ),
-            TrainSettings(batch_size=64, learning_rate=4e-4, warmup_steps=500),
+            TrainSettings(batch_size=64, learning_rate=1e-3, warmup_steps=100, optimizer="muon", muon_ratio=10.0),
             steps=12_000,
         ),
         Preset(
