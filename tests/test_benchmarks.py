@@ -93,7 +93,7 @@ def test_the_gpu_script_runs_through_in_miniature(tmp_path: Path) -> None:
     kinds = {line["kind"] for line in lines if line["rung"] == "ladder" and "times_as_fast" in line}
     assert {"plain", "captured", "... and flat updates"} <= kinds
     exact = [line["apart"] for line in lines if "apart" in line]
-    assert exact and all(apart == {"eager": 0.0, "again": 0.0, "resumed": 0.0} for apart in exact)
+    assert exact and all(set(apart.values()) == {0.0} and len(apart) == 4 for apart in exact)
 
 
 def test_the_gpu_script_says_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
