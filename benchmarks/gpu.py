@@ -363,7 +363,7 @@ def measure(
         facts[name] = {"first_steps_s": round(time.perf_counter() - began, 1)}
         if bench.device.type == "cuda":
             facts[name]["gib"] = round((torch.cuda.max_memory_allocated(bench.device) - before) / 2**30, 2)
-        captured = trainer._captured
+        captured = trainer.work.captured
         facts[name]["captured"] = captured is not None and captured.captured
         steps = 1 if bench.miniature else max(2, int(seconds / pace))
 
@@ -460,7 +460,7 @@ def numbers(bench: Bench) -> None:
         def keep(*_: object, **__: object) -> None:
             kept.update({n: p.grad.clone() for n, p in trainer.net.named_parameters() if p.grad is not None})
 
-        trainer.optimizer.step = keep  # type: ignore[method-assign]
+        trainer.work.optimizer.step = keep  # type: ignore[method-assign]
         trainer.run_steps(1)
         return kept
 
@@ -507,7 +507,7 @@ def _going_on(bench: Bench) -> None:
                 "numbers",
                 preset=preset,
                 **changes,
-                captured=whole._captured is not None and whole._captured.captured,
+                captured=whole.work.captured is not None and whole.work.captured.captured,
                 losses=[round(losses["whole"][i], 5) for i in (0, 1, count // 2, count - 1)],
                 eager_losses=[round(losses["eager"][i], 5) for i in (0, 1, count // 2, count - 1)],
                 apart={
@@ -616,9 +616,9 @@ def compiled(bench: Bench) -> None:
         return
     os.environ["TORCHINDUCTOR_FORCE_LAYOUT_OPT"] = "1"
     trainer = bench.trainer(how=How(Ways(joined=True), captured=True))
-    assert trainer._cast is not None
+    assert trainer.work.cast is not None
     began = time.perf_counter()
-    trainer._cast.network.net.forward = torch.compile(trainer._cast.network.net.forward)
+    trainer.work.cast.network.net.forward = torch.compile(trainer.work.cast.network.net.forward)
     trainer.run_steps(6)
     bench.note("compiled", seconds=round(time.perf_counter() - began, 1))
     times = [1000 * trainer.run_steps(30).seconds / 30 for _ in range(4)]

@@ -40,12 +40,12 @@ def step_of(
     ways = plain(device) if ways is None else ways
     trainer = Trainer(RunConfig(preset.model, train), packed.images, device, how=How(ways))
     if optimizer is not None:
-        trainer.optimizer = torch.optim.AdamW(trainer.parameters, lr=train.learning_rate, **optimizer)
-    x0, _, times, noise = trainer._draw(0)
+        trainer.work.optimizer = torch.optim.AdamW(trainer.state.parameters, lr=train.learning_rate, **optimizer)
+    x0, _, times, noise = trainer.batches.draw(0)
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
-    weights = trainer.weights[times]
-    copied = trainer._cast if cast else None
+    weights = trainer.work.loss_weights[times]
+    copied = trainer.work.cast if cast else None
     net = network(trainer.net if copied is None else copied.network.net, (noisy, times))
 
     def step() -> None:
@@ -55,9 +55,9 @@ def step_of(
         torch.autograd.backward((losses * weights).mean())
         if copied is not None:
             copied.hand_gradients_over()
-        torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(trainer.state.parameters, 1.0)
+        trainer.work.optimizer.step()
+        trainer.work.optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -80,22 +80,22 @@ class Ours:
 def bare_step(preset: Preset, images: torch.Tensor, device: torch.device) -> Callable[[], object]:
     """Network, loss, gradients and optimizer on one batch that is always there: no data, average or metrics."""
     trainer = Trainer(RunConfig(preset.model, preset.train), images, device, how=plain(device))
-    x0, _, times, noise = trainer._draw(0)
+    x0, _, times, noise = trainer.batches.draw(0)
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
-    weights, cast = trainer.weights[times], trainer._cast
+    weights, cast = trainer.work.loss_weights[times], trainer.work.cast
     network = trainer.net if cast is None else cast.network.net
 
     def step() -> None:
         if cast is not None:
             cast.take_weights()
-        losses = loss_per_image("mse", network(noisy, times, trainer._dropout), target)
+        losses = loss_per_image("mse", network(noisy, times, trainer.dropout.source), target)
         torch.autograd.backward((losses * weights).mean())
         if cast is not None:
             cast.hand_gradients_over()
-        torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(trainer.state.parameters, 1.0)
+        trainer.work.optimizer.step()
+        trainer.work.optimizer.zero_grad(set_to_none=True)
 
     return step
 

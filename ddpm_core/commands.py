@@ -19,7 +19,7 @@ from .operations import Context, TrainRequest
 from .renaming import merge_datasets, rename_dataset, rename_model
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
-from .training.distributed import Team
+from .training.team import Team
 from .workspace import Workspace
 
 

@@ -25,7 +25,12 @@ from ddpm_core.training.trainer import Trainer
 
 def test_on_a_cpu_the_step_is_plain() -> None:
     t = trainer()
-    assert t._captured is None and t._flat is None and t.net.ways == ways.plain("cpu") and not t.net.ways.fused
+    assert (
+        t.work.captured is None
+        and isinstance(t.work.optimizer, torch.optim.AdamW)
+        and t.net.ways == ways.plain("cpu")
+        and not t.net.ways.fused
+    )
     assert hows.fastest(torch.device("cpu"), "bf16") == hows.plain(torch.device("cpu"))
 
 
@@ -52,7 +57,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.Monk
     """As on a GPU whose capture fails: said once, nothing left of the attempt, the same numbers."""
     said: list[str] = []
     t = Trainer(config(), tiny_training_images(), "cpu", said.append, how=How(ways.plain("cpu"), captured=True))
-    assert t._captured is not None
+    assert t.work.captured is not None
 
     class Graph:
         def __init__(self, *values: Any, **named: Any) -> None: ...
@@ -60,7 +65,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.Monk
         def __exit__(self, *values: Any) -> None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    work, attempts = t._captured._work, 0
+    work, attempts = t.work.captured._work, 0
 
     def counted(*inputs: torch.Tensor) -> None:
         nonlocal attempts
@@ -70,15 +75,15 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.Monk
             return
         work(*inputs)
 
-    t._captured._work = counted
-    t._captured._runs = 3
+    t.work.captured._work = counted
+    t.work.captured._runs = 3
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Graph)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *values: None)
     run_steps(t, 4)
     assert len(said) == 1 and said[0].startswith("CUDA graph capture failed (CUDA error: operation not permitted")
-    assert attempts == 5 and t._captured.failed and not t._captured.captured
+    assert attempts == 5 and t.work.captured.failed and not t.work.captured.captured
     plain = Trainer(config(), tiny_training_images(), "cpu", how=How(ways.plain("cpu"), captured=False))
     run_steps(plain, 4)
     a, b = weights(t), weights(plain)
@@ -91,7 +96,7 @@ def test_numbers_that_change_are_read_from_tensors() -> None:
     run_steps(tensors, 8)
     plain = trainer()
     run_steps(plain, 8)
-    assert isinstance(tensors.optimizer.param_groups[0]["lr"], torch.Tensor)
+    assert isinstance(tensors.work.optimizer.param_groups[0]["lr"], torch.Tensor)
     a, b = weights(tensors), weights(plain)
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
     again = Trainer(config(), tiny_training_images(), "cpu", how=How(ways.plain("cpu"), captured=True))

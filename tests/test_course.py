@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(value: float, tmp_
 @pytest.mark.parametrize("part", ["pictures", "gradient", "weights", "average", "moments"])
 def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(part: str, tmp_path: Path) -> None:
     t = trainer()
-    plain, done = t._train_step, []
+    plain, done = t.train_step, []
 
     @torch.no_grad()
     def step() -> None:
@@ -152,11 +152,11 @@ def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(pa
             done.append(1)
             some = t.net.conv_in.weight
             if part == "pictures":
-                draw = t._draw
-                t._draw = lambda number: (torch.full_like(draw(number)[0], torch.nan), *draw(number)[1:])  # type: ignore[method-assign]
+                draw = t.batches.draw
+                t.batches.draw = lambda number: draw(number)._replace(x0=torch.full_like(draw(number).x0, torch.nan))  # type: ignore[method-assign]
                 with torch.enable_grad():
                     plain()
-                t._draw = draw  # type: ignore[method-assign]
+                t.batches.draw = draw  # type: ignore[method-assign]
                 return
             if part == "gradient":
                 handle = some.register_hook(lambda gradient: gradient * torch.inf)
@@ -169,11 +169,11 @@ def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(pa
             elif part == "average":
                 t.ema.conv_in.weight[0] = torch.inf
             else:
-                t.optimizer.state[some]["exp_avg_sq"][0] = torch.nan
+                t.work.optimizer.state[some]["exp_avg_sq"][0] = torch.nan
         with torch.enable_grad():
             plain()
 
-    t._train_step = step  # type: ignore[method-assign]
+    t.train_step = step  # type: ignore[method-assign]
     loop, said = make_loop(t, tmp_path, 15, every=2)
     saved: list[bool] = []
     loop.out.checkpoint_saved = lambda: saved.append(all(torch.isfinite(v).all() for v in t.ema.parameters()))
@@ -206,7 +206,7 @@ def test_a_heldout_loss_that_is_not_finite_is_told_to_nobody(tmp_path: Path, mon
 def test_resuming_keeps_the_course_of_the_loss_scale() -> None:
     def scaled() -> Trainer:
         t = trainer()
-        t._scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        t.work.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
         return t
 
     whole, half = scaled(), scaled()

@@ -349,17 +349,17 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     """Nothing is read back, and every tensor that outlives the step stays where it is."""
     t: Any = small_trainer(True, optimizer=optimizer, precision=precision)
     t.run_steps(2)
-    lasting = [*t.net.parameters(), *t.ema.parameters(), t.flip_mark, t._loss_sum, t._bad, t._rate, t._share]
-    lasting += [value for state in t.optimizer.state.values() for value in state.values()]
-    lasting += [] if t._cast is None else t._cast.network.parameters()
+    lasting = [*t.net.parameters(), *t.ema.parameters(), t.flip_mark, t.work.sums]
+    lasting += [value for state in t.work.optimizer.state.values() for value in state.values()]
+    lasting += [] if t.work.cast is None else t.work.cast.network.parameters()
     before = [value.data_ptr() for value in lasting]
     weights = t.net.conv_in.weight.clone()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), Uncapturable():
         float(weights.detach().sum())
-    drawn = t._draw(t.step)
-    t._set_rates()
+    drawn = t.batches.draw(t.step)
+    t.work.set_numbers(1e-3, 0.1)
     with Uncapturable():
-        t._inner_step(*drawn)
+        t.work.compute(*drawn)
     assert [value.data_ptr() for value in lasting] == before
     assert not torch.equal(weights, t.net.conv_in.weight)
     assert all(p.grad is None for p in t.net.parameters())
@@ -415,10 +415,8 @@ def test_what_is_made_aside_is_left_alone_until_joined(precision: str, monkeypat
         monkeypatch.setattr(Aside, name, run)
     for name in ("join", "merge"):
         monkeypatch.setattr(Aside, name, lambda self: watching.made.clear())
-    drawn = t._draw(0)
-    t._set_rates()
     with watching:
-        t._inner_step(*drawn)
+        t.train_step()
     assert runs > 50
     plain: Any = small_trainer(How(FAST, flat=True), precision=precision)
     plain.run_steps(1)

@@ -123,8 +123,8 @@ def test_memory_that_runs_out_in_its_step_changes_nothing(
     when: int, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starved, calm = (trainer(optimizer="muon", precision="fp32") for _ in range(2))
-    assert isinstance(starved.optimizer, Muon)
-    rest, calls = starved.optimizer._rest, 0
+    assert isinstance(starved.work.optimizer, Muon)
+    rest, calls = starved.work.optimizer.rest, 0
     real: Any = orthogonalised if where == "products" else rest.step
 
     def failing(*values: Any) -> Any:

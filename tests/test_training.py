@@ -57,12 +57,12 @@ def test_a_batch_in_pieces_is_the_same_batch() -> None:
 def test_weights_cast_together_train_as_weights_cast_one_by_one(pieces: int) -> None:
     together, apart = trainer(precision="bf16"), trainer(precision="bf16")
     together.pieces = apart.pieces = pieces
-    assert together._cast is not None
-    apart._cast = None  # each layer then casts its own
+    assert together.work.cast is not None
+    apart.work.cast = None  # each layer then casts its own
     run_steps(together, 5)
     run_steps(apart, 5)
     assert same(weights(together), weights(apart))
-    assert {p.dtype for p in together.parameters} == {torch.float32} and trainer()._cast is None
+    assert {p.dtype for p in together.state.parameters} == {torch.float32} and trainer().work.cast is None
 
 
 def test_streamed_pictures_are_those_held_on_the_device(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_streamed_pictures_are_those_held_on_the_device(tmp_path: Path) -> None:
     ends = []
     for how in ("device", "stream"):
         t = Trainer(config(pictures=how), mapped, "cpu", rows=rows)
-        assert type(t.pictures).__name__ == {"device": "OnDevice", "stream": "Streamed"}[how]
+        assert type(t.batches.pictures).__name__ == {"device": "OnDevice", "stream": "Streamed"}[how]
         run_steps(t, 5)
         tensors, numbers = t.state_tensors(), t.state_numbers()
         run_steps(t, 7)
@@ -88,10 +88,10 @@ def test_streamed_pictures_are_those_held_on_the_device(tmp_path: Path) -> None:
 def test_pictures_beyond_the_memory_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     images = tiny_training_images()
     monkeypatch.setattr(pictures, "_MOST_ON_CPU", images.numel())
-    assert isinstance(Trainer(config(), images, "cpu").pictures, pictures.OnDevice)
+    assert isinstance(Trainer(config(), images, "cpu").batches.pictures, pictures.OnDevice)
     monkeypatch.setattr(pictures, "_MOST_ON_CPU", images.numel() - 1)
     streaming = Trainer(config(), images, "cpu")
-    assert isinstance(streaming.pictures, pictures.Streamed)
+    assert isinstance(streaming.batches.pictures, pictures.Streamed)
     run_steps(streaming, 2)
     threads = {t.name for t in threading.enumerate()}
     assert any(name.startswith("ddpm-pictures") for name in threads)
@@ -134,17 +134,17 @@ def test_held_out_images_are_not_given_to_the_trainer(tmp_path: Path, cli: Comma
 
 def test_memory_that_runs_out_in_the_optimizers_first_step_is_no_obstacle() -> None:
     plain, starved = trainer(), trainer()
-    step, calls = starved.optimizer.step, []
+    step, calls = starved.work.optimizer.step, []
 
     def short(*values: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 1:
-            for parameter in starved.parameters[:3]:  # as AdamW leaves it
-                starved.optimizer.state[parameter]["step"] = torch.tensor(0.0)
+            for parameter in starved.state.parameters[:3]:  # as AdamW leaves it
+                starved.work.optimizer.state[parameter]["step"] = torch.tensor(0.0)
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return step(*values, **named)
 
-    starved.optimizer.step = short  # type: ignore[method-assign]
+    starved.work.optimizer.step = short  # type: ignore[method-assign]
     plain.pieces = 2  # as the other one goes on
     starved.run_steps(3)
     plain.run_steps(3)
@@ -156,7 +156,7 @@ def test_memory_that_runs_out_in_the_optimizers_first_step_is_no_obstacle() -> N
 def test_out_of_memory_goes_on_in_smaller_pieces(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     t = Trainer(config(precision=precision), tiny_training_images(), "cpu", said.append)
-    net: Any = t.net if t._cast is None else t._cast.network.net
+    net: Any = t.net if t.work.cast is None else t.work.cast.network.net
     forward = net.forward
 
     def tight(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -177,8 +177,8 @@ def test_memory_that_runs_out_after_a_backward_leaves_no_gradient_behind(
     tight = Trainer(config(precision="bf16"), tiny_training_images(), "cpu")
     calm = Trainer(config(precision="bf16"), tiny_training_images(), "cpu")
     tight.pieces, calm.pieces = 2, 4
-    assert tight._cast is not None
-    hand_over, called = tight._cast.hand_gradients_over, 0
+    assert tight.work.cast is not None
+    hand_over, called = tight.work.cast.hand_gradients_over, 0
 
     def failing() -> None:
         nonlocal called
@@ -187,7 +187,7 @@ def test_memory_that_runs_out_after_a_backward_leaves_no_gradient_behind(
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         hand_over()
 
-    monkeypatch.setattr(tight._cast, "hand_gradients_over", failing)
+    monkeypatch.setattr(tight.work.cast, "hand_gradients_over", failing)
     run_steps(tight, 3)
     run_steps(calm, 3)
     assert tight.pieces == 4 and same(weights(tight), weights(calm))

@@ -26,12 +26,12 @@ from ..names import check_name, check_no_twin, is_name
 from ..training import how as hows
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
-from ..training.distributed import Team, follow
 from ..training.estimate import estimate
 from ..training.heldout import MOST_IMAGES
 from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
 from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig, default_preset, get_preset
+from ..training.team import Team, follow
 from ..training.trainer import Trainer
 from ..workspace import Workspace
 from .context import Context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import update_kernels as kernels
 from .muon import MOMENTUM, orthogonalised, scale_of
 from .settings import TrainSettings
+from .state import Moments, Trainable
 
 # for Muon's batches of products
 _STREAMS = 4
@@ -45,28 +46,28 @@ class Flat:
 
 
 class FlatUpdate(torch.optim.Optimizer):
-    """AdamW, or Muon for ``hidden(i)`` parameters, and the average of the weights, by our own kernels on flat tensors.
+    """AdamW, or Muon for hidden matrices, and the average of the weights, by our own kernels on flat tensors.
 
-    ``parameters``: the trained float32 weights. ``averages``: the average of each, or None. ``computed``: the copies in the
-    compute dtype that get the gradients, or the parameters themselves. All of them are moved into flat tensors. ``rate`` and
+    ``computed``: for each trainable the copy in the compute dtype that gets the gradients, or the parameter itself. All of them,
+    and the averages, are moved into flat tensors. ``rate`` and
     ``taken``: 0-d tensors on the device, the learning rate and the weight of the new values in the average. The state holds
     what torch's AdamW holds ("step", "exp_avg", "exp_avg_sq"), or "momentum" for hidden parameters.
     """
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
-        averages: Sequence[nn.Parameter | None],
+        trainables: Sequence[Trainable],
         computed: Sequence[nn.Parameter],
-        hidden: Callable[[int], bool],
         settings: TrainSettings,
         rate: Tensor,
         taken: Tensor,
         aside: bool = False,
     ) -> None:
+        """``aside``: Muon's products on several streams."""
+        parameters = [one.parameter for one in trainables]
         device, self._settings = parameters[0].device, settings
         # equal shapes side by side: they form a batch without copying
-        keys = [(len(p), p[0].numel()) if hidden(i) else (0, 0) for i, p in enumerate(parameters)]
+        keys = [(len(one.parameter), one.parameter[0].numel()) if one.hidden else (0, 0) for one in trainables]
         order = sorted(range(len(parameters)), key=lambda i: keys[i])
         self.parameters = [parameters[i] for i in order]
         self._computed = [computed[i] for i in order]
@@ -80,7 +81,7 @@ class FlatUpdate(torch.optim.Optimizer):
         self._gradients = Flat(like, device, dtype)
         self._weights.take(self.parameters)
         for i, place in enumerate(self._average.views()):
-            average = averages[order[i]]
+            average = trainables[order[i]].average
             if average is not None:
                 place.copy_(average.detach())
                 average.data = place
@@ -103,10 +104,15 @@ class FlatUpdate(torch.optim.Optimizer):
             else:
                 self.state[parameter] = {"momentum": self._first.view(i)}
 
-    def forget(self) -> None:
-        """Reset all moments."""
+    @torch.no_grad()
+    def put_moments(self, moments: Moments) -> None:
+        """Replace all moments in place; those of another optimizer are left out."""
         for values in (self._first.values, self._second.values, self._step):
             values.zero_()
+        for parameter, found in moments.items():
+            for key, value in found.items():
+                if key in self.state[parameter]:
+                    self.state[parameter][key].copy_(value)
 
     @torch.no_grad()
     def take_weights(self) -> None:

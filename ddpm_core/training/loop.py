@@ -280,7 +280,7 @@ class TrainingLoop:
         began = time.monotonic()
         trainer = self.trainer
         options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
-        some = trainer.some_pictures(min(max(len(self.held), 32), MOST_IMAGES))
+        some = trainer.batches.some(min(max(len(self.held), 32), MOST_IMAGES))
         seen = loss_by_band(trainer.ema, trainer.diffusion, some, **options)  # type: ignore[arg-type]
         values: dict[str, Any] = {"step": trainer.step}
         if math.isfinite(_mean(seen)):

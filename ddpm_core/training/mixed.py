@@ -22,6 +22,11 @@ class CastCopy:
         self._own: list[Tensor] = list(network.parameters())
         self._cast: list[Tensor] = list(self.network.parameters())
 
+    def copy_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """The copy of one of the network's parameters."""
+        copies = dict(zip(map(id, self._own), self.network.parameters()))
+        return copies[id(parameter)]
+
     @torch.no_grad()
     def take_weights(self) -> None:
         """Give the copy the network's weights as they are now."""

@@ -93,8 +93,8 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(list(hidden), {"lr": rest.param_groups[0]["lr"], "momentum": momentum})
-        self._rest = rest
-        self._rest.state = self.state
+        self.rest = rest
+        self.rest.state = self.state
         self.defaults = {**self.defaults, "fused": rest.defaults.get("fused")}
         self._ratio, self._dtype = ratio, dtype
 
@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
-        self._rest.zero_grad(set_to_none)
+        self.rest.zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -127,8 +127,8 @@ class Muon(torch.optim.Optimizer):
                 updates[i] = _shaped(update, parameters[i])
         torch._foreach_mul_(updates, -rate)
         # nothing has changed so far: if memory runs out, the whole step can be repeated
-        self._rest.param_groups[0]["lr"] = rate
-        self._rest.step()
+        self.rest.param_groups[0]["lr"] = rate
+        self.rest.step()
         for parameter, new in zip(parameters, momenta):
             if "momentum" in self.state[parameter]:
                 self.state[parameter]["momentum"].copy_(new)  # in place, for a captured step

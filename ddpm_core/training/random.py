@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# streams of random numbers, so that a new one does not shift the others
+WEIGHTS, NOISE, DROPOUT, TIMES = 11, 12, 13, 14
+
 _MASK = (1 << 64) - 1
 
 

@@ -30,7 +30,7 @@ from ddpm_core.training.trainer import Trainer
 POINTS: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),
     "flush": (os, "fsync"),
-    "step": (Trainer, "_train_step"),
+    "step": (Trainer, "train_step"),
     "state": (Trainer, "state_tensors"),
     "preview": (TrainingLoop, "sample_preview"),
     "copy": (harvest, "write_copy"),

@@ -12,18 +12,31 @@ import hashlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UserError, is_out_of_memory
-from .trainer import Trainer
 
 _END, _STEPS, _STATE = 0, 1, 2
 # how torch's backends say that the others cannot be reached
 _LOST_SIGNS = ("connection", "gloo", "nccl", "socket", "broken pipe", "timed out", "timeout", "peer", "recv", "store")
+
+
+class Follower(Protocol):
+    """What a team needs of a trainer."""
+
+    def run_steps(self, steps: int) -> object: ...
+
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+    def empty_state(self, with_moments: bool) -> dict[str, Tensor]: ...
+
+    def state_numbers(self) -> dict[str, Any]: ...
+
+    def take_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None: ...
 
 
 class Team:
@@ -110,10 +123,10 @@ class Team:
     def announce_steps(self, steps: int) -> None:
         self._announce(_STEPS, steps)
 
-    def share_state(self, trainer: Trainer) -> None:
+    def share_state(self, trainer: Follower) -> None:
         """The leader's weights, average, moments and step to all; the followers take them in :func:`follow`."""
         self._announce(_STATE, 0)
-        self._pass_on(trainer)
+        self.pass_on(trainer)
 
     def _announce(self, order: int, value: int) -> None:
         if self.leads:
@@ -127,7 +140,8 @@ class Team:
         kind, value = order.tolist()
         return kind, value
 
-    def _pass_on(self, trainer: Trainer) -> None:
+    def pass_on(self, trainer: Follower) -> None:
+        """The leader's state to this process, or to the others."""
         numbers = trainer.state_numbers()
         tensors = trainer.state_tensors()
         begun = any(name.startswith("optimizer.") for name in tensors)
@@ -176,13 +190,13 @@ class Team:
             dist.destroy_process_group()
 
 
-def follow(team: Team, trainer: Trainer) -> dict[str, Any]:
+def follow(team: Team, trainer: Follower) -> dict[str, Any]:
     """Do what the leader says until it ends."""
     while True:
         order, value = team.hear()
         if order == _END:
             return {}
         if order == _STATE:
-            team._pass_on(trainer)
+            team.pass_on(trainer)
         else:
             trainer.run_steps(value)

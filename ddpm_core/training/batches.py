@@ -1,0 +1,95 @@
+"""What a step is given, drawn outside of it: pictures, mirroring, timesteps, noise, dropout. All a function of (seed, step)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..model.diffusion import uint8_to_model
+from ..model.unet import DropoutSource
+from .pictures import open_pictures, to_device
+from .random import DROPOUT, NOISE, TIMES, DataOrder, generator, mix
+from .settings import TrainSettings
+
+
+class Batch(NamedTuple):
+    """``x0`` (N, C, H, W) float32 in [-1, 1]; ``flips`` (N,) bool, which are mirrored; ``times`` (N,) int64; ``noise`` like x0."""
+
+    x0: Tensor
+    flips: Tensor
+    times: Tensor
+    noise: Tensor
+
+
+class Batches:
+    """One process's ``part`` of each step's batch."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        timesteps: int,
+        images: Tensor,
+        rows: Tensor,
+        part: slice,
+        device: torch.device,
+    ) -> None:
+        """``images`` uint8 (N, C, H, W) on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on."""
+        self._settings, self._timesteps, self._part, self._device = settings, timesteps, part, device
+        self._order = DataOrder(len(rows), settings.batch_size, settings.seed)
+        self.pictures = open_pictures(settings.pictures, images, rows, self._indices, device)
+        self._images, self._rows = images, rows
+        self._noise = torch.Generator(device=device)
+
+    def _indices(self, step: int) -> Tensor:
+        return self._order.batch(step)[self._part]
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a 0-based step, on the device."""
+        settings = self._settings
+        batch = settings.batch_size
+        cpu = generator("cpu", settings.seed, TIMES, step)
+        flips = torch.rand(batch, generator=cpu, device="cpu") < settings.flip_probability
+        # one timestep from each of `batch` equal strata: less variance than independent draws, the same mean
+        strata = torch.randperm(batch, generator=cpu, device="cpu") + torch.rand(batch, generator=cpu, device="cpu")
+        times = (strata / batch * self._timesteps).long().clamp_(max=self._timesteps - 1)
+        flips, times = (to_device(values[self._part], self._device) for values in (flips, times))
+        x0 = uint8_to_model(self.pictures.batch(step))
+        x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
+        self._noise.manual_seed(mix(settings.seed, NOISE, step))
+        noise = torch.randn((batch, *x0.shape[1:]), generator=self._noise, device=self._device)[self._part]
+        return Batch(x0, flips, times, noise)
+
+    def some(self, count: int) -> Tensor:
+        """The first pictures that are trained on, uint8 (at most ``count``, C, H, W), on the CPU."""
+        return self._images[self._rows[:count]]
+
+    def close(self) -> None:
+        self.pictures.close()
+        self._images = torch.empty(0)
+
+
+class Dropout:
+    """Where a network's dropout masks come from: a generator, or for our kernels seeds in a tensor that stays where it is."""
+
+    def __init__(self, seed: int, rank: int | None, seeds_for: int, device: torch.device) -> None:
+        """``rank`` among several processes; ``seeds_for``: number of blocks that take seeds, 0 for a generator."""
+        self._numbers = (seed, DROPOUT)
+        self._rank, self._device = () if rank is None else (rank,), device
+        self._generator = torch.Generator(device=device)
+        self._seeds = torch.zeros((seeds_for, 4), dtype=torch.int32, device=device) if seeds_for else None
+
+    @property
+    def source(self) -> DropoutSource:
+        return self._generator if self._seeds is None else self._seeds
+
+    def prepare(self, step: int) -> None:
+        """Set the source for a 0-based step."""
+        numbers = (*self._numbers, step, *self._rank)
+        if self._seeds is None:
+            self._generator.manual_seed(mix(*numbers))
+            return
+        shape, most = tuple(self._seeds.shape), 2**31
+        drawn = torch.randint(-most, most, shape, generator=generator("cpu", *numbers), device="cpu")
+        self._seeds.copy_(to_device(drawn.int(), self._device), non_blocking=True)
