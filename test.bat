@@ -13,6 +13,13 @@ for %%g in (3 4) do call :gradio %%g || exit /b 1
 %venv_python% -m ruff format --check --quiet . || exit /b 1
 %venv_python% -m mypy || exit /b 1
 if "%~1"=="--long" goto long
+if not "%~1"=="" goto some
+rem two side by side, since many wait for a browser or a process; then those that measure
+%venv_python% -m pytest -q -n 2 --dist worksteal -m "not long and not alone" || exit /b 1
+%venv_python% -m pytest -q -m "alone and not long"
+exit /b %ERRORLEVEL%
+
+:some
 %venv_python% -m pytest -q %*
 exit /b %ERRORLEVEL%
 
@@ -30,7 +37,7 @@ exit /b %ERRORLEVEL%
 
 :test_packages
 echo Installing the test packages into .venv. 1>&2
-%venv_python% -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-timeout>=2.3" "hypothesis>=6.100" "diffusers>=0.30" "scipy>=1.11" "selenium>=4.20" "ruff>=0.6" "mypy>=1.11"
+%venv_python% -m pip install --quiet --disable-pip-version-check "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.5" "hypothesis>=6.100" "diffusers>=0.30" "scipy>=1.11" "selenium>=4.20" "ruff>=0.6" "mypy>=1.11"
 if errorlevel 1 exit /b 1
 copy /y pyproject.toml .venv\.tests-ready >nul
 exit /b 0

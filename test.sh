@@ -7,7 +7,7 @@ python=.venv/bin/python
 if [ ! -e .venv/.tests-ready ] || [ pyproject.toml -nt .venv/.tests-ready ]; then
     echo "Installing the test packages into .venv." >&2
     "$python" -m pip install --quiet --disable-pip-version-check \
-        'pytest>=8' 'pytest-timeout>=2.3' 'hypothesis>=6.100' 'diffusers>=0.30' 'scipy>=1.11' 'selenium>=4.20' 'ruff>=0.6' 'mypy>=1.11'
+        'pytest>=8' 'pytest-timeout>=2.3' 'pytest-xdist>=3.5' 'hypothesis>=6.100' 'diffusers>=0.30' 'scipy>=1.11' 'selenium>=4.20' 'ruff>=0.6' 'mypy>=1.11'
     # CUDA builds of torch bring Triton along; without one its interpreter still checks the kernels, where there is a build of it
     "$python" -c 'import triton' 2>/dev/null ||
         "$python" -m pip install --quiet --disable-pip-version-check triton==3.6.0 2>/dev/null ||
@@ -35,4 +35,9 @@ if [ "${1:-}" = "--long" ]; then
     fi
     exec "$python" -m pytest -q -m 'long or not long' "$@"
 fi
-exec "$python" -m pytest -q "$@"
+if [ $# -gt 0 ]; then
+    exec "$python" -m pytest -q "$@"
+fi
+# two side by side, since many wait for a browser or a process; then those that measure
+"$python" -m pytest -q -n 2 --dist worksteal -m 'not long and not alone'
+exec "$python" -m pytest -q -m 'alone and not long'

@@ -105,6 +105,7 @@ def test_overflow_is_counted_not_waited_for(workspace: Workspace, monkeypatch: p
     assert collector.status()["collected"] == 64
 
 
+@pytest.mark.alone
 def test_one_offer_costs_the_host_little(workspace: Workspace, tmp_path: Path) -> None:
     collector = Collector(lambda: workspace)
     collector.set_rule(Rule(True, "live", "cat"))

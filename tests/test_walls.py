@@ -208,6 +208,7 @@ def test_no_layer_of_the_host_is_used_and_no_module_is_moved(path: Path) -> None
             assert node.attr in allowed, f"{path.name}:{node.lineno} nn.{node.attr}"
 
 
+@pytest.mark.alone
 def test_importing_starts_nothing_and_is_cheap() -> None:
     """What the host would not already have loaded costs it under 150 ms, and no thread, handler or setting changes."""
     code = """

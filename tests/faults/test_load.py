@@ -24,7 +24,10 @@ from PIL import Image
 
 from ddpm_core.dataset.store import NewItem, Store
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
+]
 
 CLIENTS = 50
 TOGETHER = 30  # pictures that a page asks for together; all sixty of one are in sight, or nearly

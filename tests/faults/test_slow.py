@@ -20,6 +20,8 @@ from ddpm_core.dataset.suspects import THUMB, difference_hash, near_duplicates
 from ddpm_core.dataset.texts import MAX_JSON_BYTES
 
 MOST_SECONDS, MOST_MEGABYTES = 5.0, 1024.0
+pytestmark = pytest.mark.alone
+
 STATUS = Path("/proc/self/status")
 
 
