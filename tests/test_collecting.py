@@ -16,7 +16,9 @@ from ddpm_core.collector import Collector, Rule, saved_path
 from ddpm_core.dataset.own import OwnPictures
 from ddpm_core.dataset.wanted import Wanted
 from ddpm_core.errors import UserError
-from ddpm_core.operations import Collection, Context, Generated, GenerationRequest, collect, unfinished_collection
+from ddpm_core.operations.collecting import collect, unfinished_collection
+from ddpm_core.operations.context import Context
+from ddpm_core.requests import Collection, Generated, GenerationRequest
 from ddpm_core.workspace import Workspace
 
 

@@ -19,8 +19,8 @@ from trainers import make_loop, run_steps, same, trainer, weights
 
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations import TrainRequest
 from ddpm_core.operations.training import _drop_later, _thin_out
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.loop import Metrics, MetricsFollower, read_metrics

@@ -20,7 +20,7 @@ from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.dataset.views import Views
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations import TrainRequest
+from ddpm_core.requests import TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.service import Service
 from ddpm_core.workspace import Workspace

@@ -17,12 +17,12 @@ from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
+from ..requests import Enlarging
 from ..sampling.generate import SampleSettings, generate
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from .context import Context
-from .pictures import Enlarging
 
 
 @dataclass

@@ -8,7 +8,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..files import FolderLock, replace_with, write_json
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..names import check_name, check_no_twin, is_name
+from ..requests import TrainRequest
 from ..training import how as hows
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
@@ -40,27 +40,6 @@ from .pictures import make_grid
 RUN_FORMAT = 1
 _MOST_PREVIEWS = 240
 FEW_IMAGES = 300
-
-
-@dataclass
-class TrainRequest:
-    """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
-
-    model: str
-    dataset: str | None = None
-    preset: str | None = None
-    size: int | None = None
-    crop: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    precision: str | None = None
-    seed: int | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-    init_from: str | None = None
-    settings: dict[str, str] = field(default_factory=dict)
 
 
 def configure(workspace: Workspace, request: TrainRequest, device: torch.device) -> tuple[RunConfig, int]:
@@ -94,15 +73,6 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
     return config, steps
-
-
-def check_limits(request: TrainRequest) -> None:
-    if request.steps is not None and not 1 <= request.steps <= 10**9:
-        raise UserError(f"The number of steps must be at least 1; got {request.steps}.")
-    if request.minutes is not None and not 0 < request.minutes <= 10**6:
-        raise UserError(f"The number of minutes must be more than 0; got {request.minutes:g}.")
-    if request.checkpoint_every is not None and request.checkpoint_every < 1:
-        raise UserError(f"--checkpoint-every must be at least 1; got {request.checkpoint_every}.")
 
 
 def check_free(workspace: Workspace, name: str) -> None:
@@ -179,7 +149,7 @@ def _agree(team: Team, info: dict[str, Any], packed: Packed | None) -> None:
 
 def _train(workspace: Workspace, request: TrainRequest, context: Context, team: Team | None) -> dict[str, Any]:
     name = check_name(request.model, "model")
-    check_limits(request)
+    request.check_limits()
     folder = workspace.run_folder(name)
     model_path = workspace.models_folder / f"{name}.safetensors"
     checkpoints = CheckpointFolder(folder / "checkpoints", context.keep_checkpoints)

@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from .. import operations
 from ..errors import UserError
+from ..operations.training import steps_reached
+from ..requests import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, RunConfig, default_preset
 from . import ids
@@ -76,16 +77,16 @@ def build(service: Service) -> dict[str, Any]:
 
     fields = [dataset, model, preset, steps, minutes, size, crop, batch, rate, precision, seed, init_from, other]
 
-    def request(values: tuple[Any, ...], resuming: bool) -> operations.TrainRequest:
+    def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
         data, name, chosen, total, most, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
         limit = decimal(most, "Minutes") or None
         if resuming:
             _check_dataset(service, str(name or ""), data)
             steps_ = whole(total, "Steps") or None
-            return operations.TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
+            return TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
-        return operations.TrainRequest(
+        return TrainRequest(
             model=str(name or ""),
             dataset=str(data),
             preset=str(chosen),
@@ -138,7 +139,7 @@ def build(service: Service) -> dict[str, Any]:
         return (
             gr.update(value=dataset_) if there else gr.update(),
             gr.update(value=total) if isinstance(total, int) and total < 10**9 else gr.update(),
-            note(_settings_of(name, operations.steps_reached(service.workspace, name), config, dataset_)),
+            note(_settings_of(name, steps_reached(service.workspace, name), config, dataset_)),
         )
 
     def chosen_preset(name: Any) -> Any:

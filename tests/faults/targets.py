@@ -39,7 +39,8 @@ from ddpm_core.model.config import ModelConfig, UNetConfig
 from ddpm_core.model.unet import UNet
 from ddpm_core.operations.collecting import COLLECTION_STATE
 from ddpm_core.operations.context import Context
-from ddpm_core.operations.training import TrainRequest, _reopen
+from ddpm_core.operations.training import _reopen
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.settings import RunConfig

@@ -18,8 +18,9 @@ import ddpm_core.operations.training as training
 from ddpm_core import trash
 from ddpm_core.errors import UserError
 from ddpm_core.files import FolderLock
-from ddpm_core.operations import TrainRequest, train
 from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.workspace import Workspace
 
