@@ -58,7 +58,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
         f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}."
     )
     begun = NAME in workspace.run_names()
-    finished = begun and workspace.run_info(NAME).get("state") == "finished"
+    finished = begun and workspace.run(NAME).state == "finished"
     on_cpu = context.device.type == "cpu"
     minutes = a.minutes if a.minutes is not None else MOST_MINUTES if on_cpu else MINUTES_ON_A_GPU
     steps = STEPS if on_cpu and a.minutes is None else None

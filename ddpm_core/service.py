@@ -27,10 +27,12 @@ from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.collecting import COLLECTION_STATE, collect, unfinished_collection
+from .operations.configuring import check_free, configure, expectations
 from .operations.context import Context
 from .operations.evaluation import evaluate
+from .operations.resuming import steps_reached
 from .operations.sampling import Sampled, sample
-from .operations.training import check_free, configure, expectations, steps_reached, train
+from .operations.training import train
 from .requests import Collection, Enlarging
 from .watch import Watch
 from .workspace import Workspace
@@ -254,7 +256,7 @@ class Service:
 
         dataset = request.dataset
         if dataset is None and request.model in workspace.run_names():
-            dataset = workspace.run_info(request.model)["dataset"]
+            dataset = workspace.run(request.model).dataset
         title, dataset = f"Training {request.model}", check_name(dataset, "dataset") if dataset else ""
         return self.jobs.start("train", title, work, TRAINING, subject=request.model, dataset=dataset)
 

@@ -56,7 +56,7 @@ def test_a_renamed_dataset_is_trained_on_as_before(service: Service) -> None:
     before = workspace.store("d").fingerprint()
     assert service.rename("dataset", "d", "  faces ") == "faces"
     assert workspace.dataset_names() == ["faces"] and workspace.store("faces").fingerprint() == before
-    assert workspace.run_info("m")["dataset"] == "faces"
+    assert workspace.run("m").dataset == "faces"
     job = service.start_training(TrainRequest("m", resume=True, steps=4))
     assert job.finished.wait(120) and job.result["steps"] == 4
     result = service.start_evaluation("m", "faces", 16)

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError
-from ..operations.training import steps_reached
+from ..operations.resuming import steps_reached
 from ..requests import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, RunConfig, default_preset
@@ -129,17 +129,15 @@ def build(service: Service) -> dict[str, Any]:
         if name not in service.workspace.run_names():
             return gr.update(), gr.update(), ""
         try:
-            info = service.workspace.run_info(name)
-            config = RunConfig.from_json(info.get("config"))
+            run = service.workspace.run(name)
+            config = RunConfig.from_json(run.config)
         except UserError as error:
             return gr.update(), gr.update(), failure(str(error))
-        total = info.get("steps")
-        dataset_ = str(info.get("dataset", ""))
-        there = dataset_ in service.workspace.dataset_names()
+        there = run.dataset in service.workspace.dataset_names()
         return (
-            gr.update(value=dataset_) if there else gr.update(),
-            gr.update(value=total) if isinstance(total, int) and total < 10**9 else gr.update(),
-            note(_settings_of(name, steps_reached(service.workspace, name), config, dataset_)),
+            gr.update(value=run.dataset) if there else gr.update(),
+            gr.update(value=run.steps) if run.steps < 10**9 else gr.update(),
+            note(_settings_of(name, steps_reached(service.workspace, name), config, run.dataset)),
         )
 
     def chosen_preset(name: Any) -> Any:
@@ -169,8 +167,8 @@ def _check_dataset(service: Service, name: str, chosen: Any) -> None:
     """A run goes on with its own dataset; who has chosen another one would believe that it learns from that."""
     if name not in service.workspace.run_names():
         return
-    own = service.workspace.run_info(name).get("dataset")
-    if chosen and own and str(chosen) != own:
+    own = service.workspace.run(name).dataset
+    if chosen and str(chosen) != own:
         raise UserError(
             f"{name} was trained on {own}: choose that dataset to resume. To train on {chosen}, give a new name "
             f"and start from the weights of {name} (More settings)."
