@@ -9,12 +9,13 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .parsing import read_record
+from .parsing import read_json, read_record
 
 MOST_IMAGES = 100_000
 MOST_TEXT = 20_000  # characters of a prompt
 MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
+COLLECTION_STATE = "generating.json"  # in a dataset's folder
 NATIVE = "None (native size)"  # what a list of upscalers offers first
 
 
@@ -108,7 +109,18 @@ class Collection:
         except (ValueError, TypeError, KeyError):
             raise UserError("What was to be generated cannot be read any more; start it again.") from None
 
+    @classmethod
+    def unfinished(cls, folder: Path) -> Collection | None:
+        """What a dataset still waits for, if a generate-and-collect was stopped or cut off; from the dataset's folder."""
+        if not (folder / COLLECTION_STATE).exists():
+            return None
+        try:
+            return cls.from_json(read_json(folder / COLLECTION_STATE, "list of what to generate"))
+        except UserError:
+            return None
+
     def check(self) -> None:
+        """UserError where a number is out of range."""
         self.request.check()
         if not 1 <= self.total <= MOST_IMAGES:
             raise UserError(f"The number of images must be between 1 and {MOST_IMAGES}; got {self.total}.")

@@ -26,21 +26,14 @@ from .files import as_pasted
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
-from .operations.collecting import COLLECTION_STATE, collect, unfinished_collection
-from .operations.configuring import check_free, configure, expectations
 from .operations.context import Context
-from .operations.evaluation import evaluate
-from .operations.resuming import steps_reached
-from .operations.sampling import Sampled, sample
-from .operations.training import train
-from .requests import Collection, Enlarging
+from .requests import COLLECTION_STATE, Collection, Enlarging, TrainRequest
 from .watch import Watch
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .dataset.wanted import Wanted
-    from .operations.context import Context
-    from .requests import TrainRequest
+    from .operations.sampling import Sampled
     from .sampling.generate import SampleSettings
 
 _EMERGING_MOST = 16
@@ -196,7 +189,7 @@ class Service:
             raise UserError("There is no Stable Diffusion here to generate with; harvest folders instead.")
         dataset = check_name(dataset, "dataset")
         workspace = self.workspace
-        left = unfinished_collection(workspace, dataset)
+        left = Collection.unfinished(workspace.dataset_folder(dataset))
         if wanted is not None:
             wanted.check()
             if left is not None and not self._failed_collecting(dataset):
@@ -209,6 +202,8 @@ class Service:
             raise UserError("Images are being generated already; stop that first or wait for its end.")
 
         def work(job: Job) -> dict[str, Any]:
+            from .operations.collecting import collect
+
             return collect(workspace, dataset, wanted, self.host.generate, self._context(job))
 
         return self.jobs.start(
@@ -230,6 +225,8 @@ class Service:
         return there
 
     def start_training(self, request: TrainRequest) -> Job:
+        from .operations.configuring import check_free
+
         request = dataclasses.replace(request, model=check_name(request.model, "model"))
         request.check_limits()
         self._check_source(request)
@@ -243,7 +240,7 @@ class Service:
         if not request.resume:
             check_free(workspace, request.model)
         if request.resume and request.steps is not None and request.model in workspace.run_names():
-            reached = steps_reached(workspace, request.model)
+            reached = workspace.steps_reached(request.model)
             if reached >= request.steps:  # the page has a number there, and would see a training that ends at once
                 raise UserError(
                     f"{request.model} already has {reached} steps: set Steps above that to train it further, or to 0 to go "
@@ -251,6 +248,8 @@ class Service:
                 )
 
         def work(job: Job) -> dict[str, Any]:
+            from .operations.training import train
+
             summary = train(workspace, request, self._context(job))
             return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
@@ -297,6 +296,7 @@ class Service:
 
         def work(job: Job) -> dict[str, Any]:
             from .model.diffusion import model_to_uint8
+            from .operations.sampling import sample
 
             frames: list[Tensor] = []
             last = 0
@@ -358,6 +358,8 @@ class Service:
 
         The pictures, and what went wrong in saving them.
         """
+        from .operations.sampling import sample
+
         self._check_sampling(model, count, enlarging)
         workspace = self.workspace
         context = Context(self.host.device(), stop=stop, report=report, enlarge=self.host.enlarge)
@@ -381,6 +383,8 @@ class Service:
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
+            from .operations.evaluation import evaluate
+
             result = evaluate(workspace, dataset, self._context(job), model=model, count=count)
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
@@ -460,6 +464,7 @@ class Service:
 
     def estimate(self, request: TrainRequest) -> dict[str, Any]:
         """Time and memory of a training before it starts, measured on one small step."""
+        from .operations.configuring import configure, expectations
         from .training.estimate import estimate
 
         request.check_limits()

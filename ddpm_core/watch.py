@@ -19,8 +19,8 @@ from .collector import Collector
 from .errors import UserError
 from .host.base import Host
 from .jobs import Job, Jobs
-from .operations.collecting import unfinished_collection
 from .operations.pictures import enlarged, make_grid, png
+from .requests import Collection
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Watch:
             "uncollected": [
                 {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}
                 for name in datasets
-                if ("collect", name) not in busy and (left := unfinished_collection(workspace, name))
+                if ("collect", name) not in busy and (left := Collection.unfinished(workspace.dataset_folder(name)))
             ],
             "collecting": self._collector.status(),
             "trash": workspace.trash(),

@@ -287,12 +287,22 @@ class Workspace:
         """The record of a model's run; UserError where there is none or it is damaged."""
         return Run.read(self.run_folder(name))
 
-    def newest_step(self, name: str) -> int:
-        """The step of a run's newest checkpoint, readable or not; 0 where there is none."""
+    def checkpoint_steps(self, name: str) -> list[int]:
+        """The steps of a run's checkpoints, newest first, readable or not; none where the run is not here."""
         from .training.checkpoints import CheckpointFolder
 
         paths = CheckpointFolder(self.run_folder(name) / "checkpoints").paths()
-        return int(paths[-1].stem.split("-")[1]) if paths else 0
+        return [int(path.stem.partition("-")[2]) for path in reversed(paths)]
+
+    def newest_step(self, name: str) -> int:
+        """The first of :meth:`checkpoint_steps`, or 0."""
+        return next(iter(self.checkpoint_steps(name)), 0)
+
+    def steps_reached(self, name: str) -> int:
+        """How far a run can be gone on with: the step of its newest checkpoint that can be read."""
+        from .training.checkpoints import CheckpointFolder
+
+        return CheckpointFolder(self.run_folder(name) / "checkpoints").reached()
 
     def unfinished_runs(self) -> list[dict[str, Any]]:
         """Runs whose newest checkpoint lies before the step they were to reach, and that no one stopped on purpose."""

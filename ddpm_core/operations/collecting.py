@@ -13,27 +13,12 @@ from ..dataset.harvest import add_file, add_picture
 from ..errors import UserError
 from ..files import write_json
 from ..names import check_name
-from ..parsing import read_json
-from ..requests import Collection, Generated, GenerationRequest
+from ..requests import COLLECTION_STATE, Collection, Generated, GenerationRequest
 from ..workspace import Workspace
 from .context import Context
 
-COLLECTION_STATE = "generating.json"
-
-
 # request, seeds, stop -> pictures; fewer than seeds when the host's own Interrupt was pressed
 GenerateBatch = Callable[[GenerationRequest, list[int], threading.Event], list[Generated]]
-
-
-def unfinished_collection(workspace: Workspace, dataset: str) -> Collection | None:
-    """What a dataset still waits for, if a generate-and-collect was stopped or cut off."""
-    path = workspace.dataset_folder(dataset) / COLLECTION_STATE
-    if not path.exists():
-        return None
-    try:
-        return Collection.from_json(read_json(path, "list of what to generate"))
-    except UserError:
-        return None
 
 
 def collect(
@@ -45,7 +30,7 @@ def collect(
     """
     check_name(dataset, "dataset")
     if wanted is None:
-        wanted = unfinished_collection(workspace, dataset)
+        wanted = Collection.unfinished(workspace.dataset_folder(dataset))
         if wanted is None:
             raise UserError(f"Nothing is left to be generated for {dataset}.")
     wanted.check()

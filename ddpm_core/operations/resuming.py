@@ -55,7 +55,7 @@ def reopen(
             f"The run {request.model!r} was trained on {run.dataset!r}; to train on {request.dataset!r} start a new one "
             f"from the weights of {request.model} (--init-from)."
         )
-    reached = steps_reached(workspace, request.model)
+    reached = workspace.steps_reached(request.model)
     if request.steps is not None and request.steps < reached:  # the record must not say that this was the plan
         raise UserError(
             f"{request.model} already has {reached} steps; give a larger number of steps to train it further."
@@ -71,11 +71,6 @@ def reopen(
     run = dataclasses.replace(run, steps=steps, minutes=minutes, state="running", config=config.to_json())
     run.write(folder)
     return config, run, packed
-
-
-def steps_reached(workspace: Workspace, model: str) -> int:
-    """How far a run can be gone on with: the step of its newest checkpoint that can be read."""
-    return CheckpointFolder(workspace.run_folder(model) / "checkpoints").reached()
 
 
 def seconds_spent(numbers: dict[str, Any]) -> float:

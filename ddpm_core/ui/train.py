@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError
-from ..operations.resuming import steps_reached
 from ..requests import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, RunConfig, default_preset
@@ -137,7 +136,7 @@ def build(service: Service) -> dict[str, Any]:
         return (
             gr.update(value=run.dataset) if there else gr.update(),
             gr.update(value=run.steps) if run.steps < 10**9 else gr.update(),
-            note(_settings_of(name, steps_reached(service.workspace, name), config, run.dataset)),
+            note(_settings_of(name, service.workspace.steps_reached(name), config, run.dataset)),
         )
 
     def chosen_preset(name: Any) -> Any:

@@ -37,10 +37,9 @@ from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
 from ddpm_core.model.config import ModelConfig, UNetConfig
 from ddpm_core.model.unet import UNet
-from ddpm_core.operations.collecting import COLLECTION_STATE
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.resuming import load_checkpoint, reopen
-from ddpm_core.requests import TrainRequest
+from ddpm_core.requests import COLLECTION_STATE, TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.settings import RunConfig
