@@ -569,7 +569,7 @@ def constants(bench: Bench) -> None:
 
 def learning(bench: Bench) -> None:
     """KID of portrait-64 after equal seconds of training with AdamW and Muon, three seeds in turn; saves sample grids."""
-    from ddpm_core.operations import make_grid
+    from ddpm_core.operations.pictures import make_grid
 
     from .quality import Course, Score
 

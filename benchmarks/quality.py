@@ -19,7 +19,7 @@ from ddpm_core.evaluation.features import RandomFeatures
 from ddpm_core.evaluation.kid import kid
 from ddpm_core.model.config import DiffusionConfig, ModelConfig
 from ddpm_core.model.diffusion import model_to_uint8, uint8_to_model
-from ddpm_core.operations import make_grid
+from ddpm_core.operations.pictures import make_grid
 from ddpm_core.sampling.generate import SampleSettings, generate
 from ddpm_core.training.settings import PRESETS, RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer

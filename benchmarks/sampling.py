@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_core import operations
 from ddpm_core.model import file as model_file
 from ddpm_core.model.diffusion import Diffusion, model_to_uint8
 from ddpm_core.model.export import to_diffusers
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.sampling import SAMPLERS
 from ddpm_core.sampling.generate import SampleSettings, generate
 from ddpm_core.training import precision
@@ -46,8 +48,8 @@ def trained(device: torch.device, minutes: float) -> Workspace:
         preset = default_preset(device.type)
         common.portraits(preset.model.unet.image_size[0])
         common.say(f"Training {preset.name} for {minutes:g} minutes.")
-        request = operations.TrainRequest(model=NAME, dataset="portraits", preset=preset.name, minutes=minutes)
-        operations.train(workspace, request, operations.Context(device))
+        request = TrainRequest(model=NAME, dataset="portraits", preset=preset.name, minutes=minutes)
+        train(workspace, request, Context(device))
     return workspace
 
 

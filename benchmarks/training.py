@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_core import operations
 from ddpm_core.dataset.packing import Packed
 from ddpm_core.model.config import UNetConfig
 from ddpm_core.model.diffusion import uint8_to_model
 from ddpm_core.model.loss import loss_per_image
 from ddpm_core.model.unet import UNet
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.training.how import plain
 from ddpm_core.training.loop import TrainingLoop
 from ddpm_core.training.settings import PRESETS, Preset, RunConfig
@@ -249,9 +251,9 @@ def whole_run(preset: Preset, device: torch.device, minutes: float) -> dict[str,
     name = "whole-run"
     if name in workspace.model_names():
         workspace.delete_model(name)
-    request = operations.TrainRequest(model=name, dataset="portraits", preset=preset.name, minutes=minutes)
+    request = TrainRequest(model=name, dataset="portraits", preset=preset.name, minutes=minutes)
     with patch.object(TrainingLoop, "_watch", timed("_watch")), patch.object(TrainingLoop, "_save", timed("_save")):
-        done = operations.train(workspace, request, operations.Context(device))
+        done = train(workspace, request, Context(device))
     seconds = float(done["seconds"])
     return {
         "seconds": seconds,

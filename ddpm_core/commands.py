@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from . import operations
 from .dataset.wanted import Wanted
 from .errors import UserError
 from .files import as_pasted, next_number
@@ -15,8 +14,13 @@ from .host.devices import parse_device
 from .host.standalone import GRIDS, NUMBERED, StandaloneHost, save_png
 from .model import export as model_export
 from .model import file as model_file
-from .operations import Context, TrainRequest
+from .operations.context import Context
+from .operations.evaluation import evaluate
+from .operations.pictures import make_grid
+from .operations.sampling import Sampled, sample
+from .operations.training import train
 from .renaming import merge_datasets, rename_dataset, rename_model
+from .requests import TrainRequest
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.team import Team
@@ -127,12 +131,12 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
     team = Team() if Team.wanted() else None
     if team is not None:
         context.device = team.device(context.device)
-    return operations.train(open_workspace(a), request, context, team)
+    return train(open_workspace(a), request, context, team)
 
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     settings = SampleSettings(a.sampler, a.steps, a.eta, seed_of(a.seed), a.spacing, not a.no_clip, a.dynamic_threshold)
-    found = operations.sample(
+    found = sample(
         open_workspace(a),
         a.model,
         a.count,
@@ -146,7 +150,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
     return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
 
 
-def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str | None]:
+def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
     """Write images, named by number and seed, and their grid into a folder; numbers go on after those that are there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -161,7 +165,7 @@ def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str 
         grid = out / "grid.png"
         if grid.exists() or grid.is_symlink():
             grid = out / f"grid-{max(1, next_number(out, GRIDS)):04d}.png"
-        save_png(operations.make_grid(found.images), grid, found.texts[0])
+        save_png(make_grid(found.images), grid, found.texts[0])
     except OSError as error:
         raise UserError(
             f"The images could not be written to {out} ({error.strerror or error}); make room or choose another folder."
@@ -170,7 +174,7 @@ def write_samples(found: operations.Sampled, out: Path) -> tuple[list[str], str 
 
 
 def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
-    return operations.evaluate(
+    return evaluate(
         open_workspace(a),
         a.dataset,
         make_context(a, stop, screen),

@@ -9,9 +9,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from . import commands, operations
+from . import commands
 from .errors import UserError
-from .operations import TrainRequest
+from .operations.evaluation import evaluate
+from .operations.sampling import sample
+from .operations.training import train
+from .requests import TrainRequest
 from .sampling.generate import SampleSettings
 from .screen import Screen
 from .training.settings import default_preset
@@ -55,7 +58,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
         f"     {counts['kept']} kept, rejected: {', '.join(f'{n} {r}' for r, n in counts['rejected'].items()) or 'none'}."
     )
     begun = NAME in workspace.run_names()
-    finished = begun and workspace.run_info(NAME).get("state") == "finished"
+    finished = begun and workspace.run(NAME).state == "finished"
     on_cpu = context.device.type == "cpu"
     minutes = a.minutes if a.minutes is not None else MOST_MINUTES if on_cpu else MINUTES_ON_A_GPU
     steps = STEPS if on_cpu and a.minutes is None else None
@@ -74,7 +77,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
             minutes=None if begun and a.minutes is None else minutes,
             resume=begun,
         )
-        result["train"] = trained = operations.train(workspace, request, context)
+        result["train"] = trained = train(workspace, request, context)
         if steps and trained["ended"] == "time" and trained["steps"] < steps:
             screen.say(
                 f"     This machine reached {trained['steps']} of {steps} steps: it is slower than the one the demo was made "
@@ -82,7 +85,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
             )
     if not stop.is_set():
         screen.say(f"3/4  Sampling {GRID} portraits that no one drew.")
-        found = operations.sample(workspace, NAME, GRID, SampleSettings(seed=0), context)
+        found = sample(workspace, NAME, GRID, SampleSettings(seed=0), context)
         files, grid = commands.write_samples(found, workspace.root / "demo")
         result["sample"] = {
             "files": files,
@@ -92,7 +95,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
         }
         if not stop.is_set():
             screen.say("4/4  Comparing them with the dataset.")
-            result["evaluate"] = operations.evaluate(
+            result["evaluate"] = evaluate(
                 workspace, NAME, context, model=NAME, count=EVALUATED, settings=SampleSettings(seed=10_000)
             )
             e = result["evaluate"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import write_json
 from .names import check_name, check_no_twin
-from .parsing import read_regular
 from .workspace import Workspace
 
 
@@ -23,11 +21,10 @@ def rename_dataset(workspace: Workspace, old: str, new: str) -> str:
     workspace.forget(old)
     _move([(store.folder, target)])
     for run in workspace.run_names():
-        path = workspace.run_folder(run) / "run.json"
-        with contextlib.suppress(OSError, ValueError, UserError):
-            info = json.loads(read_regular(path))
-            if isinstance(info, dict) and info.get("dataset") == old:
-                write_json(path, {**info, "dataset": new})
+        with contextlib.suppress(OSError, UserError):
+            record = workspace.run(run)
+            if record.dataset == old:
+                dataclasses.replace(record, dataset=new).write(workspace.run_folder(run))
     return new
 
 

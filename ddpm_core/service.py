@@ -20,19 +20,20 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from . import operations
 from .collector import Collector
 from .errors import UserError
 from .files import as_pasted
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
+from .operations.context import Context
+from .requests import COLLECTION_STATE, Collection, Enlarging, TrainRequest
 from .watch import Watch
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .dataset.wanted import Wanted
-    from .operations import Context, TrainRequest
+    from .operations.sampling import Sampled
     from .sampling.generate import SampleSettings
 
 _EMERGING_MOST = 16
@@ -103,7 +104,7 @@ class Service:
             with host.gpu_slice():
                 return host.enlarge(image, size, upscaler)
 
-        return operations.Context(
+        return Context(
             host.device(),
             self._after_samplings(job) if job.kind == "train" else host.gpu_slice,
             job.stop,
@@ -182,13 +183,13 @@ class Service:
 
         return self.jobs.start("harvest", f"Harvesting into {dataset}", work, subject=dataset, dataset=dataset)
 
-    def start_collecting(self, dataset: str, wanted: operations.Collection | None) -> Job:
+    def start_collecting(self, dataset: str, wanted: Collection | None) -> Job:
         """Have the host generate pictures and collect them; None goes on with what was left unfinished."""
         if not self.host.generates:
             raise UserError("There is no Stable Diffusion here to generate with; harvest folders instead.")
         dataset = check_name(dataset, "dataset")
         workspace = self.workspace
-        left = operations.unfinished_collection(workspace, dataset)
+        left = Collection.unfinished(workspace.dataset_folder(dataset))
         if wanted is not None:
             wanted.check()
             if left is not None and not self._failed_collecting(dataset):
@@ -201,7 +202,9 @@ class Service:
             raise UserError("Images are being generated already; stop that first or wait for its end.")
 
         def work(job: Job) -> dict[str, Any]:
-            return operations.collect(workspace, dataset, wanted, self.host.generate, self._context(job))
+            from .operations.collecting import collect
+
+            return collect(workspace, dataset, wanted, self.host.generate, self._context(job))
 
         return self.jobs.start(
             "collect", f"Generating for {dataset}", work, GENERATING, subject=dataset, dataset=dataset
@@ -216,14 +219,16 @@ class Service:
         """Forget what was still to be generated for a dataset; what it has stays."""
         if any(job.kind == "collect" and not job.finished.is_set() for job in self.jobs.all()):
             raise UserError("Images are being generated; stop that first.")
-        path = self.workspace.dataset_folder(dataset) / operations.COLLECTION_STATE
+        path = self.workspace.dataset_folder(dataset) / COLLECTION_STATE
         there = path.exists()
         path.unlink(missing_ok=True)
         return there
 
     def start_training(self, request: TrainRequest) -> Job:
+        from .operations.configuring import check_free
+
         request = dataclasses.replace(request, model=check_name(request.model, "model"))
-        operations.check_limits(request)
+        request.check_limits()
         self._check_source(request)
         workspace = self.workspace
         same = [
@@ -233,9 +238,9 @@ class Service:
             waits = "waits to be trained" if same[0].state == "queued" else "is being trained"
             raise UserError(f"{request.model} {waits} already; stop that first, or choose another name.")
         if not request.resume:
-            operations.check_free(workspace, request.model)
+            check_free(workspace, request.model)
         if request.resume and request.steps is not None and request.model in workspace.run_names():
-            reached = operations.steps_reached(workspace, request.model)
+            reached = workspace.steps_reached(request.model)
             if reached >= request.steps:  # the page has a number there, and would see a training that ends at once
                 raise UserError(
                     f"{request.model} already has {reached} steps: set Steps above that to train it further, or to 0 to go "
@@ -243,12 +248,14 @@ class Service:
                 )
 
         def work(job: Job) -> dict[str, Any]:
-            summary = operations.train(workspace, request, self._context(job))
+            from .operations.training import train
+
+            summary = train(workspace, request, self._context(job))
             return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
         dataset = request.dataset
         if dataset is None and request.model in workspace.run_names():
-            dataset = workspace.run_info(request.model)["dataset"]
+            dataset = workspace.run(request.model).dataset
         title, dataset = f"Training {request.model}", check_name(dataset, "dataset") if dataset else ""
         return self.jobs.start("train", title, work, TRAINING, subject=request.model, dataset=dataset)
 
@@ -256,7 +263,7 @@ class Service:
         if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
             raise UserError(f"There is no model {request.init_from!r} to start from.")
 
-    def _check_sampling(self, model: str, count: int, enlarging: operations.Enlarging | None) -> None:
+    def _check_sampling(self, model: str, count: int, enlarging: Enlarging | None) -> None:
         if not 1 <= count <= 1024:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
         if model not in self.workspace.model_names():  # names only: a page may not point at files
@@ -277,7 +284,7 @@ class Service:
         count: int,
         settings: SampleSettings,
         weights: str = "ema",
-        enlarging: operations.Enlarging | None = None,
+        enlarging: Enlarging | None = None,
         step: int | None = None,
     ) -> Job:
         """Sample as a job; ``step``: from that checkpoint of the model's run."""
@@ -289,6 +296,7 @@ class Service:
 
         def work(job: Job) -> dict[str, Any]:
             from .model.diffusion import model_to_uint8
+            from .operations.sampling import sample
 
             frames: list[Tensor] = []
             last = 0
@@ -305,7 +313,7 @@ class Service:
                 if done <= calls and (done % max(1, calls // _MOST_FRAMES) == 0 or done == calls):
                     frames.append(seen[:_ANIMATED_MOST])
 
-            found = operations.sample(
+            found = sample(
                 workspace,
                 model,
                 count,
@@ -339,7 +347,7 @@ class Service:
         settings: SampleSettings,
         *,
         weights: str,
-        enlarging: operations.Enlarging | None,
+        enlarging: Enlarging | None,
         batch_size: int,
         stop: threading.Event,
         emerging: Callable[[int, int, Tensor], None],
@@ -350,10 +358,12 @@ class Service:
 
         The pictures, and what went wrong in saving them.
         """
+        from .operations.sampling import sample
+
         self._check_sampling(model, count, enlarging)
         workspace = self.workspace
-        context = operations.Context(self.host.device(), stop=stop, report=report, enlarge=self.host.enlarge)
-        found = operations.sample(
+        context = Context(self.host.device(), stop=stop, report=report, enlarge=self.host.enlarge)
+        found = sample(
             workspace,
             model,
             count,
@@ -373,7 +383,9 @@ class Service:
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
-            result = operations.evaluate(workspace, dataset, self._context(job), model=model, count=count)
+            from .operations.evaluation import evaluate
+
+            result = evaluate(workspace, dataset, self._context(job), model=model, count=count)
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 
@@ -452,11 +464,12 @@ class Service:
 
     def estimate(self, request: TrainRequest) -> dict[str, Any]:
         """Time and memory of a training before it starts, measured on one small step."""
+        from .operations.configuring import configure, expectations
         from .training.estimate import estimate
 
-        operations.check_limits(request)
+        request.check_limits()
         self._check_source(request)
-        config, steps = operations.configure(self.workspace, request, self.host.device())
+        config, steps = configure(self.workspace, request, self.host.device())
         count = self.workspace.store(request.dataset).counts()["kept"] if request.dataset else 0
         with self.host.gpu_slice():
             measured = estimate(config, self.host.device())
@@ -470,11 +483,11 @@ class Service:
             "seconds_per_step": measured.seconds_per_step,
             "steps": steps,
             "images": count,
-            "warnings": operations.expectations(count) if count else [],
+            "warnings": expectations(count) if count else [],
         }
 
 
-def _keep(workspace: Workspace, found: operations.Sampled, save: Save, results: list[Result]) -> UserError | None:
+def _keep(workspace: Workspace, found: Sampled, save: Save, results: list[Result]) -> UserError | None:
     """Add pictures to the results, remember that they are ours, and save them; what went wrong first, if anything."""
     failure: UserError | None = None
     for image, seed, text in zip(found.pictures, found.seeds, found.texts):

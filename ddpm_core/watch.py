@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import operations
 from .collector import Collector
 from .errors import UserError
 from .host.base import Host
 from .jobs import Job, Jobs
-from .operations.pictures import enlarged, png
+from .operations.pictures import enlarged, make_grid, png
+from .requests import Collection
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Watch:
             "uncollected": [
                 {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}
                 for name in datasets
-                if ("collect", name) not in busy and (left := operations.unfinished_collection(workspace, name))
+                if ("collect", name) not in busy and (left := Collection.unfinished(workspace.dataset_folder(name)))
             ],
             "collecting": self._collector.status(),
             "trash": workspace.trash(),
@@ -198,14 +198,14 @@ class Watch:
         """The picture as it emerges, enlarged, as a PNG."""
         if "emerging" not in job.artifacts:
             raise UserError("There is no image yet.")
-        return png(enlarged(operations.make_grid(job.artifacts["emerging"][1], columns=4, gap=1), 384))
+        return png(enlarged(make_grid(job.artifacts["emerging"][1], columns=4, gap=1), 384))
 
     def animation(self, job: Job) -> bytes:
         """The denoising of the first pictures as an animated WebP."""
         frames: list[Tensor] = job.artifacts.get("frames", [])
         if not frames:
             raise UserError("There is no animation of this job.")
-        pictures = [enlarged(operations.make_grid(f, columns=3, gap=1), 384) for f in frames]
+        pictures = [enlarged(make_grid(f, columns=3, gap=1), 384) for f in frames]
         out = io.BytesIO()
         durations = [max(40, 2500 // len(pictures))] * (len(pictures) - 1) + [2000]
         pictures[0].save(

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import io
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -23,7 +22,9 @@ from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, below, sweep
 from .names import check_name, check_no_twin, is_name
-from .parsing import read_json, read_regular
+from .parsing import read_regular
+from .runs import FILE as RUN_FILE
+from .runs import Run
 from .trash import Trash
 
 # what reads and writes is loaded when it is first needed: a host's start-up shall not wait for it
@@ -280,39 +281,40 @@ class Workspace:
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
-        return sorted(f.name for f in below(self.root / "runs") if is_name(f.name) and _is_there(f / "run.json"))
+        return sorted(f.name for f in below(self.root / "runs") if is_name(f.name) and _is_there(f / RUN_FILE))
 
-    def run_info(self, name: str) -> dict[str, Any]:
-        """The run's description with the step of its newest checkpoint."""
+    def run(self, name: str) -> Run:
+        """The record of a model's run; UserError where there is none or it is damaged."""
+        return Run.read(self.run_folder(name))
+
+    def checkpoint_steps(self, name: str) -> list[int]:
+        """The steps of a run's checkpoints, newest first, readable or not; none where the run is not here."""
         from .training.checkpoints import CheckpointFolder
 
-        folder = self.run_folder(name)
-        info = read_json(folder / "run.json", "run description")
-        if not _is_run(info):
-            raise UserError(
-                f"The run description {folder / 'run.json'} is damaged; delete the model, or restore that file."
-            )
-        paths = CheckpointFolder(folder / "checkpoints").paths()
-        return {**info, "step": int(paths[-1].stem.split("-")[1]) if paths else 0}
+        paths = CheckpointFolder(self.run_folder(name) / "checkpoints").paths()
+        return [int(path.stem.partition("-")[2]) for path in reversed(paths)]
+
+    def newest_step(self, name: str) -> int:
+        """The first of :meth:`checkpoint_steps`, or 0."""
+        return next(iter(self.checkpoint_steps(name)), 0)
+
+    def steps_reached(self, name: str) -> int:
+        """How far a run can be gone on with: the step of its newest checkpoint that can be read."""
+        from .training.checkpoints import CheckpointFolder
+
+        return CheckpointFolder(self.run_folder(name) / "checkpoints").reached()
 
     def unfinished_runs(self) -> list[dict[str, Any]]:
         """Runs whose newest checkpoint lies before the step they were to reach, and that no one stopped on purpose."""
         found = []
         for name in self.run_names():
             try:
-                info = self.run_info(name)
+                run, step = self.run(name), self.newest_step(name)
             except UserError:
                 continue
-            if info.get("state") != "finished" and info["step"] < info.get("steps", 0):
-                found.append(
-                    {
-                        "name": name,
-                        "step": info["step"],
-                        "steps": info["steps"],
-                        "dataset": info.get("dataset"),
-                        "state": info.get("state"),
-                    }
-                )
+            if run.state != "finished" and step < run.steps:
+                values = {"step": step, "steps": run.steps, "dataset": run.dataset, "state": run.state}
+                found.append({"name": name, **values})
         return found
 
     def model_names(self) -> list[str]:
@@ -470,20 +472,3 @@ def _is_link(path: Path) -> bool:
         return path.is_symlink()
     except OSError:
         return True  # nobody of ours goes there
-
-
-def _is_run(info: Any) -> bool:
-    """Whether a parsed run.json has what every run has, of the right kinds."""
-    texts, numbers = ("dataset", "fingerprint", "state"), ("format", "images", "steps")
-    if not isinstance(info, dict) or not isinstance(info.get("config"), dict):
-        return False
-    if not all(isinstance(info.get(key), str) for key in texts) or not is_name(info["dataset"]):
-        return False
-    if not re.fullmatch(r"[0-9a-f]{64}", info["fingerprint"]):  # files are named by it
-        return False
-    if not all(isinstance(info.get(key), int) and abs(info[key]) < 2**53 for key in numbers):
-        return False
-    minutes, source = info.get("minutes"), info.get("init_from")
-    if not isinstance(minutes, (int, float, type(None))) or not abs(minutes or 0) < 2**53:
-        return False
-    return source is None or isinstance(source, str)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ddpm_core.api import public
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.unet import UNet
-from ddpm_core.operations import TrainRequest
+from ddpm_core.requests import TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.service import Service
 

@@ -10,12 +10,13 @@ import torch
 from conftest import random_pictures, tiny_training_images
 from trainers import config, run_steps, same, trainer, weights
 
-from ddpm_core import operations
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.jobs import Job
 from ddpm_core.model import ways
 from ddpm_core.operations import training
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training import how as hows
 from ddpm_core.training.captured import CapturedStep
@@ -131,8 +132,8 @@ def test_beside_a_host_the_step_is_plain(generates: bool, tmp_path: Path, monkey
     monkeypatch.setattr(training, "Trainer", remembered)
     service = Service(Shared(tmp_path / "ws"))
     service.workspace.harvest("d", [random_pictures(tmp_path / "in", 20)])
-    request = operations.TrainRequest("m", "d", preset="tiny-32", size=16, steps=1)
+    request = TrainRequest("m", "d", preset="tiny-32", size=16, steps=1)
     context = service._context(Job(1, "train", "m", "gpu", lambda job: None, "m"))
     with pytest.raises(UserError, match="enough"):
-        operations.train(service.workspace, request, context)
+        train(service.workspace, request, context)
     assert asked == [hows.plain(context.device) if generates else None]

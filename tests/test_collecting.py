@@ -16,7 +16,9 @@ from ddpm_core.collector import Collector, Rule, saved_path
 from ddpm_core.dataset.own import OwnPictures
 from ddpm_core.dataset.wanted import Wanted
 from ddpm_core.errors import UserError
-from ddpm_core.operations import Collection, Context, Generated, GenerationRequest, collect, unfinished_collection
+from ddpm_core.operations.collecting import collect
+from ddpm_core.operations.context import Context
+from ddpm_core.requests import Collection, Generated, GenerationRequest
 from ddpm_core.workspace import Workspace
 
 
@@ -223,10 +225,10 @@ def test_generate_and_collect_goes_on_where_it_was(workspace: Workspace, tmp_pat
     wanted = Collection(GenerationRequest("a hill"), total=7, batch_size=2, seed=100)
     first = collect(workspace, "hills", wanted, host, context)
     assert first["generated"] == 4 and context.stop.is_set()
-    left = unfinished_collection(workspace, "hills")
+    left = Collection.unfinished(workspace.dataset_folder("hills"))
     assert left is not None and (left.done, left.total, left.seed) == (4, 7, 100)
     second = collect(workspace, "hills", None, host, Context(None))  # type: ignore[arg-type]
-    assert second["generated"] == 3 and unfinished_collection(workspace, "hills") is None
+    assert second["generated"] == 3 and Collection.unfinished(workspace.dataset_folder("hills")) is None
     assert asked == [[100, 101], [102, 103], [104, 105], [104, 105], [106]]
     items = kept(workspace, "hills")
     assert len(items) == 7 and {item["prompt"] for item in items} == {"a hill"}
@@ -258,7 +260,7 @@ def test_one_that_failed_at_once_blocks_no_other(workspace: Workspace) -> None:
 
     with pytest.raises(UserError, match="could not generate"):
         collect(workspace, "hills", Collection(GenerationRequest("a hill"), 3), broken, Context(None))  # type: ignore[arg-type]
-    assert unfinished_collection(workspace, "hills") is None
+    assert Collection.unfinished(workspace.dataset_folder("hills")) is None
 
 
 @pytest.mark.parametrize(
@@ -283,4 +285,4 @@ def test_a_damaged_list_of_what_is_left_is_no_obstacle(workspace: Workspace) -> 
     folder = workspace.store("set", create=True).folder
     for text in ("{", "{}", '{"request": 5}', "[]"):
         (folder / "generating.json").write_text(text)
-        assert unfinished_collection(workspace, "set") is None
+        assert Collection.unfinished(workspace.dataset_folder("set")) is None

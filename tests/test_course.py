@@ -19,8 +19,8 @@ from trainers import make_loop, run_steps, same, trainer, weights
 
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations import TrainRequest
-from ddpm_core.operations.training import _drop_later, _thin_out
+from ddpm_core.operations.previews import drop_later, thin_out
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.loop import Metrics, MetricsFollower, read_metrics
@@ -329,7 +329,7 @@ def test_metrics_are_followed_as_they_grow_and_read_anew_when_they_shrink(tmp_pa
 def test_a_very_long_run_keeps_its_whole_course_in_few_previews(tmp_path: Path) -> None:
     for step in range(1, 2001):
         (tmp_path / f"step-{step:09d}.png").write_bytes(b"")
-        _thin_out(tmp_path)
+        thin_out(tmp_path)
     kept = sorted(int(path.stem.split("-")[1]) for path in tmp_path.iterdir())
     assert 100 <= len(kept) <= 240 and kept[0] == 1 and kept[-1] == 2000
     assert all(b - a <= 40 for a, b in zip(kept, kept[1:]))
@@ -340,10 +340,10 @@ def test_previews_of_lost_steps_go(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         (tmp_path / f"step-{step:09d}.png").write_bytes(b"")
     (tmp_path / "step-mine.png").write_bytes(b"")
-    _drop_later(tmp_path, 20)
+    drop_later(tmp_path, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000000010.png",
         "step-000000020.png",
         "step-mine.png",
     ]
-    _drop_later(tmp_path / "none", 20)
+    drop_later(tmp_path / "none", 20)

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from ddpm_core.dataset.reading import Rejected
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations.pictures import NATIVE
+from ddpm_core.requests import NATIVE
 from ddpm_core.service import Service
 from ddpm_core.training.settings import PRESETS
 

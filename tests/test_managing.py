@@ -20,7 +20,7 @@ from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.dataset.views import Views
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations import TrainRequest
+from ddpm_core.requests import TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.service import Service
 from ddpm_core.workspace import Workspace
@@ -56,7 +56,7 @@ def test_a_renamed_dataset_is_trained_on_as_before(service: Service) -> None:
     before = workspace.store("d").fingerprint()
     assert service.rename("dataset", "d", "  faces ") == "faces"
     assert workspace.dataset_names() == ["faces"] and workspace.store("faces").fingerprint() == before
-    assert workspace.run_info("m")["dataset"] == "faces"
+    assert workspace.run("m").dataset == "faces"
     job = service.start_training(TrainRequest("m", resume=True, steps=4))
     assert job.finished.wait(120) and job.result["steps"] == 4
     result = service.start_evaluation("m", "faces", 16)

@@ -25,7 +25,7 @@ from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.errors import Stopped, UserError
 from ddpm_core.files import replace_with
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.operations import TrainRequest
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 
 

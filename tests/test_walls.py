@@ -19,7 +19,7 @@ LAYERS = [
     {"__init__", "text"},
     {"errors", "screen"},
     {"names", "files", "parsing"},
-    {"trash", "leftovers"},
+    {"trash", "leftovers", "requests", "runs"},
     {"model"},
     {"sampling", "dataset", "evaluation"},
     {"training"},

@@ -15,11 +15,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 
-from .. import operations
 from ..collector import Rule
 from ..errors import UserError, mendable
 from ..jobs import Job
 from ..parsing import parse_json
+from ..requests import TrainRequest
 from ..service import Service
 
 PREFIX = "/ddpm/ui"
@@ -219,7 +219,7 @@ def post_give_up(service: Service, values: dict[str, Any]) -> Any:
 
 
 def post_resume(service: Service, values: dict[str, Any]) -> Any:
-    return {"job": service.start_training(operations.TrainRequest(model=_text(values, "model"), resume=True)).id}
+    return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
 
 
 def post_delete(service: Service, values: dict[str, Any]) -> Any:

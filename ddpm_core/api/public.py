@@ -18,11 +18,11 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from .. import operations
 from ..errors import UserError
 from ..jobs import Job
 from ..operations.pictures import png
 from ..parsing import parse_json
+from ..requests import Collection, Enlarging, GenerationRequest, TrainRequest
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
 from .page import MOST_IDS
@@ -190,7 +190,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return told(lambda: started(service.start_harvest(body.dataset, body.folders)))
 
     def collect(body: CollectBody) -> Any:
-        request = operations.GenerationRequest(
+        request = GenerationRequest(
             body.prompt,
             body.negative_prompt,
             body.sampler,
@@ -202,11 +202,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
             body.each_line,
             list(body.styles),
         )
-        wanted = None if body.resume else operations.Collection(request, body.count, body.batch_size, body.seed)
+        wanted = None if body.resume else Collection(request, body.count, body.batch_size, body.seed)
         return told(lambda: started(service.start_collecting(body.dataset, wanted)))
 
     def train(body: TrainBody) -> Any:
-        return told(lambda: started(service.start_training(operations.TrainRequest(**dict(body)))))
+        return told(lambda: started(service.start_training(TrainRequest(**dict(body)))))
 
     def stop(body: StopBody) -> Any:
         return {"stopping": service.stop(body.kind)}
@@ -228,7 +228,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
         def start() -> Job:
             settings = SampleSettings(body.sampler, steps, body.eta, seed_of(body.seed))
-            enlarging = operations.Enlarging(body.upscaler, body.factor) if body.upscaler else None
+            enlarging = Enlarging(body.upscaler, body.factor) if body.upscaler else None
             return service.start_sampling(
                 body.model, body.count, settings, body.weights, enlarging, body.checkpoint_step
             )

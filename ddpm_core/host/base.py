@@ -14,7 +14,7 @@ from PIL import Image
 from ..collector import Rule
 
 if TYPE_CHECKING:
-    from ..operations import Generated, GenerationRequest
+    from ..requests import Generated, GenerationRequest
 
 
 class OutputPanel(Protocol):

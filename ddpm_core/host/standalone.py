@@ -20,7 +20,7 @@ from ..files import next_number
 from .devices import best_device
 
 if TYPE_CHECKING:
-    from ..operations import Generated, GenerationRequest
+    from ..requests import Generated, GenerationRequest
 
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -73,7 +73,7 @@ class StandaloneHost:
         return list(FILTERS)
 
     def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:
-        from ..operations import enlarge_plainly
+        from ..operations.pictures import enlarge_plainly
 
         return enlarge_plainly(image, size, upscaler)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -12,33 +11,10 @@ from torch import Tensor
 from ..errors import UserError
 from ..evaluation.neighbours import to_image
 
-MOST_PIXELS = 4096  # a side of what samples are brought to
-MOST_FACTOR = 16
-NATIVE = "None (native size)"  # what a list of upscalers offers first
 FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
 # picture, (width, height), name of an upscaler -> the picture in that size; None where a person cut it short
 Enlarge = Callable[[Image.Image, "tuple[int, int]", str], "Image.Image | None"]
-
-
-@dataclass(frozen=True)
-class Enlarging:
-    """How samples are brought to another size: by an upscaler, to ``factor`` times their own or to ``size`` (w, h)."""
-
-    upscaler: str
-    factor: float = 1.0
-    size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.factor <= MOST_FACTOR:
-            raise UserError(f"Images can be upscaled 1 to {MOST_FACTOR} times; got {self.factor:g}.")
-
-    def target(self, width: int, height: int) -> tuple[int, int]:
-        """The size (width, height) of a sample of that native size."""
-        found = self.size or (round(width * self.factor), round(height * self.factor))
-        if not all(1 <= side <= MOST_PIXELS for side in found):
-            raise UserError(f"Images can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
-        return found
 
 
 def enlarge_plainly(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image:

@@ -17,12 +17,12 @@ from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
+from ..requests import Enlarging
 from ..sampling.generate import SampleSettings, generate
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from .context import Context
-from .pictures import Enlarging
 
 
 @dataclass
@@ -36,12 +36,6 @@ class Sampled:
     texts: list[str]
     evaluations: int
     seconds: float
-
-
-def checkpoint_steps(workspace: Workspace, model: str) -> list[int]:
-    """The steps of the checkpoints that a model can be sampled from, newest first; none where its run is not here."""
-    found = CheckpointFolder(workspace.run_folder(model) / "checkpoints")
-    return [int(path.stem.partition("-")[2]) for path in reversed(found.paths())]
 
 
 def _load_weights(
@@ -62,7 +56,7 @@ def _load_weights(
     if step is None:
         chosen = folder.load_newest()
     else:
-        steps = checkpoint_steps(workspace, path.stem)
+        steps = workspace.checkpoint_steps(path.stem)
         if step not in steps:
             there = f"there are those of step {', '.join(map(str, steps))}" if steps else "its run keeps none here"
             raise UserError(f"{path.stem} has no checkpoint of step {step}; {there}.")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .. import operations
 from ..collector import Rule
 from ..errors import UserError
+from ..requests import Collection, GenerationRequest
 from ..service import Service
 from . import ids
 from .common import decimal, in_browser, live, not_in_defaults, note, said, whole
@@ -235,7 +235,7 @@ def _asking(service: Service, name: Any) -> None:
         ) = values
         count_, batch_ = whole(count_, "Number of images"), whole(batch_, "Batch size")
         steps_, width_, height_ = whole(steps_, "Steps"), whole(width_, "Width"), whole(height_, "Height")
-        request = operations.GenerationRequest(
+        request = GenerationRequest(
             str(text or ""),
             str(not_text or ""),
             str(sampler_ or ""),
@@ -247,7 +247,7 @@ def _asking(service: Service, name: Any) -> None:
             bool(lines_),
             [str(style) for style in styles_] if isinstance(styles_, list) else [],
         )
-        wanted = operations.Collection(request, count_, batch_, whole(seed_, "First seed", -1))
+        wanted = Collection(request, count_, batch_, whole(seed_, "First seed", -1))
         service.start_collecting(str(dataset), wanted)
         return ""
 

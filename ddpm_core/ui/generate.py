@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .. import operations
 from ..errors import UserError
-from ..operations.pictures import MOST_FACTOR, NATIVE, Enlarging
+from ..requests import MOST_FACTOR, NATIVE, Enlarging
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
@@ -162,7 +161,7 @@ def build(service: Service) -> dict[str, Any]:
             return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update()
         try:
             own = service.workspace.show_model(name)["info"].get("dataset")
-            kept = [str(number) for number in operations.checkpoint_steps(service.workspace, name) if number]
+            kept = [str(number) for number in service.workspace.checkpoint_steps(name) if number]
         except UserError:  # said when it is used
             own, kept = None, []
         names = service.workspace.dataset_names()

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from .. import operations
 from ..errors import UserError
+from ..requests import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, RunConfig, default_preset
 from . import ids
@@ -76,16 +76,16 @@ def build(service: Service) -> dict[str, Any]:
 
     fields = [dataset, model, preset, steps, minutes, size, crop, batch, rate, precision, seed, init_from, other]
 
-    def request(values: tuple[Any, ...], resuming: bool) -> operations.TrainRequest:
+    def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
         data, name, chosen, total, most, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
         limit = decimal(most, "Minutes") or None
         if resuming:
             _check_dataset(service, str(name or ""), data)
             steps_ = whole(total, "Steps") or None
-            return operations.TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
+            return TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
-        return operations.TrainRequest(
+        return TrainRequest(
             model=str(name or ""),
             dataset=str(data),
             preset=str(chosen),
@@ -128,17 +128,15 @@ def build(service: Service) -> dict[str, Any]:
         if name not in service.workspace.run_names():
             return gr.update(), gr.update(), ""
         try:
-            info = service.workspace.run_info(name)
-            config = RunConfig.from_json(info.get("config"))
+            run = service.workspace.run(name)
+            config = RunConfig.from_json(run.config)
         except UserError as error:
             return gr.update(), gr.update(), failure(str(error))
-        total = info.get("steps")
-        dataset_ = str(info.get("dataset", ""))
-        there = dataset_ in service.workspace.dataset_names()
+        there = run.dataset in service.workspace.dataset_names()
         return (
-            gr.update(value=dataset_) if there else gr.update(),
-            gr.update(value=total) if isinstance(total, int) and total < 10**9 else gr.update(),
-            note(_settings_of(name, operations.steps_reached(service.workspace, name), config, dataset_)),
+            gr.update(value=run.dataset) if there else gr.update(),
+            gr.update(value=run.steps) if run.steps < 10**9 else gr.update(),
+            note(_settings_of(name, service.workspace.steps_reached(name), config, run.dataset)),
         )
 
     def chosen_preset(name: Any) -> Any:
@@ -168,8 +166,8 @@ def _check_dataset(service: Service, name: str, chosen: Any) -> None:
     """A run goes on with its own dataset; who has chosen another one would believe that it learns from that."""
     if name not in service.workspace.run_names():
         return
-    own = service.workspace.run_info(name).get("dataset")
-    if chosen and own and str(chosen) != own:
+    own = service.workspace.run(name).dataset
+    if chosen and str(chosen) != own:
         raise UserError(
             f"{name} was trained on {own}: choose that dataset to resume. To train on {chosen}, give a new name "
             f"and start from the weights of {name} (More settings)."

@@ -37,9 +37,9 @@ from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
 from ddpm_core.model.config import ModelConfig, UNetConfig
 from ddpm_core.model.unet import UNet
-from ddpm_core.operations.collecting import COLLECTION_STATE
 from ddpm_core.operations.context import Context
-from ddpm_core.operations.training import TrainRequest, _reopen
+from ddpm_core.operations.resuming import load_checkpoint, reopen
+from ddpm_core.requests import COLLECTION_STATE, TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.settings import RunConfig
@@ -136,9 +136,7 @@ def checkpoint(data: bytes) -> None:
     CheckpointFolder(folder).best()
     found = CheckpointFolder(folder).load_newest()
     if found is not None:
-        from ddpm_core.operations.training import _load_checkpoint
-
-        _load_checkpoint(Trainer(SMALL, torch.zeros((4, 3, 8, 8), dtype=torch.uint8), "cpu"), found)
+        load_checkpoint(Trainer(SMALL, torch.zeros((4, 3, 8, 8), dtype=torch.uint8), "cpu"), found)
 
 
 def packed(data: bytes) -> None:
@@ -169,7 +167,7 @@ def run_folder(data: bytes) -> None:
     workspace = service.workspace
     with contextlib.suppress(UserError):
         workspace.restore("x")
-    _reopen(workspace, workspace.run_folder("m"), TrainRequest("m", resume=True), Context(TORCH_CPU))
+    reopen(workspace, workspace.run_folder("m"), TrainRequest("m", resume=True), Context(TORCH_CPU))
 
 
 def answerable(values: Any) -> None:

@@ -107,7 +107,7 @@ class Known:
         assert max(steps) >= self.newest, "a checkpoint is lost"
         self.newest = max(steps)
         if self.newest >= 0:
-            assert workspace.run_info("m")["step"] == self.newest
+            assert workspace.newest_step("m") == self.newest
             logged = [line["step"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
             assert all(isinstance(step, int) for step in logged)
         if "m" in workspace.model_names():

@@ -22,8 +22,9 @@ from ddpm_core.errors import UserError
 from ddpm_core.files import temporary_beside
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.names import check_name
-from ddpm_core.operations import TrainRequest, train
 from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.ui.common import said
 from ddpm_core.workspace import Workspace

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_core.dataset.schema import VERSION as SCHEMA_VERSION
 from ddpm_core.model.file import FORMAT as MODEL_FORMAT
-from ddpm_core.operations.training import RUN_FORMAT
+from ddpm_core.runs import FORMAT as RUN_FORMAT
 from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
 
 FORMATS = sorted((DATA / "formats").glob("*.zip"))

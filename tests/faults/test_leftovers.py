@@ -18,8 +18,9 @@ import ddpm_core.operations.training as training
 from ddpm_core import trash
 from ddpm_core.errors import UserError
 from ddpm_core.files import FolderLock
-from ddpm_core.operations import TrainRequest, train
 from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.workspace import Workspace
 
@@ -40,7 +41,7 @@ def test_a_training_that_cannot_begin_takes_no_name(workspace: Workspace) -> Non
     if os.name != "nt":
         assert not (workspace.root / "runs" / "m").exists()
     assert workspace.restore_model("m") == "m"
-    assert workspace.model_names() == ["m"] and workspace.run_info("m")["step"] == 6
+    assert workspace.model_names() == ["m"] and workspace.newest_step("m") == 6
 
 
 def test_the_lock_of_a_killed_beginning_takes_no_name(workspace: Workspace) -> None:
@@ -121,7 +122,7 @@ def test_where_no_folder_with_an_open_file_can_be_moved_a_model_is_deleted_all_t
     monkeypatch.setattr(trash, "_move", move)
     workspace.delete_model("m")
     assert workspace.model_names() == workspace.run_names() == [] and len(workspace.trash()) == 1
-    assert workspace.restore_model("m") == "m" and workspace.run_info("m")["step"] == 6
+    assert workspace.restore_model("m") == "m" and workspace.newest_step("m") == 6
 
 
 def test_where_an_open_file_cannot_leave_its_folder_nothing_is_left_either(

@@ -23,8 +23,9 @@ from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
 from ddpm_core.names import check_name
-from ddpm_core.operations import TrainRequest, train
 from ddpm_core.operations.context import Context
+from ddpm_core.operations.training import train
+from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.workspace import Workspace
 
@@ -235,7 +236,7 @@ def test_a_picture_in_the_place_of_a_copy_cannot_fill_the_memory(service: Servic
 
 
 def test_more_pictures_than_the_memory_can_hold_are_refused_at_once(service: Service) -> None:
-    from ddpm_core.operations import Enlarging
+    from ddpm_core.requests import Enlarging
     from ddpm_core.sampling.generate import SampleSettings
 
     with pytest.raises(UserError, match="too much to hold at once"):

@@ -20,7 +20,7 @@ from .facts import data_path, every_folder_allowed, flag, models_path, option
 from .memory import ModelMemory
 
 if TYPE_CHECKING:
-    from ...operations import Generated, GenerationRequest
+    from ...requests import Generated, GenerationRequest
     from ..base import OutputPanel
 
 # between two slices: the queue hands over an event, not the lock, and one who takes it at once starves who waits

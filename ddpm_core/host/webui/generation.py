@@ -15,7 +15,7 @@ from modules.call_queue import queue_lock
 
 from ...collector import saved_path
 from ...errors import UserError
-from ...operations import Generated, GenerationRequest
+from ...requests import Generated, GenerationRequest
 from .choices import generation_choices
 from .facts import OURS, option
 from .naming import sample_folder

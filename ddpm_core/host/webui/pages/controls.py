@@ -10,7 +10,7 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ....errors import UserError
-from ....operations.pictures import NATIVE
+from ....requests import NATIVE
 from ....sampling import DEFAULT_SAMPLER, SAMPLERS
 from ....service import Service
 from ..upscaling import upscalers

@@ -11,7 +11,7 @@ import gradio as gr
 from modules import images, infotext_utils, ui_common
 from PIL import Image
 
-from ....operations import enlarge_plainly
+from ....operations.pictures import enlarge_plainly
 from ....ui.common import in_browser
 from ..facts import option
 from ..naming import sample_folder

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ....errors import UserError
-from ....operations.pictures import NATIVE, Enlarging
+from ....requests import NATIVE, Enlarging
 from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
 from ....service import Result, Service
@@ -142,8 +142,7 @@ class _Progress:
         self.heed()
         if option("live_previews_enable", False) and time.monotonic() - self._shown > _PREVIEW_SECONDS:
             from ....model.diffusion import model_to_uint8
-            from ....operations import make_grid
-            from ....operations.pictures import enlarged
+            from ....operations.pictures import enlarged, make_grid
 
             self._shown = time.monotonic()
             state.assign_current_image(enlarged(make_grid(model_to_uint8(x0[:_PREVIEW_MOST]).cpu()), _PREVIEW_SIDE))

@@ -1,0 +1,76 @@
+"""What a new training will be, from a person's request: settings, number of steps, whether its name is free."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ..dataset.packing import HOLDOUT_FROM
+from ..errors import UserError
+from ..model.config import ModelConfig
+from ..names import check_no_twin
+from ..requests import TrainRequest
+from ..runs import FILE
+from ..training.settings import RunConfig, default_preset, get_preset
+from ..workspace import Workspace
+
+FEW_IMAGES = 300
+
+
+def configure(workspace: Workspace, request: TrainRequest, device: torch.device) -> tuple[RunConfig, int]:
+    """The configuration of a new run and its number of steps, from preset, options and single settings."""
+    preset = get_preset(request.preset) if request.preset else default_preset(device.type)
+    config = RunConfig(preset.model, preset.train)
+    if request.init_from:
+        config = RunConfig(workspace.model_config(request.init_from), preset.train)
+        own = {f.name for part in (config.model.unet, config.model.diffusion) for f in dataclasses.fields(part)}
+        fixed = sorted(own & set(request.settings) - {"dropout"})
+        if fixed:
+            raise UserError(f"A run that starts from {request.init_from} keeps its network; leave out {fixed[0]}.")
+    if request.size is not None:
+        if request.init_from and (request.size, request.size) != config.model.unet.image_size:
+            raise UserError(
+                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave out the size."
+            )
+        unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
+        config = RunConfig(ModelConfig(unet, config.model.diffusion, config.model.tags), config.train)
+    given: dict[str, Any] = {
+        "batch_size": request.batch_size,
+        "learning_rate": request.learning_rate,
+        "precision": request.precision,
+        "seed": request.seed,
+        "crop": request.crop,
+    }
+    train = dataclasses.replace(config.train, **{key: value for key, value in given.items() if value is not None})
+    config = RunConfig(config.model, train)
+    config = config.with_settings(request.settings)
+    if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
+        raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
+    return config, steps
+
+
+def check_free(workspace: Workspace, name: str) -> None:
+    """UserError where a new model cannot have this name."""
+    if (workspace.models_folder / f"{name}.safetensors").exists() or (workspace.run_folder(name) / FILE).exists():
+        raise UserError(
+            f"There is already a model {name!r}; resume it (Resume training in the tab, --resume on the command line), "
+            "or choose another name."
+        )
+    check_no_twin(name, [*workspace.model_names(), *workspace.run_names()], "model")
+
+
+def expectations(count: int) -> list[str]:
+    """What a person should know about a training set of this size, before starting."""
+    found = []
+    if count < HOLDOUT_FROM:
+        found.append(
+            f"Only {count} images: none is held out (that needs {HOLDOUT_FROM}), so nothing will tell learning from copying."
+        )
+    if count < FEW_IMAGES:
+        found.append(
+            f"With {count} images the model will soon copy them; some hundreds to thousands give new pictures."
+        )
+    return found

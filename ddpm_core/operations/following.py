@@ -1,0 +1,55 @@
+"""A follower's part of a training by several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from ..dataset.packing import Packed
+from ..errors import UserError
+from ..runs import Run
+from ..training.settings import RunConfig
+from ..training.team import Team, follow
+from ..training.trainer import Trainer
+from ..workspace import Workspace
+from .context import Context
+from .resuming import pictures_of
+
+
+def help_along(workspace: Workspace, context: Context, team: Team) -> dict[str, Any]:
+    """A follower's part: the same pictures, from its own workspace, and then what the leader says."""
+    told = team.tell("")
+    if not told:
+        return {}  # the leader has said why
+    run = Run.from_json(json.loads(told))
+    config = RunConfig.from_json(run.config)
+    packed = None
+    try:
+        packed = pictures_of(workspace, run, config, Context(context.device))
+    except UserError as error:
+        context.say(f"Process {team.rank}: {error}")
+    agree(team, run, packed)
+    assert packed is not None
+    trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team)
+    try:
+        return follow(team, trainer)
+    finally:
+        trainer.free()
+
+
+def agree(team: Team, run: Run, packed: Packed | None) -> None:
+    """UserError on every process where one has other pictures than the leader."""
+    # the pictures themselves, not their names: another Pillow may resize otherwise
+    digest = hashlib.sha256()
+    if packed is not None:
+        digest.update(bytes(packed.held_out))
+        for part in torch.split(packed.images, 4096):
+            digest.update(part.numpy().tobytes())
+    team.agree(
+        digest.hexdigest(),
+        f"Process {{rank}} has other pictures than process 0 in its dataset {run.dataset!r}; copy the dataset's folder "
+        "of process 0 to its workspace, or let both use one workspace.",
+    )

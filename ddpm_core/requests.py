@@ -1,0 +1,152 @@
+"""What a person asks for, in words that need no torch: the tab, the API and the command line fill these in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import UserError
+from .parsing import read_json, read_record
+
+MOST_IMAGES = 100_000
+MOST_TEXT = 20_000  # characters of a prompt
+MOST_PIXELS = 4096  # a side of what samples are brought to
+MOST_FACTOR = 16
+COLLECTION_STATE = "generating.json"  # in a dataset's folder
+NATIVE = "None (native size)"  # what a list of upscalers offers first
+
+
+@dataclass
+class TrainRequest:
+    """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
+
+    model: str
+    dataset: str | None = None
+    preset: str | None = None
+    size: int | None = None
+    crop: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    precision: str | None = None
+    seed: int | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+    init_from: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def check_limits(self) -> None:
+        """UserError where steps, minutes or intervals are out of range."""
+        if self.steps is not None and not 1 <= self.steps <= 10**9:
+            raise UserError(f"The number of steps must be at least 1; got {self.steps}.")
+        if self.minutes is not None and not 0 < self.minutes <= 10**6:
+            raise UserError(f"The number of minutes must be more than 0; got {self.minutes:g}.")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise UserError(f"--checkpoint-every must be at least 1; got {self.checkpoint_every}.")
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What the host's own text-to-image shall make; empty names leave the choice to the host."""
+
+    prompt: str
+    negative_prompt: str = ""
+    sampler: str = ""
+    scheduler: str = ""
+    steps: int = 20
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    each_line: bool = False  # each line of the prompt is one of its own
+    styles: list[str] = field(default_factory=list)  # of the host
+
+    def prompts(self) -> list[str]:
+        """The prompts, in order: one, or one a line."""
+        lines = [line.strip() for line in self.prompt.splitlines() if line.strip()] if self.each_line else []
+        return lines or [self.prompt]
+
+    def check(self) -> None:
+        if not isinstance(self.styles, list) or not all(isinstance(style, str) for style in self.styles):
+            raise UserError("The styles must be a list of names.")
+        if max(len(self.prompt), len(self.negative_prompt)) > MOST_TEXT:
+            raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
+        if not 1 <= self.steps <= 150:
+            raise UserError(f"Sampling steps must be between 1 and 150; got {self.steps}.")
+        if not 1 <= self.cfg_scale <= 30:
+            raise UserError(f"CFG scale must be between 1 and 30; got {self.cfg_scale:g}.")
+        for side in (self.width, self.height):
+            if not 64 <= side <= 2048 or side % 8:
+                raise UserError(f"Width and height must be multiples of 8 between 64 and 2048; got {side}.")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One picture the host made; ``path`` is None where the host's settings save nothing."""
+
+    image: Image.Image
+    text: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A generate-and-collect, as it is kept in the dataset's folder until it is finished."""
+
+    request: GenerationRequest
+    total: int
+    batch_size: int = 1
+    seed: int = -1
+    done: int = 0
+
+    @classmethod
+    def from_json(cls, values: Any) -> Collection:
+        try:
+            return read_record(cls, {**values, "request": read_record(GenerationRequest, values["request"])})
+        except (ValueError, TypeError, KeyError):
+            raise UserError("What was to be generated cannot be read any more; start it again.") from None
+
+    @classmethod
+    def unfinished(cls, folder: Path) -> Collection | None:
+        """What a dataset still waits for, if a generate-and-collect was stopped or cut off; from the dataset's folder."""
+        if not (folder / COLLECTION_STATE).exists():
+            return None
+        try:
+            return cls.from_json(read_json(folder / COLLECTION_STATE, "list of what to generate"))
+        except UserError:
+            return None
+
+    def check(self) -> None:
+        """UserError where a number is out of range."""
+        self.request.check()
+        if not 1 <= self.total <= MOST_IMAGES:
+            raise UserError(f"The number of images must be between 1 and {MOST_IMAGES}; got {self.total}.")
+        if self.total < len(self.request.prompts()):
+            raise UserError(f"There are {len(self.request.prompts())} prompts: make at least as many images.")
+        if not 1 <= self.batch_size <= 64:
+            raise UserError(f"The batch size must be between 1 and 64; got {self.batch_size}.")
+        if not -1 <= self.seed < 2**32:
+            raise UserError("The seed must be -1 (random) or a number up to 4294967295.")
+
+
+@dataclass(frozen=True)
+class Enlarging:
+    """How samples are brought to another size: by an upscaler, to ``factor`` times their own or to ``size`` (w, h)."""
+
+    upscaler: str
+    factor: float = 1.0
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.factor <= MOST_FACTOR:
+            raise UserError(f"Images can be upscaled 1 to {MOST_FACTOR} times; got {self.factor:g}.")
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) of a sample of that native size."""
+        found = self.size or (round(width * self.factor), round(height * self.factor))
+        if not all(1 <= side <= MOST_PIXELS for side in found):
+            raise UserError(f"Images can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
+        return found
