@@ -183,7 +183,7 @@ def kernels(bench: Bench) -> None:
 
         times = {"forward": forward, "backward": bench.milliseconds(both) - forward}
         size = x.numel() * x.element_size()
-        held = ours._Plan(height * width, channels, groups).held
+        held = ours.Plan(height * width, channels, groups).held
         passes = {"forward": 2 if held else 3, "backward": 4 if held else 6}
         bench.note(
             "kernels",
@@ -239,14 +239,14 @@ def tuning(bench: Bench) -> None:
         return
     large = [(64, 64, 64, 64), (64, 192, 64, 64), (64, 128, 32, 32), (64, 384, 32, 32)]
     small = [(64, 256, 16, 16), (64, 768, 16, 16), (64, 512, 8, 8), (64, 1024, 8, 8)]
-    jobs = [({"_TILE": tile, "_LOOPS": loops}, s) for s in large for tile in (2048, 4096) for loops in (1, 2, 4, 8)]
-    jobs += [({"_MOST_HELD": held}, s) for s in small for held in (2048, 4096, 8192)]
+    jobs = [({"TILE": tile, "TILES": loops}, s) for s in large for tile in (2048, 4096) for loops in (1, 2, 4, 8)]
+    jobs += [({"MOST_HELD": held}, s) for s in small for held in (2048, 4096, 8192)]
     began = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(min(12, os.cpu_count() or 1)) as pool:
         pool.map(_compile, jobs, chunksize=1)
     bench.note("tuning", compiled_s=round(time.perf_counter() - began, 1))
     for choice, shape in jobs:
-        _settle({"_TILE": 4096, "_LOOPS": 4, "_MOST_HELD": 4096, **choice})
+        _settle({"TILE": 4096, "TILES": 4, "MOST_HELD": 4096, **choice})
         one, both = _norm_of(shape, bench.device)
         forward = bench.milliseconds(one)
         backward = bench.milliseconds(both) - forward
@@ -542,8 +542,8 @@ def constants(bench: Bench) -> None:
         return
     from ddpm_core.model import aside, kernels
 
-    modules = {"_BRANCHES": aside}
-    now: dict[str, Any] = {name: getattr(kernels, name) for name in ("_TILE", "_LOOPS", "_MOST_HELD", "_PARTS")}
+    modules = {"BRANCHES": aside}
+    now: dict[str, Any] = {name: getattr(kernels, name) for name in ("TILE", "TILES", "MOST_HELD", "SUM_PROGRAMS")}
     now |= {name: getattr(module, name) for name, module in modules.items()}
 
     def of(**changed: Any) -> Callable[[], Trainer]:
@@ -558,11 +558,11 @@ def constants(bench: Bench) -> None:
 
     trials: tuple[dict[str, Any], ...] = (
         {},
-        {"_BRANCHES": False},
-        {"_LOOPS": 2},
-        {"_MOST_HELD": 8192},
-        {"_PARTS": 64},
-        {"_PARTS": 256},
+        {"BRANCHES": False},
+        {"TILES": 2},
+        {"MOST_HELD": 8192},
+        {"SUM_PROGRAMS": 64},
+        {"SUM_PROGRAMS": 256},
     )
     measure(bench, "constants", {str(changed or "now"): of(**changed) for changed in trials})
 

@@ -66,7 +66,7 @@ class Collector:
         self._ranked: dict[str, tuple[float, float]] = {}  # dataset: when it was ranked, how long that took
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._rule: Rule | None = None
+        self.own_rule: Rule | None = None
         self.collected = self.rejected = self.passed = self.overflow = 0
         self.error = ""
 
@@ -74,15 +74,15 @@ class Collector:
 
     @property
     def rule(self) -> Rule:
-        if self._rule is None:
+        if self.own_rule is None:
             path = self._workspace().root / _FILE
             if not path.exists():
                 return self._default()  # a setting of the host: not kept, so that a change counts at once
-            self._rule = Rule()
+            self.own_rule = Rule()
             with contextlib.suppress(UserError, ValueError):
                 rule = read_record(Rule, read_json(path, "rule of collecting"))
-                self._rule = rule if len(rule.words) <= _MOST_WORDS else Rule()
-        return self._rule
+                self.own_rule = rule if len(rule.words) <= _MOST_WORDS else Rule()
+        return self.own_rule
 
     def set_rule(self, rule: Rule) -> None:
         """Collect by this rule from now on. UserError for a dataset's name that cannot be one."""
@@ -91,13 +91,13 @@ class Collector:
         if rule.enabled or rule.dataset:
             check_name(rule.dataset, "dataset")
         write_json(self._workspace().root / _FILE, asdict(rule))
-        self._rule = rule
+        self.own_rule = rule
         self.error = ""
         self._report(rule.enabled)
 
     def forget_rule(self) -> None:
         """Read the rule anew: the workspace has changed."""
-        self._rule = None
+        self.own_rule = None
 
     # -- in the host's thread: quick ----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 from .errors import UserError
 
 # of this process, which in a container may have the number of the one before
-_OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
+OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"
 _TEMPORARY = re.compile(
     r"^\..+\.([0-9a-f]{8})-((\d+)-[0-9a-f]{8})-\d+\.tmp(-journal|-wal|-shm)?$"
 )  # the last of SQLite beside one
@@ -33,7 +33,7 @@ _ATTEMPTS = 20  # to lock a folder whose lock others remove
 
 def temporary_beside(target: Path) -> Path:
     """The name under which this thread writes ``target`` before it is renamed."""
-    return target.with_name(f".{target.name}.{machine()}-{_OURSELVES}-{threading.get_ident()}.tmp")
+    return target.with_name(f".{target.name}.{machine()}-{OURSELVES}-{threading.get_ident()}.tmp")
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def sweep(folder: Path) -> None:
         if match is None:
             continue
         with contextlib.suppress(OSError):
-            if match[2] == _OURSELVES:
+            if match[2] == OURSELVES:
                 continue
             gone = match[1] == machine() and not is_alive(int(match[3]))
             if not gone and time.time() - entry.stat().st_mtime <= _SURELY_OLD_SECONDS:
@@ -179,7 +179,7 @@ class FolderLock:
     def __init__(self, folder: Path, busy: str) -> None:
         self.path = folder / ".lock"
         self.busy = busy
-        self._file: IO[str] | None = None
+        self.file: IO[str] | None = None
         self._removed = False
 
     def acquire(self) -> None:
@@ -210,7 +210,7 @@ class FolderLock:
                 file.close()
                 raise UserError(self.busy) from None
             if self._is_in_place(file) or attempt == _ATTEMPTS - 1:
-                self._file = file
+                self.file = file
                 return
             file.close()
 
@@ -230,9 +230,9 @@ class FolderLock:
                 self.path.parent.rmdir()
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self.file is not None:
+            self.file.close()
+            self.file = None
             if self._removed:  # NFS keeps what is open under another name until then, and the folder with it
                 self._removed = False
                 with contextlib.suppress(OSError):

@@ -97,7 +97,7 @@ class Service:
 
         return max(self.workspace.model_names(), key=written, default=None)
 
-    def _context(self, job: Job) -> Context:
+    def context_of(self, job: Job) -> Context:
         host = self.host
 
         def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
@@ -171,14 +171,14 @@ class Service:
 
             def count(job: Job) -> dict[str, Any]:
                 return workspace.count(
-                    chosen, wanted=wanted, stop=job.stop, progress=self._context(job).progress
+                    chosen, wanted=wanted, stop=job.stop, progress=self.context_of(job).progress
                 ).to_json()
 
             return self.jobs.start("count", "Counting", count)
         dataset = check_name(dataset, "dataset")
 
         def work(job: Job) -> dict[str, Any]:
-            context = self._context(job)
+            context = self.context_of(job)
             return workspace.harvest(dataset, chosen, wanted=wanted, stop=job.stop, progress=context.progress).to_json()
 
         return self.jobs.start("harvest", f"Harvesting into {dataset}", work, subject=dataset, dataset=dataset)
@@ -204,7 +204,7 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             from .operations.collecting import collect
 
-            return collect(workspace, dataset, wanted, self.host.generate, self._context(job))
+            return collect(workspace, dataset, wanted, self.host.generate, self.context_of(job))
 
         return self.jobs.start(
             "collect", f"Generating for {dataset}", work, GENERATING, subject=dataset, dataset=dataset
@@ -250,7 +250,7 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             from .operations.training import train
 
-            summary = train(workspace, request, self._context(job))
+            summary = train(workspace, request, self.context_of(job))
             return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
         dataset = request.dataset
@@ -318,7 +318,7 @@ class Service:
                 model,
                 count,
                 settings,
-                self._context(job),
+                self.context_of(job),
                 batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
                 weights=weights,
                 step=step,
@@ -385,7 +385,7 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             from .operations.evaluation import evaluate
 
-            result = evaluate(workspace, dataset, self._context(job), model=model, count=count)
+            result = evaluate(workspace, dataset, self.context_of(job), model=model, count=count)
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 

@@ -142,7 +142,7 @@ def _remove_empty(place: Path) -> None:
             place.rmdir()
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
     """Rename; only to another file system is copied, and what was copied from goes last and may stay behind."""
     try:
         source.rename(target)
@@ -173,11 +173,11 @@ def _move_all(name: str, moves: list[tuple[Path, Path]]) -> None:
     try:
         for source, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _move(source, target)
+            move(source, target)
             done.append((source, target))
     except OSError as error:
         for source, target in reversed(done):
-            _move(target, source)
+            move(target, source)
         raise UserError(
             f"{name} could not be moved ({error.strerror or error}); close what uses it, make room, and try again."
         ) from None

@@ -38,20 +38,20 @@ def test_on_a_cpu_the_step_is_plain() -> None:
 def test_without_a_working_kernel_a_gpu_takes_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old torch, no Triton, an old GPU, AMD: asked in this order, and nothing of CUDA is touched before."""
     monkeypatch.setattr(torch, "__version__", "2.1.2+cu121")
-    ways._fused_works.cache_clear()
+    ways.fused_works.cache_clear()
     assert ways.best("cuda:0") == ways.plain("cuda")
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
-    ways._fused_works.cache_clear()
+    ways.fused_works.cache_clear()
     assert ways.best("cuda:0") == ways.plain("cuda") and not ways.plain("cuda").channels_last
     monkeypatch.setattr(ways, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    ways._fused_works.cache_clear()
+    ways.fused_works.cache_clear()
     assert ways.best("cuda:0") == ways.plain("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    ways._fused_works.cache_clear()
+    ways.fused_works.cache_clear()
     assert ways.best("cuda:0") == ways.plain("cuda"), "the trial on this device fails: there is none"
-    ways._fused_works.cache_clear()
+    ways.fused_works.cache_clear()
 
 
 def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.Monk
         def __exit__(self, *values: Any) -> None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    work, attempts = t.work.captured._work, 0
+    work, attempts = t.work.captured.work, 0
 
     def counted(*inputs: torch.Tensor) -> None:
         nonlocal attempts
@@ -76,8 +76,8 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(monkeypatch: pytest.Monk
             return
         work(*inputs)
 
-    t.work.captured._work = counted
-    t.work.captured._runs = 3
+    t.work.captured.work = counted
+    t.work.captured.runs = 3
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Graph)
     for name in ("synchronize", "empty_cache"):
@@ -110,10 +110,10 @@ def test_numbers_that_change_are_read_from_tensors() -> None:
 
 def test_what_is_dropped_is_captured_anew() -> None:
     step = CapturedStep(lambda *inputs: None, torch.device("cpu"), lambda text: None)
-    step._graph, step._runs, step._inputs = object(), 3, [torch.zeros(1)]  # type: ignore[assignment]
+    step.graph, step.runs, step.inputs = object(), 3, [torch.zeros(1)]  # type: ignore[assignment]
     assert step.captured
     step.drop()
-    assert not step.captured and step._runs == 0 and not step._inputs
+    assert not step.captured and step.runs == 0 and not step.inputs
 
 
 @pytest.mark.parametrize("generates", [True, False])
@@ -133,7 +133,7 @@ def test_beside_a_host_the_step_is_plain(generates: bool, tmp_path: Path, monkey
     service = Service(Shared(tmp_path / "ws"))
     service.workspace.harvest("d", [random_pictures(tmp_path / "in", 20)])
     request = TrainRequest("m", "d", preset="tiny-32", size=16, steps=1)
-    context = service._context(Job(1, "train", "m", "gpu", lambda job: None, "m"))
+    context = service.context_of(Job(1, "train", "m", "gpu", lambda job: None, "m"))
     with pytest.raises(UserError, match="enough"):
         train(service.workspace, request, context)
     assert asked == [hows.plain(context.device) if generates else None]

@@ -96,7 +96,7 @@ def test_a_name_that_cannot_be_one_is_refused(workspace: Workspace) -> None:
 def test_overflow_is_counted_not_waited_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     collector = Collector(lambda: (release.wait(20) and workspace) or workspace)
-    collector._rule = Rule(True, "live")
+    collector.own_rule = Rule(True, "live")
     began = time.monotonic()
     for i in range(100):  # pictures in memory: sixty-four wait, the rest is reported
         collector.offer_picture(blocks(i, 32), "")

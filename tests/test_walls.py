@@ -92,6 +92,49 @@ def test_imports_point_downward(path: Path) -> None:
         assert level[parts[1]] < level[own], f"{path.name} imports {name} from above"
 
 
+def test_no_two_files_need_each_other() -> None:
+    """However long the way round, and wherever in the files the imports stand."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    needs = {name: (imported(path) & set(names)) - {name} for name, path in names.items()}
+    open_ones: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str) -> None:
+        assert name not in open_ones, " needs ".join([*open_ones[open_ones.index(name) :], name])
+        if name not in done:
+            open_ones.append(name)
+            for other in sorted(needs[name]):
+                visit(other)
+            done.add(open_ones.pop())
+
+    for name in sorted(names):
+        visit(name)
+
+
+def test_private_names_are_used_at_home_only() -> None:
+    """In the package, the tests and the benchmarks: what others need gets a name for others."""
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__")
+
+    homes: dict[str, set[Path]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            own = (ast.Name, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Attribute)
+            name = (
+                getattr(node, "id", getattr(node, "name", getattr(node, "attr", ""))) if isinstance(node, own) else ""
+            )
+            at_home = not isinstance(node, ast.Attribute) or ast.unparse(node.value) == "self"
+            if private(name or "") and at_home:
+                homes.setdefault(name, set()).add(path)
+    for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("ddpm_core")):
+                assert not any(private(alias.name) for alias in node.names), f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and private(node.attr) and path not in homes.get(node.attr, {path}):
+                pytest.fail(f"{path.name}:{node.lineno} {ast.unparse(node)}")
+
+
 @pytest.mark.parametrize(
     "path",
     [

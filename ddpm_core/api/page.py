@@ -52,7 +52,7 @@ def _number(values: dict[str, Any], key: str, default: int | None = None) -> int
     return number
 
 
-def _job(service: Service, values: dict[str, Any]) -> Job:
+def job_of(service: Service, values: dict[str, Any]) -> Job:
     job = service.jobs.get(_number(values, "job"))
     if job is None:
         raise UserError("That job is no longer known; the server was started anew.")
@@ -83,7 +83,7 @@ def get_items(service: Service, values: dict[str, Any]) -> Any:
     )
 
 
-def _shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
+def shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
     """The size, ``None`` for as stored, and the crop."""
     size = _number(values, "size", 0)
     if size and size not in _ITEM_SIZES:
@@ -95,7 +95,7 @@ def _shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
 
 
 def get_thumb(service: Service, values: dict[str, Any]) -> Response:
-    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), *_shown_as(values))
+    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), *shown_as(values))
     kind = "image/webp" if data.startswith(b"RIFF") else "image/png"
     return Response(data, media_type=kind, headers=_FOREVER)
 
@@ -109,7 +109,7 @@ def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
     ids = [_number({"ids": part}, "ids") for part in _text(values, "ids", 18 * _MOST_TOGETHER).split(",")]
     if len(ids) > _MOST_TOGETHER:
         raise UserError(f"At most {_MOST_TOGETHER} images come in one answer.")
-    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *_shown_as(values))
+    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *shown_as(values))
     data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
     # pictures are compressed as they are: the WebUI would do it once more
     headers = {**(_FOREVER if all(found) else _NEVER), "Content-Encoding": "identity"}
@@ -126,15 +126,15 @@ def get_preview(service: Service, values: dict[str, Any]) -> Response:
 
 
 def get_emerging(service: Service, values: dict[str, Any]) -> Response:
-    return Response(service.watch.emerging_png(_job(service, values)), media_type="image/png", headers=_NEVER)
+    return Response(service.watch.emerging_png(job_of(service, values)), media_type="image/png", headers=_NEVER)
 
 
 def get_animation(service: Service, values: dict[str, Any]) -> Response:
-    return Response(service.watch.animation(_job(service, values)), media_type="image/webp", headers=_NEVER)
+    return Response(service.watch.animation(job_of(service, values)), media_type="image/webp", headers=_NEVER)
 
 
 def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
-    path = _job(service, values).artifacts.get("picture")
+    path = job_of(service, values).artifacts.get("picture")
     if not isinstance(path, Path):
         raise UserError("There is no such image.")
     return FileResponse(path, media_type="image/png", headers=_NEVER)

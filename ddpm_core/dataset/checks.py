@@ -7,18 +7,6 @@ from PIL import Image
 
 from .reading import Rejected
 
-# reason codes and what the tab calls them
-REASONS = {
-    "undecodable": "Not a readable image",
-    "too_small": "Too small",
-    "extreme_aspect": "Too long and narrow",
-    "bomb": "Too large to decode",
-    "blank": "Blank",
-    "noise": "Noise",
-    "duplicate": "Exact duplicate",
-    "user": "Rejected by you",
-}
-
 USUAL_SMALLEST = 32  # pixels; a dataset of smaller pictures is settled as a whole (store.settle_sizes)
 _BLANK_RANGE = 3  # of 255, lightest to darkest: no picture of anything, however pale, has so little
 _SIDE = 32

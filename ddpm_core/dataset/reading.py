@@ -135,7 +135,7 @@ def decode(data: bytes, short_side: int) -> Picture:
                 turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
                 if turn in _SIDEWAYS:
                     width, height = height, width
-                return Picture(_upright_rgb(image, short_side, icc or colours.icc, turn), width, height, texts)
+                return Picture(upright_rgb(image, short_side, icc or colours.icc, turn), width, height, texts)
     except Rejected:
         raise
     except TooManyPieces:
@@ -198,7 +198,7 @@ def check_dimensions(image: Image.Image, *, smallest: int = SMALLEST, longest_ra
         raise Rejected("too_small", f"{width}x{height} is smaller than {smallest} pixels.")
 
 
-def _upright_rgb(
+def upright_rgb(
     image: Image.Image, short_side: int, icc: bytes = b"", turn: Image.Transpose | None = None
 ) -> Image.Image:
     image.seek(0)

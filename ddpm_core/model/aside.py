@@ -19,7 +19,7 @@ _now = threading.local()
 
 
 # measured on an H200: benchmarks/RESULTS.md
-_BRANCHES = True
+BRANCHES = True
 
 
 class Aside:
@@ -37,7 +37,7 @@ class Aside:
         self._branch: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._branch = torch.cuda.Stream(device) if _BRANCHES else None  # type: ignore[no-untyped-call]
+            self._branch = torch.cuda.Stream(device) if BRANCHES else None  # type: ignore[no-untyped-call]
         self._device = device
         self._held: list[Tensor] = []
         self._bytes = 0

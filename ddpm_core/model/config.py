@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -164,10 +163,3 @@ class ModelConfig:
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
             tags=tuple(tags),
         )
-
-
-def parameter_count(config: UNetConfig) -> int:
-    """Number of trainable parameters, by the same walk as the network's constructor, allocating nothing."""
-    from .unet import UNet
-
-    return sum(math.prod(p.shape) for p in UNet(config, device="meta").parameters())

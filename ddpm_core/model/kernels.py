@@ -28,15 +28,15 @@ from torch import Tensor
 from . import aside
 
 # elements per tile: 32 for each of 128 threads
-_TILE = 4096
+TILE = 4096
 # a program reads a whole group once and holds it, up to so many elements ...
-_MOST_HELD = 4096
+MOST_HELD = 4096
 # ... if so many channels lie side by side: 32 bytes of bf16, a memory sector
 _LEAST_WIDE = 16
 # tiles per program
-_LOOPS = 4
+TILES = 4
 # programs of a sum over rows
-_PARTS = 128
+SUM_PROGRAMS = 128
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def _write(x, other, values, row, c, split, rest, whole, PAIR: tl.constexpr):
 def _which(x, other, column, split, rest, PAIR: tl.constexpr):
     """Which of two tensors holds a program's channels: the tensor, its number of channels, and the first of them.
 
-    The block width must divide ``split``; :class:`_Plan` sees to it.
+    The block width must divide ``split``; :class:`Plan` sees to it.
     """
     source = x
     width = split
@@ -468,27 +468,27 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-class _Plan:
+class Plan:
     """Block sizes of a norm over ``rows`` pixels; ``split``: channels of the first of two tensors."""
 
     def __init__(self, rows: int, channels: int, groups: int, split: int | None = None) -> None:
         self.d = channels // groups
         self.wide = _power(self.d)
         self.high = _power(rows)
-        self.held = self.high * max(self.wide, _LEAST_WIDE) <= _MOST_HELD
+        self.held = self.high * max(self.wide, _LEAST_WIDE) <= MOST_HELD
         if self.held:
             self.groups = 1
-            while self.groups * 2 <= groups and self.high * self.wide * self.groups * 2 <= _MOST_HELD:
+            while self.groups * 2 <= groups and self.high * self.wide * self.groups * 2 <= MOST_HELD:
                 self.groups *= 2
             self.blocks = -(-groups // self.groups)
-            self.warps = 8 if self.high * self.wide * self.groups > _TILE else 4
+            self.warps = 8 if self.high * self.wide * self.groups > TILE else 4
             return
         self.groups = _power(groups)
         self.columns = _width(channels if split is None else math.gcd(split, channels - split))
         if split is not None and split % self.columns:
             self.columns = split & -split
-        self.tall = max(1, _TILE // self.columns)
-        self.loops = _LOOPS
+        self.tall = max(1, TILE // self.columns)
+        self.loops = TILES
         while self.loops > 1 and self.tall * self.loops > rows:
             self.loops //= 2
         self.parts = -(-rows // (self.tall * self.loops))
@@ -518,8 +518,8 @@ def _columns_of(values: Tensor, dtype: torch.dtype) -> Tensor:
     values = values.contiguous()
     rows, channels = values.shape
     wide = _width(channels)
-    high = max(1, _TILE // wide)
-    loops = min(_power(-(-rows // (high * _PARTS))), 32)
+    high = max(1, TILE // wide)
+    loops = min(_power(-(-rows // (high * SUM_PROGRAMS))), 32)
     parts_of = torch.empty((-(-rows // (high * loops)), channels), device=values.device, dtype=torch.float32)
     _summed[(len(parts_of), -(-channels // wide))](values, parts_of, rows, channels, LOOPS=loops, HIGH=high, WIDE=wide)
     return _sum_of(parts_of, dtype)
@@ -545,7 +545,7 @@ class _Norm(torch.autograd.Function):
         n, split, height, width = held.shape
         channels = split if x2 is None else split + held2.shape[1]
         rows = height * width
-        plan = _Plan(rows, channels, groups, None if x2 is None else split)
+        plan = Plan(rows, channels, groups, None if x2 is None else split)
         like: dict[str, Any] = {"device": x.device, "dtype": torch.float32}
         y = torch.empty((n, channels, height, width), device=x.device, dtype=x.dtype, memory_format=torch.channels_last)
         rstd, offset, middle = torch.empty((3, n, channels), **like).unbind(0)
@@ -592,7 +592,7 @@ class _Norm(torch.autograd.Function):
         pair = x2 is not None
         channels = split + x2.shape[1] if pair else split
         rows = height * width
-        plan = _Plan(rows, channels, groups, split if pair else None)
+        plan = Plan(rows, channels, groups, split if pair else None)
         dy = _channels_last(dy)
         goes_around = around is not None or around2 is not None
         if goes_around:
@@ -646,7 +646,7 @@ class _Bias(torch.autograd.Function):
         n, channels, height, width = h.shape
         rows = n * height * width
         wide = _width(channels)
-        high = max(1, _TILE // wide)
+        high = max(1, TILE // wide)
         y = torch.empty_like(h)
         whole = bias if also is None else bias + also
         _biased[(-(-rows // high), -(-channels // wide))](

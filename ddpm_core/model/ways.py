@@ -47,11 +47,11 @@ def best(device: torch.device | str) -> Ways:
     if device.type != "cuda":
         return plain(device)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return FAST if _fused_works(index) else plain(device)
+    return FAST if fused_works(index) else plain(device)
 
 
 @cache
-def _fused_works(index: int) -> bool:
+def fused_works(index: int) -> bool:
     """Whether our kernels run on this GPU and agree with PyTorch's; tried once per process, on small tensors.
 
     Only from the torch version they were measured with, on GPUs with bfloat16.

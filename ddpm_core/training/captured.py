@@ -27,10 +27,10 @@ class CapturedStep:
         say: Callable[[str], None],
         tidy: Callable[[], None] = lambda: None,
     ) -> None:
-        self._work, self._device, self._say, self._tidy = work, device, say, tidy
-        self._inputs: list[Tensor] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._runs = 0
+        self.work, self._device, self._say, self._tidy = work, device, say, tidy
+        self.inputs: list[Tensor] = []
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.runs = 0
         # warm up on the stream that will be captured: cuBLAS and cuDNN keep workspaces for each stream
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
@@ -39,28 +39,28 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
-        return self._graph is not None
+        return self.graph is not None
 
     def drop(self) -> None:
         """Free the graph and its memory. The next calls warm up and capture again, with tensors wherever they are then."""
-        self._graph, self._inputs, self._runs = None, [], 0
+        self.graph, self.inputs, self.runs = None, [], 0
 
     def __call__(self, *inputs: Tensor) -> None:
-        if self._graph is None and self._runs >= _WARM_UP and not self.failed:
+        if self.graph is None and self.runs >= _WARM_UP and not self.failed:
             self._capture(inputs)
-        if self._graph is not None:
-            for static, new in zip(self._inputs, inputs):
+        if self.graph is not None:
+            for static, new in zip(self.inputs, inputs):
                 static.copy_(new, non_blocking=True)
-            self._graph.replay()
+            self.graph.replay()
         elif self._stream is None or self.failed:
-            self._work(*inputs)
+            self.work(*inputs)
         else:
             present = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(present)
             with torch.cuda.stream(self._stream):
-                self._work(*inputs)
+                self.work(*inputs)
             present.wait_stream(self._stream)
-            self._runs += 1
+            self.runs += 1
 
     def _capture(self, inputs: Sequence[Tensor]) -> None:
         torch.cuda.synchronize(self._device)
@@ -70,7 +70,7 @@ class CapturedStep:
         try:
             # a host's other threads use the device meanwhile, which a "global" capture would forbid them
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._work(*static)
+                self.work(*static)
         except RuntimeError as error:
             self.failed = True
             self._tidy()
@@ -78,4 +78,4 @@ class CapturedStep:
             reason = (str(error).strip().splitlines() or ["unknown"])[0][:200]
             self._say(f"CUDA graph capture failed ({reason}). Training continues without it, more slowly.")
             return
-        self._graph, self._inputs = graph, static
+        self.graph, self.inputs = graph, static

@@ -36,7 +36,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "copy": (harvest, "write_copy"),
     "pack": (packing, "fit"),
     "checkpoint": (sys.modules["ddpm_core.training.checkpoints"], "save_file"),
-    "move": (trash, "_move"),
+    "move": (trash, "move"),
     "remove": (trash, "_remove_empty"),
 }
 INSIDE = "transaction"  # between a statement and its commit
@@ -124,7 +124,7 @@ def live(order: dict[str, Any]) -> dict[str, Any]:
             sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
             if "file_limit" in order:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"], order["file_limit"]))
-            files._OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"  # made once in a process, and this one is new
+            files.OURSELVES = f"{os.getpid()}-{os.urandom(4).hex()}"  # made once in a process, and this one is new
             if "point" in order:
                 memory = order.get("memory", 0)
                 trouble = starve if memory else die

@@ -216,7 +216,7 @@ def fields_of(route: APIRoute) -> list[str]:
     found = []
     if handler and "/ui/" in route.path:
         source = inspect.getsource(handler)
-        for helper in (page_routes._job, page_routes._shown_as):  # which read some for several handlers
+        for helper in (page_routes.job_of, page_routes.shown_as):  # which read some for several handlers
             source += inspect.getsource(helper) if f"{helper.__name__}(" in source else ""
         found = re.findall(r'(?:\(values, |values\.get\()"(\w+)"', source)
     for field in [*route.dependant.query_params, *route.dependant.body_params]:

@@ -87,7 +87,7 @@ def test_nothing_is_restored_under_a_training_that_begins(
 def test_a_model_is_not_trained_further_while_it_is_moved(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, tried = trash._move, []
+    plain, tried = trash.move, []
 
     def move(source: Path, target: Path) -> None:
         if not tried:
@@ -96,7 +96,7 @@ def test_a_model_is_not_trained_further_while_it_is_moved(
                 train(workspace, TrainRequest("m", resume=True, steps=9), Context(CPU))
         plain(source, target)
 
-    monkeypatch.setattr(trash, "_move", move)
+    monkeypatch.setattr(trash, "move", move)
     workspace.delete_model("m")
     assert tried == ["m"], "the run goes first"
     monkeypatch.undo()
@@ -109,7 +109,7 @@ def test_where_no_folder_with_an_open_file_can_be_moved_a_model_is_deleted_all_t
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on shares and on Windows' disks that Linux has mounted."""
-    plain = trash._move
+    plain = trash.move
 
     def move(source: Path, target: Path) -> None:
         if source.parent.name == "runs":
@@ -119,7 +119,7 @@ def test_where_no_folder_with_an_open_file_can_be_moved_a_model_is_deleted_all_t
                 raise PermissionError(errno.EACCES, "Permission denied") from None
         plain(source, target)
 
-    monkeypatch.setattr(trash, "_move", move)
+    monkeypatch.setattr(trash, "move", move)
     workspace.delete_model("m")
     assert workspace.model_names() == workspace.run_names() == [] and len(workspace.trash()) == 1
     assert workspace.restore_model("m") == "m" and workspace.newest_step("m") == 6
@@ -132,14 +132,14 @@ def test_where_an_open_file_cannot_leave_its_folder_nothing_is_left_either(
     lock, plain, kept = FolderLock(tmp_path / "run", "busy"), Path.unlink, tmp_path / "run" / ".nfs0001"
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: self.rename(kept))
     with lock.held():
-        assert lock._file is not None
-        close = lock._file.close
+        assert lock.file is not None
+        close = lock.file.close
 
         def closing() -> None:
             close()
             plain(kept)
 
-        monkeypatch.setattr(lock._file, "close", closing)
+        monkeypatch.setattr(lock.file, "close", closing)
         lock.remove()
         assert (os.name == "nt") == (not kept.exists())
     assert os.name == "nt" or not (tmp_path / "run").exists()
@@ -213,7 +213,7 @@ def test_memory_that_runs_out_while_a_picture_is_read_is_no_verdict_on_it(
     from ddpm_core.dataset.harvest import add_picture
 
     source = random_pictures(tmp_path / "in", 6, side=64, seed=5)
-    real, calls = reading._upright_rgb, []
+    real, calls = reading.upright_rgb, []
 
     def starved(*values: Any) -> Any:
         calls.append(1)
@@ -223,7 +223,7 @@ def test_memory_that_runs_out_while_a_picture_is_read_is_no_verdict_on_it(
             raise OSError("out of memory when reading image file")
         return real(*values)
 
-    monkeypatch.setattr(reading, "_upright_rgb", starved)
+    monkeypatch.setattr(reading, "upright_rgb", starved)
     first = workspace.harvest("new", [source])
     assert first.kept == 4 and first.skipped["no_memory"] == 2 and not first.rejected
     assert workspace.harvest("new", [source]).kept == 2
