@@ -35,11 +35,12 @@ def build_tab(service: Service) -> None:
         newest = next(
             (j for j in service.jobs.all() if j.kind in ("harvest", "collect") and j.subject in datasets), None
         )
-        fresh = newest is not None and newest.id > (seen if isinstance(seen, (int, float)) else 0)
+        before = seen if isinstance(seen, (int, float)) else 0
+        fresh = newest if newest is not None and newest.id > before else None
         return (
             choices(datasets, data, first),
             # what was just harvested is what a person wants to train on
-            gr.update(choices=datasets, value=newest.subject) if fresh else choices(datasets, data_train, first),
+            gr.update(choices=datasets, value=fresh.subject) if fresh else choices(datasets, data_train, first),
             choices(["", *models], init, None),
             choices(models, trained, job.subject if job else None),
             existing(models, model, service.newest_model()),
