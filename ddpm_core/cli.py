@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--init-from", metavar="MODEL", help="initial weights: those of this model")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 
-    p = command("sample", "Generate pictures with a model.")
+    p = command("sample", "Generate images with a model.")
     p.add_argument("--model", required=True, metavar="NAME or FILE")
     p.add_argument("--count", type=int, default=16)
     p.add_argument("--out", required=True, metavar="DIR")
@@ -163,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=7870, help="port of the page (7870)")
     p.add_argument("--root-path", default="", metavar="PATH", help="behind a proxy: the path it serves the page below")
 
-    p = command("demo", "From bundled pictures to new ones: harvest, train, sample, evaluate, then serve the tab.")
+    p = command("demo", "From bundled images to new ones: harvest, train, sample, evaluate, then serve the tab.")
     p.add_argument("--headless", action="store_true", help="end after the grid")
     p.add_argument("--minutes", type=float, help="how long to train")
     p.add_argument("--port", type=int, default=7870)

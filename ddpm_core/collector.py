@@ -156,7 +156,7 @@ class Collector:
                 self.error = str(error)
             except Exception as error:
                 _log.exception("collecting a picture failed")
-                said = f"A picture could not be collected ({type(error).__name__}: {error})."
+                said = f"An image could not be collected ({type(error).__name__}: {error})."
                 self.error = mendable(error) or said
             finally:
                 if offer.picture is not None:
@@ -195,7 +195,7 @@ class Collector:
                 self.error = str(error)
             except Exception as error:
                 _log.exception("ranking the collected pictures failed")
-                said = f"The collected pictures could not be ranked ({type(error).__name__}: {error})."
+                said = f"The collected images could not be ranked ({type(error).__name__}: {error})."
                 self.error = mendable(error) or said
             ended = time.monotonic()
             self._ranked[name] = (ended, ended - began)

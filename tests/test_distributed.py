@@ -98,7 +98,7 @@ def test_processes_with_other_pictures_refuse(harvested: Path, tmp_path: Path) -
     status, _, err = finish(torchrun(tmp_path / "ws{rank}", 2, *run))
     assert status != 0
     assert any("has changed" in line for line in err.splitlines()), err
-    assert ours(err) and all("Process 1 has other pictures than process 0" in line for line in ours(err)), err
+    assert ours(err) and all("Process 1 has other images than process 0" in line for line in ours(err)), err
     assert not (tmp_path / "ws0" / "runs" / "m" / "run.json").exists()
 
 

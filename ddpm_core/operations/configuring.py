@@ -67,10 +67,8 @@ def expectations(count: int) -> list[str]:
     found = []
     if count < HOLDOUT_FROM:
         found.append(
-            f"Only {count} images: none is held out (that needs {HOLDOUT_FROM}), so nothing will tell learning from copying."
+            f"Only {count} images: none is held out (that needs {HOLDOUT_FROM}), so the losses cannot tell learning from copying."
         )
     if count < FEW_IMAGES:
-        found.append(
-            f"With {count} images the model will soon copy them; some hundreds to thousands give new pictures."
-        )
+        found.append(f"With {count} images the model will soon copy them. Some hundreds to thousands give new images.")
     return found

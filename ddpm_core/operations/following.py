@@ -50,6 +50,6 @@ def agree(team: Team, run: Run, packed: Packed | None) -> None:
             digest.update(part.numpy().tobytes())
     team.agree(
         digest.hexdigest(),
-        f"Process {{rank}} has other pictures than process 0 in its dataset {run.dataset!r}; copy the dataset's folder "
+        f"Process {{rank}} has other images than process 0 in its dataset {run.dataset!r}; copy the dataset's folder "
         "of process 0 to its workspace, or let both use one workspace.",
     )
