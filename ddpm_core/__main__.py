@@ -6,6 +6,7 @@ import sys
 
 
 def run() -> int:
+    """Run the command line and exit with its status."""
     from .screen import own_streams
 
     own_streams()

@@ -28,6 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands."""
     common = _Parser(add_help=False)
     common.add_argument(
         "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object as the last line"
@@ -171,6 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 our own failure, 2 a mistake, 3 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in argv
     for stream in (sys.stdout, sys.stderr):  # a redirected Windows console cannot print every prompt

@@ -74,6 +74,7 @@ class Collector:
 
     @property
     def rule(self) -> Rule:
+        """The rule in force, read once; the host's default where none was set."""
         if self.own_rule is None:
             path = self._workspace().root / _FILE
             if not path.exists():
@@ -102,6 +103,7 @@ class Collector:
     # -- in the host's thread: quick ----------------------------------------------------------------------------------
 
     def wants(self, prompt: str) -> bool:
+        """Whether an image of this prompt is to be collected."""
         rule = self.rule
         if not rule.enabled or not rule.dataset:
             return False
@@ -115,6 +117,7 @@ class Collector:
         self._offer(_Offer(self.rule, path, None, text, time.time()))
 
     def offer_picture(self, image: Image.Image, text: str) -> None:
+        """Collect an image that has no file, with its generation text; counted as overflow where too many wait."""
         with self._guard:
             if self._pictures >= _MOST_PICTURES:
                 self.overflow += 1
@@ -205,6 +208,7 @@ class Collector:
         self._waiting.join()
 
     def close(self) -> None:
+        """End the thread; what waits is still collected."""
         with self._guard:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -212,6 +216,7 @@ class Collector:
             thread.join(10)
 
     def status(self) -> dict[str, Any]:
+        """Counts since the start, and the last error."""
         return {
             **asdict(self.rule),
             "collected": self.collected,

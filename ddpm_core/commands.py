@@ -28,20 +28,24 @@ from .workspace import Workspace
 
 
 def open_host(a: argparse.Namespace) -> StandaloneHost:
+    """The host of the command line."""
     given = getattr(a, "workspace", None)
     return StandaloneHost(Path(given) if given else None)
 
 
 def open_workspace(a: argparse.Namespace) -> Workspace:
+    """The workspace that the arguments name."""
     host = open_host(a)
     return Workspace(host.workspace_folder(), host.models_folder())
 
 
 def make_context(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> Context:
+    """The context of an operation on the command line."""
     return Context(parse_device(getattr(a, "device", None)), stop=stop, report=screen.report, say=screen.say)
 
 
 def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``harvest``."""
     workspace = open_workspace(a)
 
     def progress(done: int, total: int, text: str) -> None:
@@ -63,6 +67,7 @@ def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
 
 
 def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``dataset``."""
     workspace = open_workspace(a)
     if a.action == "list":
         return {"datasets": workspace.list_datasets()}
@@ -104,6 +109,7 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
 
 
 def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``train``."""
     settings = {}
     for pair in a.set:
         key, equals, value = pair.partition("=")
@@ -135,6 +141,7 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``sample``."""
     settings = SampleSettings(a.sampler, a.steps, a.eta, seed_of(a.seed), a.spacing, not a.no_clip, a.dynamic_threshold)
     found = sample(
         open_workspace(a),
@@ -174,6 +181,7 @@ def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
 
 
 def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``evaluate``."""
     return evaluate(
         open_workspace(a),
         a.dataset,
@@ -186,11 +194,13 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
 
 
 def run_export(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``export``."""
     model = model_file.load(open_workspace(a).model_path(a.model))
     return {"files": [str(path) for path in model_export.to_diffusers(model, Path(a.out))]}
 
 
 def run_models(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``models``."""
     workspace = open_workspace(a)
     if a.action == "list":
         return {"models": workspace.list_models()}
@@ -204,6 +214,7 @@ def run_models(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
 
 
 def run_trash(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``trash``."""
     workspace = open_workspace(a)
     if a.action == "empty":
         return {"deleted": workspace.empty_trash()}
@@ -211,6 +222,7 @@ def run_trash(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 
 
 def run_serve(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``serve``; returns when the server ends."""
     from .host.server import serve
 
     return serve(open_host(a), a.host, a.port, stop, screen.say, a.root_path)

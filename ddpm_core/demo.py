@@ -45,6 +45,7 @@ def unpack(target: Path) -> Path:
 
 
 def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``demo``."""
     began = time.monotonic()
     workspace = commands.open_workspace(a)
     context = commands.make_context(a, stop, screen)

@@ -168,6 +168,7 @@ def next_number(folder: Path, pattern: str) -> int:
 
 
 def write_json(target: Path, values: Any) -> None:
+    """Write JSON to a file, whole or not at all."""
     text = json.dumps(values, ensure_ascii=False, indent=1)
     # a lone surrogate, which no file can hold, becomes a question mark
     replace_with(target, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="replace"))
@@ -230,6 +231,7 @@ class FolderLock:
                 self.path.parent.rmdir()
 
     def release(self) -> None:
+        """Release the lock."""
         if self.file is not None:
             self.file.close()
             self.file = None
@@ -240,6 +242,7 @@ class FolderLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
+        """Hold the lock for the body; UserError where another process has it."""
         self.acquire()
         try:
             yield

@@ -53,9 +53,11 @@ class Job:
         self.progress = dict(values)
 
     def say(self, text: str) -> None:
+        """Add a message that the page shows."""
         self.messages = [*self.messages[-19:], text]
 
     def to_json(self) -> dict[str, Any]:
+        """What a page is told of the job."""
         progress = self.progress
         done, total = progress.get("done", 0), progress.get("total", 0)
         elapsed = (self.ended or time.monotonic()) - self.began if self.began else 0.0
@@ -90,6 +92,7 @@ class Job:
         return True
 
     def run(self) -> None:
+        """Do the work, unless it was cancelled."""
         with self._turn:
             if self.state != "queued":  # cancelled
                 return
@@ -165,6 +168,7 @@ class Jobs:
             job.run()
 
     def get(self, number: int) -> Job | None:
+        """A job by its number, or None."""
         with self._lock:
             return self._jobs.get(number)
 

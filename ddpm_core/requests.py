@@ -70,6 +70,7 @@ class GenerationRequest:
         return lines or [self.prompt]
 
     def check(self) -> None:
+        """UserError where a number is out of range or a text too long."""
         if not isinstance(self.styles, list) or not all(isinstance(style, str) for style in self.styles):
             raise UserError("The styles must be a list of names.")
         if max(len(self.prompt), len(self.negative_prompt)) > MOST_TEXT:
@@ -104,6 +105,7 @@ class Collection:
 
     @classmethod
     def from_json(cls, values: Any) -> Collection:
+        """UserError where the record is damaged."""
         try:
             return read_record(cls, {**values, "request": read_record(GenerationRequest, values["request"])})
         except (ValueError, TypeError, KeyError):

@@ -61,6 +61,7 @@ class Run:
         return cls(**found, rest={key: value for key, value in values.items() if key not in own})
 
     def to_json(self) -> dict[str, Any]:
+        """JSON that :meth:`from_json` reads."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "rest"}
         return {**self.rest, **values}
 
@@ -76,4 +77,5 @@ class Run:
             ) from None
 
     def write(self, folder: Path) -> None:
+        """Write the record into a run's folder, whole or not at all."""
         write_json(folder / FILE, self.to_json())

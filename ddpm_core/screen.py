@@ -19,6 +19,7 @@ class Unbreakable:
         self._gone = False
 
     def write(self, text: str) -> int:
+        """Write and flush; returns the length, written or not."""
         if not self._gone:
             try:
                 self._stream.write(text)
@@ -31,6 +32,7 @@ class Unbreakable:
         """Everything is flushed as it is written."""
 
     def isatty(self) -> bool:
+        """Whether a person reads it."""
         try:
             return not self._gone and self._stream.isatty()
         except (OSError, ValueError):
@@ -71,10 +73,12 @@ class Screen:
         self._dirty = False
 
     def say(self, text: str) -> None:
+        """Print a line."""
         self._clear()
         print(printable(text), file=sys.stderr, flush=True)
 
     def report(self, values: dict[str, Any]) -> None:
+        """Show progress: ``done``, ``total``, ``text`` and what a training reports."""
         now = time.monotonic()
         done, total = values.get("done", 0), values.get("total", 0)
         if now - self._last < (0.1 if self.live else 5.0) and done != total:
@@ -109,10 +113,12 @@ class Screen:
             self._dirty = False
 
     def close(self) -> None:
+        """End the line of the bar."""
         self._clear()
 
 
 def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
     seconds = int(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -98,6 +98,7 @@ class Service:
         return max(self.workspace.model_names(), key=written, default=None)
 
     def context_of(self, job: Job) -> Context:
+        """The context of a job's operation."""
         host = self.host
 
         def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
@@ -225,6 +226,7 @@ class Service:
         return there
 
     def start_training(self, request: TrainRequest) -> Job:
+        """Train or resume in the background; UserError where it cannot begin."""
         from .operations.configuring import check_free
 
         request = dataclasses.replace(request, model=check_name(request.model, "model"))
@@ -378,6 +380,7 @@ class Service:
         return results, _keep(workspace, found, save, results)
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
+        """Evaluate a model in the background."""
         if model not in self.workspace.model_names():
             raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
         workspace = self.workspace

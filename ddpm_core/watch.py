@@ -55,6 +55,7 @@ class Watch:
         self._pages: dict[str, float] = {}  # when each asked last
 
     def status(self) -> dict[str, Any]:
+        """The whole status."""
         busy = {(job.kind, job.subject) for job in self._jobs.all() if not job.finished.is_set()}
         workspace = self._workspace()
         datasets = workspace.dataset_names()
@@ -189,6 +190,7 @@ class Watch:
         }
 
     def preview_path(self, model: str, step: int) -> Path:
+        """The file of a preview; UserError where there is none."""
         path = self._workspace().run_folder(model) / "previews" / f"step-{step:09d}.png"
         if path.is_symlink() or path.parent.is_symlink() or not path.is_file():  # a link could lead anywhere
             raise UserError("There is no such preview.")

@@ -84,12 +84,14 @@ class Workspace:
     # -- datasets -----------------------------------------------------------------------------------------------------
 
     def dataset_names(self) -> list[str]:
+        """Names of the datasets, sorted."""
         folders = below(self.root / "datasets")
         return sorted(
             (f.name for f in folders if is_name(f.name) and _is_there(f / "dataset.sqlite")), key=str.casefold
         )
 
     def dataset_folder(self, name: str) -> Path:
+        """The folder of a dataset; UserError for a name that cannot be one."""
         return self.root / "datasets" / check_name(name, "dataset")
 
     def store(self, name: str, create: bool = False) -> Store:
@@ -211,12 +213,15 @@ class Workspace:
         return self.store(name).items(status=status, by_suspicion=suspects, offset=offset, limit=limit)
 
     def keep(self, name: str, ids: list[int]) -> int:
+        """Keep items; how many changed."""
         return self.store(name).decide(ids, KEPT)
 
     def reject(self, name: str, ids: list[int], reason: str = "user") -> int:
+        """Reject items; how many changed."""
         return self.store(name).decide(ids, REJECTED, reason, "Rejected by hand.")
 
     def undo(self, name: str) -> int:
+        """Undo the last decision in a dataset."""
         return len(self.store(name).undo())
 
     def export_dataset(self, name: str, target: Path) -> list[str]:
@@ -278,9 +283,11 @@ class Workspace:
     # -- runs and models ----------------------------------------------------------------------------------------------
 
     def run_folder(self, name: str) -> Path:
+        """The folder of a run; UserError for a name that cannot be one."""
         return self.root / "runs" / check_name(name, "model")
 
     def run_names(self) -> list[str]:
+        """Names of the runs, sorted."""
         return sorted(f.name for f in below(self.root / "runs") if is_name(f.name) and _is_there(f / RUN_FILE))
 
     def run(self, name: str) -> Run:
@@ -318,6 +325,7 @@ class Workspace:
         return found
 
     def model_names(self) -> list[str]:
+        """Names of the models, sorted."""
         return sorted((p.stem for p in self.models_folder.glob("*.safetensors") if is_name(p.stem)), key=str.casefold)
 
     def model_path(self, name: str) -> Path:
@@ -341,6 +349,7 @@ class Workspace:
         return found
 
     def show_model(self, name: str) -> dict[str, Any]:
+        """What a model says of itself, and its size on disk."""
         from .model import file as model_file
 
         path = self.model_path(name)
@@ -354,6 +363,7 @@ class Workspace:
         }
 
     def model_config(self, name: str) -> ModelConfig:
+        """The configuration of a model."""
         from .model import file as model_file
 
         return model_file.read_config(self.model_path(name))[0]
@@ -420,9 +430,11 @@ class Workspace:
         return self._trash.records()
 
     def restore_dataset(self, name: str) -> str:
+        """Restore a deleted dataset; its name as it is now."""
         return self._take_out(self._trash.newest("dataset", check_name(name, "dataset")))
 
     def restore_model(self, name: str) -> str:
+        """Restore a deleted model; its name as it is now."""
         return self._take_out(self._trash.newest("model", check_name(name, "model")))
 
     def restore(self, place: str) -> str:

@@ -111,6 +111,27 @@ def test_no_two_files_need_each_other() -> None:
         visit(name)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_is_public_says_what_it_does(path: Path) -> None:
+    """A docstring on every public class, function and method, unless a method implements that of a base of ours or the host's."""
+    silent = []
+
+    def look(body: list[ast.stmt], owner: ast.ClassDef | None) -> None:
+        for node in body:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            bases = [ast.unparse(base) for base in owner.bases] if owner else []
+            inherits = bool(set(bases) - {"nn.Module", "NamedTuple", "Protocol"}) and not isinstance(node, ast.ClassDef)
+            setter = any(ast.unparse(found).endswith(".setter") for found in node.decorator_list)
+            if not (ast.get_docstring(node) or inherits or setter):
+                silent.append(f"{node.lineno} {node.name}")
+            if isinstance(node, ast.ClassDef):
+                look(node.body, node)
+
+    look(ast.parse(path.read_text(encoding="utf-8")).body, None)
+    assert not silent
+
+
 def test_private_names_are_used_at_home_only() -> None:
     """In the package, the tests and the benchmarks: what others need gets a name for others."""
 

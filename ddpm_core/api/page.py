@@ -53,6 +53,7 @@ def _number(values: dict[str, Any], key: str, default: int | None = None) -> int
 
 
 def job_of(service: Service, values: dict[str, Any]) -> Job:
+    """The job that a request names; UserError where it is no longer known."""
     job = service.jobs.get(_number(values, "job"))
     if job is None:
         raise UserError("That job is no longer known; the server was started anew.")
@@ -68,15 +69,18 @@ def _status(text: str) -> Response:
 
 
 def get_status(service: Service, values: dict[str, Any]) -> Any:
+    """Return jobs, datasets, models and the trash, as JSON."""
     return _status(service.watch.status_text(_page(values)))
 
 
 def fresh_status(service: Service, values: dict[str, Any]) -> Response | None:
+    """Return the status if it is known without work, else None."""
     text = service.watch.fresh_status(_page(values))
     return None if text is None else _status(text)
 
 
 def get_items(service: Service, values: dict[str, Any]) -> Any:
+    """Return one page of a dataset's items."""
     search = _text(values, "search", 1000) if "search" in values else ""
     return service.watch.items(
         _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60), search
@@ -95,6 +99,7 @@ def shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
 
 
 def get_thumb(service: Service, values: dict[str, Any]) -> Response:
+    """Return one item's image as PNG or WebP."""
     data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), *shown_as(values))
     kind = "image/webp" if data.startswith(b"RIFF") else "image/png"
     return Response(data, media_type=kind, headers=_FOREVER)
@@ -117,23 +122,28 @@ def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
 
 
 def get_curves(service: Service, values: dict[str, Any]) -> Any:
+    """Return the losses and previews of a run."""
     return service.watch.curves(_text(values, "model"))
 
 
 def get_preview(service: Service, values: dict[str, Any]) -> Response:
+    """Return the preview of a step as PNG."""
     path = service.watch.preview_path(_text(values, "model"), _number(values, "step"))
     return FileResponse(path, media_type="image/png", headers=_NEVER)
 
 
 def get_emerging(service: Service, values: dict[str, Any]) -> Response:
+    """Return a running job's predicted images as PNG."""
     return Response(service.watch.emerging_png(job_of(service, values)), media_type="image/png", headers=_NEVER)
 
 
 def get_animation(service: Service, values: dict[str, Any]) -> Response:
+    """Return the denoising of a finished sampling as an animated WebP."""
     return Response(service.watch.animation(job_of(service, values)), media_type="image/webp", headers=_NEVER)
 
 
 def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
+    """Return samples beside their nearest training images, as PNG."""
     path = job_of(service, values).artifacts.get("picture")
     if not isinstance(path, Path):
         raise UserError("There is no such image.")
@@ -141,6 +151,7 @@ def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
 
 
 def post_decide(service: Service, values: dict[str, Any]) -> Any:
+    """Keep or reject items by their ids."""
     ids = values.get("ids")
     if (
         not isinstance(ids, list)
@@ -156,6 +167,7 @@ def post_decide(service: Service, values: dict[str, Any]) -> Any:
 
 
 def post_undo(service: Service, values: dict[str, Any]) -> Any:
+    """Undo the last decision."""
     dataset = _text(values, "dataset")
     touched = service.workspace.store(dataset).undo()
     return {"changed": len(touched), "ids": touched, "counts": service.workspace.store(dataset).counts()}
@@ -168,6 +180,7 @@ def post_keep_one(service: Service, values: dict[str, Any]) -> Any:
 
 
 def post_rename(service: Service, values: dict[str, Any]) -> Any:
+    """Rename a dataset or a model."""
     return {"name": service.rename(_text(values, "kind"), _text(values, "name"), _text(values, "new"))}
 
 
@@ -200,6 +213,7 @@ def get_export(service: Service, values: dict[str, Any]) -> Response:
 
 
 def post_stop(service: Service, values: dict[str, Any]) -> Any:
+    """Stop a running job of a kind."""
     kind = _text(values, "kind")
     return {"stopping": service.stop(kind)}
 
@@ -215,23 +229,28 @@ def post_collect(service: Service, values: dict[str, Any]) -> Any:
 
 
 def post_give_up(service: Service, values: dict[str, Any]) -> Any:
+    """Discard what a dataset still waits to have generated."""
     return {"given_up": service.give_up_collecting(_text(values, "dataset"))}
 
 
 def post_resume(service: Service, values: dict[str, Any]) -> Any:
+    """Resume a training."""
     return {"job": service.start_training(TrainRequest(model=_text(values, "model"), resume=True)).id}
 
 
 def post_delete(service: Service, values: dict[str, Any]) -> Any:
+    """Move a dataset or a model to the trash."""
     service.delete(_text(values, "kind"), _text(values, "name"))
     return {}
 
 
 def post_restore(service: Service, values: dict[str, Any]) -> Any:
+    """Restore an item of the trash."""
     return {"restored": service.workspace.restore(_text(values, "place"))}
 
 
 def post_empty_trash(service: Service, values: dict[str, Any]) -> Any:
+    """Delete what lies in the trash."""
     return {"deleted": service.workspace.empty_trash()}
 
 

@@ -31,16 +31,22 @@ PREFIX = "/ddpm/v1"
 
 
 class HarvestBody(BaseModel):
+    """Harvest the WebUI's folders into a dataset."""
+
     dataset: str
     folders: list[str] = Field(description="Labels from /ddpm/v1/folders; no paths.")
 
 
 class DecideBody(BaseModel):
+    """Keep or reject items."""
+
     ids: list[int]
     action: str = Field(description="keep or reject")
 
 
 class CollectBody(BaseModel):
+    """Have the WebUI generate images into a dataset."""
+
     dataset: str
     prompt: str = ""
     negative_prompt: str = ""
@@ -59,6 +65,8 @@ class CollectBody(BaseModel):
 
 
 class TrainBody(BaseModel):
+    """Train a model; ``None`` leaves a value to the preset."""
+
     model: str
     dataset: str | None = None
     preset: str | None = None
@@ -76,10 +84,14 @@ class TrainBody(BaseModel):
 
 
 class StopBody(BaseModel):
+    """Stop a running job."""
+
     kind: str = Field(description="harvest, collect, train, sample or evaluate")
 
 
 class SampleBody(BaseModel):
+    """Sample images from a model."""
+
     model: str
     count: int = 1
     sampler: str = DEFAULT_SAMPLER
@@ -93,6 +105,8 @@ class SampleBody(BaseModel):
 
 
 class Refusal(BaseModel):
+    """Why a request was refused."""
+
     detail: str = Field(description="One sentence.")
 
 

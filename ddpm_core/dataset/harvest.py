@@ -54,6 +54,7 @@ class HarvestResult:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
+        """The summary that ``harvest --json`` prints."""
         return {**self.__dict__, "rejected": dict(self.rejected), "skipped": dict(self.skipped)}
 
 

@@ -34,6 +34,7 @@ class Infotext:
 
     @property
     def is_ours(self) -> bool:
+        """Whether one of our own models made the image."""
         return OWN_KEY in self.settings
 
 

@@ -52,6 +52,7 @@ def fit(image: Image.Image, size: tuple[int, int], crop: str) -> Image.Image:
 
 
 def border_colour(image: Image.Image) -> tuple[int, int, int]:
+    """Mean colour of an RGB image's outermost pixels."""
     pixels = np.asarray(image, dtype=np.float64)
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(0).round().astype(int)
     return int(edge[0]), int(edge[1]), int(edge[2])
@@ -74,22 +75,27 @@ class Packed:
 
     @property
     def held_rows(self) -> Tensor:
+        """Indices into ``images`` of the held-out ones, (K,) int64."""
         return torch.tensor([row for row, held in enumerate(self.held_out) if held], dtype=torch.int64)
 
     @property
     def train(self) -> Tensor:
+        """Images to train on, (M, 3, H, W) uint8."""
         return self.images[self.train_rows]
 
     @property
     def held(self) -> Tensor:
+        """Held-out images, (K, 3, H, W) uint8."""
         return self.images[self.held_rows]
 
     @property
     def train_ids(self) -> list[int]:
+        """Item ids of the images to train on."""
         return [i for i, h in zip(self.ids, self.held_out) if not h]
 
 
 def packed_path(store: Store, fingerprint: str, size: tuple[int, int], crop: str) -> Path:
+    """Where a dataset's images of a size (height, width) and crop are packed; UserError for a forged folder."""
     folder = store.folder / "packed"
     if folder.is_symlink():  # it could lead anywhere
         raise UserError(f"The dataset in {store.folder} is damaged (packed is a link).")

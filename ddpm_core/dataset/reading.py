@@ -201,6 +201,7 @@ def check_dimensions(image: Image.Image, *, smallest: int = SMALLEST, longest_ra
 def upright_rgb(
     image: Image.Image, short_side: int, icc: bytes = b"", turn: Image.Transpose | None = None
 ) -> Image.Image:
+    """Turn, convert to sRGB and shrink a decoded image."""
     image.seek(0)
     transparency = image.info.get("transparency")
     if image.mode.startswith("I;16") or image.mode == "I":

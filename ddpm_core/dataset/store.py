@@ -279,6 +279,7 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Change several things or none; yields the connection."""
         db = self._connection()
         try:
             db.execute("BEGIN IMMEDIATE")

@@ -47,6 +47,7 @@ class Wanted:
         )
 
     def date_fits(self, seconds: float) -> bool:
+        """Whether a file's time in seconds since 1970 lies within the dates."""
         return (self.since is None or seconds >= self.since) and (self.until is None or seconds < self.until)
 
     def fits(self, info: Infotext, width: int, height: int) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 from ..collector import Rule
 from ..errors import UserError
 from ..files import next_number
+from .base import Host
 from .devices import best_device
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
 
-class StandaloneHost:
+class StandaloneHost(Host):
     """Everything below one folder; the device is ours alone."""
 
     name = "standalone"

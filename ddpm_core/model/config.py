@@ -149,10 +149,12 @@ class ModelConfig:
     tags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """JSON that :meth:`from_json` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Any) -> ModelConfig:
+        """UserError where something is missing or of another kind."""
         if not isinstance(values, dict) or not {"unet", "diffusion"} <= set(values):
             raise UserError("The model configuration is incomplete.")
         tags = values.get("tags", [])

@@ -501,6 +501,7 @@ class Plan:
         self.tile = {"LOOPS": self.loops, "HIGH": self.tall, "WIDE": self.columns, "EVEN": even}
 
     def grid(self, images: int) -> tuple[int, int, int]:
+        """Programs for so many images."""
         return images, self.parts, self.columns_of
 
 

@@ -56,6 +56,7 @@ class Init:
         return nn.Parameter(values.to(self.device))
 
     def constant(self, shape: tuple[int, ...], value: float) -> nn.Parameter:
+        """A parameter with one value everywhere."""
         return nn.Parameter(torch.full(shape, value, device=self.device, dtype=torch.float32))
 
 
@@ -69,6 +70,7 @@ class Linear(nn.Module):
         self.bias = init.uniform((out_features,), bound)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -87,11 +89,13 @@ class Conv2d(nn.Module):
         self.fused = init.ways.fused
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
         if self.fused and len(self.bias) >= 16:
             return add_bias(self.without_bias(x), self.bias.to(x.dtype))
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), stride=self.stride, padding=self.padding)
 
     def without_bias(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`, without the bias."""
         return convolution(x, self.weight.to(x.dtype), self.stride, self.padding)
 
 
@@ -106,6 +110,7 @@ class GroupNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape and dtype."""
         return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
     def fused(

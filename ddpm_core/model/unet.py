@@ -47,12 +47,15 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class TimestepMLP(nn.Module):
+    """Two linear layers with SiLU between them, (N, width) to (N, out)."""
+
     def __init__(self, init: Init, width: int, out: int) -> None:
         super().__init__()
         self.linear_1 = Linear(init, width, out)
         self.linear_2 = Linear(init, out, out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width) to (N, out)."""
         return self.linear_2(F.silu(self.linear_1(x)))  # type: ignore[no-any-return]
 
 
@@ -115,6 +118,7 @@ class Attention(nn.Module):
         self.ways = init.ways
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
         n, c, height, width = x.shape
         fused = self.ways.fused
         normed, x, _ = self.group_norm.fused(x, silu=False) if fused else (self.group_norm(x), x, None)
@@ -137,21 +141,27 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
+    """3x3 convolution with stride 2."""
+
     def __init__(self, init: Init, channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(init, channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H / 2, W / 2)."""
         return self.conv(x)  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):
+    """Nearest 2x upsampling and a 3x3 convolution."""
+
     def __init__(self, init: Init, channels: int) -> None:
         super().__init__()
         self.conv = Conv2d(init, channels, channels)
         self.ways = init.ways
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 2H, 2W)."""
         if self.ways.folded:
             weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
             if self.ways.fused:
@@ -161,6 +171,8 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
+    """One level on the way down: residual blocks, attention if the level has it, then a downsampling."""
+
     def __init__(self, init: Init, config: UNetConfig, level: int, temb_width: int) -> None:
         super().__init__()
         widths = config.block_out_channels
@@ -175,6 +187,7 @@ class DownBlock(nn.Module):
             self.downsamplers = nn.ModuleList([Downsample(init, out)])
 
     def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
+        """(N, C, H, W) to the next level's input; appends each result to ``skips``."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, told)
             if hasattr(self, "attentions"):
@@ -187,6 +200,8 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
+    """One level on the way up: residual blocks that take back ``skips``, attention, then an upsampling."""
+
     def __init__(self, init: Init, config: UNetConfig, level: int, temb_width: int) -> None:
         super().__init__()
         widths = config.block_out_channels
@@ -204,6 +219,7 @@ class UpBlock(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample(init, out)])
 
     def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
+        """(N, C, H, W) to the level above; takes its skips off the end of ``skips``."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, told, skips.pop())
             if hasattr(self, "attentions"):
@@ -214,6 +230,8 @@ class UpBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest level."""
+
     def __init__(self, init: Init, config: UNetConfig, temb_width: int) -> None:
         super().__init__()
         width = config.block_out_channels[-1]
@@ -221,6 +239,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResBlock(init, config, width, width, temb_width) for _ in range(2))
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
+        """(N, C, H, W) to the same shape."""
         x = self.resnets[0](x, told)
         return self.resnets[1](self.attentions[0](x), told)  # type: ignore[no-any-return]
 

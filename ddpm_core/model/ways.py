@@ -25,6 +25,7 @@ class Ways:
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """Memory format of images and convolution weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 

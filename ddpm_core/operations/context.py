@@ -37,4 +37,5 @@ class Context:
     leaving: Callable[[], bool] = lambda: False  # whether a stop is that of the whole program
 
     def progress(self, done: int, total: int, text: str) -> None:
+        """Report that ``done`` of ``total`` are done."""
         self.report({"done": done, "total": total, "text": text})

@@ -42,6 +42,7 @@ def enlarged(image: Image.Image, side: int) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
+    """An image as a lightly compressed PNG."""
     out = io.BytesIO()
     image.save(out, format="PNG", compress_level=1)
     return out.getvalue()

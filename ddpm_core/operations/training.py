@@ -56,6 +56,7 @@ class Prepared:
 
     @property
     def model_path(self) -> Path:
+        """Where the model is saved."""
         return self.workspace.models_folder / f"{self.name}.safetensors"
 
 

@@ -46,6 +46,7 @@ class SampleSettings:
 
     @property
     def definition(self) -> Sampler:
+        """The sampler itself."""
         return SAMPLERS[self.sampler]
 
     def times(self, total: int) -> list[int]:

@@ -66,6 +66,7 @@ class Batches:
         return self._images[self._rows[:count]]
 
     def close(self) -> None:
+        """End the reading ahead and free the images."""
         self.pictures.close()
         self._images = torch.empty(0)
 
@@ -82,6 +83,7 @@ class Dropout:
 
     @property
     def source(self) -> DropoutSource:
+        """What the network takes as ``dropout_source``."""
         return self._generator if self._seeds is None else self._seeds
 
     def prepare(self, step: int) -> None:

@@ -39,6 +39,7 @@ class CapturedStep:
 
     @property
     def captured(self) -> bool:
+        """Whether there is a graph."""
         return self.graph is not None
 
     def drop(self) -> None:

@@ -111,6 +111,7 @@ class CheckpointFolder:
             raise UserError(f"The checkpoint {path} is damaged ({error}).") from None
 
     def load(self, path: Path) -> Checkpoint:
+        """Read one checkpoint; UserError where it is damaged."""
         numbers = self._numbers(path)
         with tensors_of(path, f"The checkpoint {path} is damaged") as file:
             # clones: a view would keep the file mapped, and Windows refuses to replace a mapped file

@@ -31,10 +31,12 @@ class Flat:
         self.values = torch.zeros(end, device=device, dtype=dtype)
 
     def view(self, i: int) -> Tensor:
+        """The i-th tensor."""
         shape, stride, _ = self._like[i]
         return torch.as_strided(self.values, shape, stride, self.starts[i])
 
     def views(self) -> list[Tensor]:
+        """All tensors, in order."""
         return [self.view(i) for i in range(len(self._like))]
 
     def take(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -184,6 +186,7 @@ class FlatUpdate(torch.optim.Optimizer):
             i += count
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """As :meth:`update`."""
         self.update()
 
     def free(self) -> None:

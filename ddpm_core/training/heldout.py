@@ -19,6 +19,7 @@ MOST_IMAGES = 128
 
 
 def band_names(total: int) -> list[str]:
+    """Names of the bands of ``total`` timesteps, such as 0-49."""
     edges = [round(b * total) for b in BANDS]
     return [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
 

@@ -70,6 +70,7 @@ class Metrics:
             replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write(self, kind: str, **values: Any) -> None:
+        """Append one line of a kind."""
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
@@ -116,6 +117,7 @@ class MetricsFollower:
         self._guard = threading.Lock()
 
     def lines(self) -> list[dict[str, Any]]:
+        """All lines so far; reads only what is new."""
         with self._guard:
             try:
                 with open_regular(self.path) as file:
@@ -165,6 +167,7 @@ class TrainingLoop:
         self._blind = False
 
     def run(self) -> dict[str, Any]:
+        """Train until a limit or a stop; the summary of it."""
         trainer = self.trainer
         self._began = began = time.monotonic()
         first_step = trainer.step

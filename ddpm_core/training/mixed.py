@@ -48,6 +48,7 @@ class CastCopy:
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
+        """Drop the copy's gradients."""
         for parameter in self._cast:
             parameter.grad = None
 

@@ -103,11 +103,13 @@ class Muon(torch.optim.Optimizer):
         return any(parameter is one for one in self.param_groups[0]["params"])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters."""
         super().zero_grad(set_to_none)
         self.rest.zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all parameters; where memory runs out, none."""
         group = self.param_groups[0]
         rate, momentum = group["lr"], group["momentum"]
         parameters = [p for p in group["params"] if p.grad is not None]

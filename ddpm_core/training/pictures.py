@@ -18,9 +18,11 @@ _AHEAD = 4  # steps
 class Pictures(Protocol):
     """``batch(step)``: that step's pictures, uint8 (N, C, H, W) on the device, in the order of its indices."""
 
-    def batch(self, step: int) -> Tensor: ...
+    def batch(self, step: int) -> Tensor:
+        """Images of a 0-based step."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the images."""
 
 
 class OnDevice:
@@ -32,9 +34,11 @@ class OnDevice:
         self._device = device
 
     def batch(self, step: int) -> Tensor:
+        """Images of a 0-based step."""
         return self.images.index_select(0, to_device(self._indices(step), self._device))
 
     def close(self) -> None:
+        """Free the images."""
         self.images = torch.empty(0)
 
 
@@ -51,6 +55,7 @@ class Streamed:
         self._coming: dict[int, Future[Tensor]] = {}
 
     def batch(self, step: int) -> Tensor:
+        """Images of a 0-based step; asks for the next ones."""
         for stale in [s for s in self._coming if not step <= s < step + _AHEAD]:
             self._coming.pop(stale).cancel()
         for wanted in range(step, step + _AHEAD):
@@ -63,6 +68,7 @@ class Streamed:
         return found.pin_memory() if self._device.type == "cuda" else found
 
     def close(self) -> None:
+        """End the thread and free the images."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._coming.clear()
         self._images = torch.empty(0)

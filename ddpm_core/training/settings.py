@@ -160,12 +160,14 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
+    """A preset by name; UserError where there is none."""
     if name not in PRESETS:
         raise UserError(f"There is no preset {name!r}; choose one of: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
 def default_preset(device_type: str) -> Preset:
+    """The preset for a type of device."""
     return PRESETS["tiny-32" if device_type == "cpu" else "portrait-64"]
 
 
@@ -177,10 +179,12 @@ class RunConfig:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def to_json(self) -> dict[str, Any]:
+        """JSON that :meth:`from_json` reads."""
         return {"model": self.model.to_json(), "train": dataclasses.asdict(self.train)}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:
+        """UserError where something is missing or of another kind."""
         if not isinstance(values, dict) or "model" not in values or "train" not in values:
             raise UserError("The run configuration is incomplete.")
         return cls(

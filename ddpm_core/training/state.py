@@ -39,10 +39,12 @@ class Trainables:
         return iter(self._all)
 
     def add(self, trainable: Trainable) -> None:
+        """Register a trained tensor."""
         self._all.append(trainable)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """All parameters, in order."""
         return [one.parameter for one in self._all]
 
     def averaged(self) -> tuple[list[Tensor], list[Tensor]]:

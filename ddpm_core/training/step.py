@@ -37,6 +37,7 @@ class Marked(nn.Module):
         self.flip_mark = nn.Parameter(torch.zeros(4 * net.config.block_out_channels[0], device=device))
 
     def forward(self, x: Tensor, times: Tensor, flips: Tensor, dropout: DropoutSource) -> Tensor:
+        """As the network; ``flips`` (N,) bool marks mirrored images."""
         mark = flips[:, None].to(x.dtype) * self.flip_mark.to(x.dtype)
         return self.net(x, times, dropout, mark)  # type: ignore[no-any-return]
 
@@ -171,6 +172,7 @@ class Step:
         self.sums += torch.stack([loss, (~finite).float()])
 
     def forget_gradients(self) -> None:
+        """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.cast is not None:
             self.cast.forget_gradients()

@@ -28,15 +28,20 @@ _LOST_SIGNS = ("connection", "gloo", "nccl", "socket", "broken pipe", "timed out
 class Follower(Protocol):
     """What a team needs of a trainer."""
 
-    def run_steps(self, steps: int) -> object: ...
+    def run_steps(self, steps: int) -> object:
+        """Do so many steps."""
 
-    def state_tensors(self) -> dict[str, Tensor]: ...
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Tensors to go on from."""
 
-    def empty_state(self, with_moments: bool) -> dict[str, Tensor]: ...
+    def empty_state(self, with_moments: bool) -> dict[str, Tensor]:
+        """Zeros of the same names and shapes."""
 
-    def state_numbers(self) -> dict[str, Any]: ...
+    def state_numbers(self) -> dict[str, Any]:
+        """Numbers to go on from."""
 
-    def take_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None: ...
+    def take_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from this state."""
 
 
 class Team:
@@ -61,6 +66,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
+        """Whether this process is the leader."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
@@ -116,11 +122,13 @@ class Team:
         return joined
 
     def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place."""
         with self.reaching():
             dist.all_reduce(values)
         return values
 
     def announce_steps(self, steps: int) -> None:
+        """Tell the followers to do so many steps."""
         self._announce(_STEPS, steps)
 
     def share_state(self, trainer: Follower) -> None:
@@ -134,6 +142,7 @@ class Team:
                 dist.broadcast(torch.tensor([order, value]), 0)
 
     def hear(self) -> tuple[int, int]:
+        """Wait for the leader's next order and its number."""
         order = torch.empty(2, dtype=torch.int64)
         with self.reaching():
             dist.broadcast(order, 0)

@@ -69,6 +69,7 @@ def seed(value: Any) -> int:
 
 
 def decimal(value: Any, what: str, default: float = 0.0) -> float:
+    """A number of a field; UserError naming the field where it is none."""
     try:
         found = default if value is None or value == "" else float(value)
     except (TypeError, ValueError, OverflowError):

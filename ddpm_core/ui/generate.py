@@ -34,6 +34,7 @@ class Panel:
         gallery.select(self._selected, inputs=None, outputs=[text])
 
     def show(self) -> list[Any]:
+        """Show images with their texts."""
         found = self._pictures()
         return [[_visible(image) for image, _ in found], _text(found[0][1]) if found else ""]
 
@@ -44,6 +45,8 @@ class Panel:
 
 
 def build(service: Service) -> dict[str, Any]:
+    """Build the Generate page; returns the widgets that other pages fill."""
+
     def pictures() -> list[tuple[Image.Image, str]]:
         job = service.jobs.latest("sample")
         found: list[Result] = job.artifacts.get("results", []) if job else []

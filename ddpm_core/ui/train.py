@@ -18,6 +18,7 @@ _CROPS = ["center", "top", "pad"]
 
 
 def build(service: Service) -> dict[str, Any]:
+    """Build the Train page; returns the widgets that other pages fill."""
     preset_name = default_preset(service.host.device().type).name
     with gr.Row():
         with gr.Column(scale=2):

@@ -386,7 +386,11 @@ def test_generate_in_the_tab_saves_where_the_host_does(host: WebUI, page: Page) 
     page.wait(lambda: page.js("return document.querySelector('#ddpm_model input').value") != "", "a model")
     page.write("#ddpm_seed", "7")
     before = set(host.outputs.rglob("*.png"))
+    earlier = host.status()["jobs"].get("sample", {}).get("id", 0)  # whose images the page shows, too
     page.click("#ddpm_generate")
+    host.wait_for(
+        lambda: (j := host.status()["jobs"].get("sample")) and j["id"] > earlier and j["state"] == "done", "it", 120
+    )
     page.wait(
         lambda: page.js("return document.querySelectorAll('#ddpm_gallery img').length >= 16"), "sixteen pictures", 120
     )

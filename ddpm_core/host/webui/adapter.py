@@ -15,6 +15,7 @@ from modules.call_queue import queue_lock
 from PIL import Image
 
 from ...collector import Rule
+from ..base import Host
 from . import doors
 from .facts import data_path, every_folder_allowed, flag, models_path, option
 from .memory import ModelMemory
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS = 0.002
 
 
-class WebUIHost:
+class WebUIHost(Host):
     """AUTOMATIC1111, reForge or Forge; fulfils ``host.base.Host``."""
 
     name = "webui"

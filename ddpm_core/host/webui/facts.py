@@ -32,10 +32,12 @@ def every_folder_allowed() -> bool:
 
 
 def data_path() -> Path:
+    """The host's data folder."""
     return Path(paths_internal.data_path).absolute()
 
 
 def models_path() -> Path:
+    """The host's folder of models."""
     return Path(paths_internal.models_path).absolute()
 
 

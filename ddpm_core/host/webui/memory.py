@@ -85,6 +85,7 @@ class ModelMemory:
 
     @property
     def parked(self) -> bool:
+        """Move the host's model off the device for the body, where a setting says so."""
         return self._parked
 
 

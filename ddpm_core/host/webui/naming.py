@@ -22,6 +22,7 @@ _ASKS_THE_MODEL = re.compile(
 
 
 def sample_folder() -> str:
+    """Where our samples are saved, by the host's settings."""
     return str(option("outdir_samples", "") or option("outdir_txt2img_samples", "outputs/txt2img-images"))
 
 

@@ -27,9 +27,11 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
         self.allow_prompt = False
 
     def refresh(self) -> None:
+        """Read the models anew."""
         pass  # the workspace is read at each listing
 
     def create_item(self, name: str, index: int | None = None, enable_filter: bool = True) -> dict[str, Any] | None:
+        """One card, or None for an unknown model."""
         try:
             workspace = self._service().workspace
             if name not in workspace.model_names():  # asked for by a page: names only, it may not point at files
@@ -61,6 +63,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
         }
 
     def list_items(self) -> Iterator[dict[str, Any]]:
+        """All cards."""
         try:
             names = self._service().workspace.model_names()
         except UserError:  # the tab says it
@@ -71,6 +74,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
                 yield item
 
     def allowed_directories_for_previews(self) -> list[str]:
+        """Folders that previews may be shown from."""
         try:
             return [str(Path(self._service().workspace.models_folder))]
         except UserError:

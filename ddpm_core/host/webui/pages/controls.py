@@ -76,6 +76,7 @@ class Controls:
 
     @property
     def values(self) -> list[Any]:
+        """The widgets in the order of a script's arguments."""
         return [self.model, self.count, self.sampler, self.steps, self.seed, self.upscaler, self.weights]
 
     def _names(self) -> list[str]:
@@ -140,9 +141,11 @@ class Accordion:
 
     @property
     def values(self) -> list[Any]:
+        """The widgets in the order of a script's arguments."""
         return [self.enabled, *self.controls.values]
 
     def paste_fields(self) -> list[tuple[Any, Callable[[dict[str, Any]], Any]]]:
+        """Widgets and the keys of the generation text that fill them."""
         return [
             (self.enabled, lambda text: True if "DDPM model" in text else None),
             *self.controls.paste_fields(),

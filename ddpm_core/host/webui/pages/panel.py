@@ -56,6 +56,7 @@ class WebUIPanel:
         ).success(None, **in_browser(f"() => document.getElementById('{press}').click()"))
 
     def show(self) -> list[Any]:
+        """Show images in the host's own output panel."""
         found = self._pictures()
         _make_temporary_folder()
         first_image = 0

@@ -104,6 +104,7 @@ def tell(processed: Any, said: str) -> None:
 
 
 def random_seed() -> int:
+    """A seed as the host draws one."""
     return random.SystemRandom().randrange(_MOST_SEED)
 
 

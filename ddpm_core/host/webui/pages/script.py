@@ -10,6 +10,8 @@ from .. import register
 
 
 class DDPMScript(scripts.Script):  # type: ignore[misc]
+    """Adds samples of a model to each generation of the host."""
+
     def title(self) -> str:
         return "DDPM"
 
@@ -37,6 +39,8 @@ class DDPMScript(scripts.Script):  # type: ignore[misc]
 
 
 class DDPMAloneScript(scripts.Script):  # type: ignore[misc]
+    """Samples a model instead of Stable Diffusion."""
+
     def title(self) -> str:
         return "DDPM alone"
 
