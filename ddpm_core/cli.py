@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import UserError, mendable
+from .options import fields_of
+from .requests import TrainRequest
 from .screen import Screen, printable
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
@@ -25,6 +28,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
+
+
+def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequence[str] = ()) -> None:
+    """A flag for each field of a request; its default is the field's."""
+    required = {one.name for one in dataclasses.fields(request) if one.default is dataclasses.MISSING}
+    for name, field in fields_of(request).items():
+        if name in leave_out:
+            continue
+        option, about = field.option, field.option.help or None
+        if field.kind is bool:
+            parser.add_argument(field.flag, dest=name, action="store_true", help=about)
+            continue
+        kinds: dict[str, Any] = {"choices": option.choices} if option.choices else {"type": field.kind}
+        kinds |= {"metavar": option.metavar} if option.metavar else {}
+        parser.add_argument(
+            field.flag, dest=name, default=field.default, required=name in required, help=about, **kinds
+        )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,21 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("folder", metavar="DIR")
 
     p = command("train", "Train a model on a dataset, or resume one.")
-    p.add_argument("--dataset", metavar="NAME")
-    p.add_argument("--model", required=True, metavar="NAME")
-    p.add_argument("--preset", help="tiny-32, portrait-64, article-64 or detail-128")
-    p.add_argument("--size", type=int, metavar="PX")
-    p.add_argument("--crop", choices=("center", "top", "pad"))
-    p.add_argument("--steps", type=int, help="total, including those before a resume")
-    p.add_argument("--minutes", type=float)
-    p.add_argument("--batch-size", type=int)
-    p.add_argument("--lr", type=float, help="learning rate")
+    add_flags(p, TrainRequest)
     p.add_argument("--device")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"))
-    p.add_argument("--seed", type=int)
-    p.add_argument("--checkpoint-every", type=int, metavar="STEPS")
-    p.add_argument("--resume", action="store_true")
-    p.add_argument("--init-from", metavar="MODEL", help="initial weights: those of this model")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 
     p = command("sample", "Generate images with a model.")

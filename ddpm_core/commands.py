@@ -19,6 +19,7 @@ from .operations.evaluation import evaluate
 from .operations.pictures import make_grid
 from .operations.sampling import Sampled, sample
 from .operations.training import train
+from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
 from .requests import TrainRequest
 from .sampling.generate import SampleSettings, seed_of
@@ -116,23 +117,7 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
         if not equals:
             raise UserError(f"--set needs KEY=VALUE; got {pair!r}.")
         settings[key.strip()] = value.strip()
-    request = TrainRequest(
-        model=a.model,
-        dataset=a.dataset,
-        preset=a.preset,
-        size=a.size,
-        crop=a.crop,
-        steps=a.steps,
-        minutes=a.minutes,
-        batch_size=a.batch_size,
-        learning_rate=a.lr,
-        precision=a.precision,
-        seed=a.seed,
-        checkpoint_every=a.checkpoint_every,
-        resume=a.resume,
-        init_from=a.init_from,
-        settings=settings,
-    )
+    request = TrainRequest(**{name: getattr(a, name) for name in fields_of(TrainRequest)}, settings=settings)
     context = make_context(a, stop, screen)
     team = Team() if Team.wanted() else None
     if team is not None:

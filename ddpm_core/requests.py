@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
+from .options import CROPS, PRECISIONS, check, option
 from .parsing import read_json, read_record
 
 MOST_IMAGES = 100_000
@@ -23,20 +24,22 @@ NATIVE = "None (native size)"  # what a list of upscalers offers first
 class TrainRequest:
     """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
 
-    model: str
-    dataset: str | None = None
-    preset: str | None = None
-    size: int | None = None
-    crop: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    precision: str | None = None
-    seed: int | None = None
-    checkpoint_every: int | None = None
-    resume: bool = False
-    init_from: str | None = None
+    model: str = option(metavar="NAME")
+    dataset: str | None = option(None, metavar="NAME")
+    preset: str | None = option(None, help="tiny-32, portrait-64, article-64 or detail-128")
+    size: int | None = option(None, label="Image size in pixels (0 = preset)", metavar="PX")
+    crop: str | None = option(None, label="Crop", choices=CROPS, shown="center")
+    steps: int | None = option(None, help="total, including those before a resume")
+    minutes: float | None = option(None, help="time limit")
+    batch_size: int | None = option(None, label="Batch size (0 = preset)")
+    learning_rate: float | None = option(None, label="Learning rate (0 = preset)", flag="--lr", help="learning rate")
+    precision: str | None = option(None, label="Precision", choices=PRECISIONS, shown="auto")
+    seed: int | None = option(None, label="Training seed")
+    checkpoint_every: int | None = option(
+        None, label="Checkpoint every N steps (0 = by time)", low=1, metavar="STEPS", help="default: by time"
+    )
+    resume: bool = option(False)
+    init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
     settings: dict[str, str] = field(default_factory=dict)
 
     def check_limits(self) -> None:
@@ -45,8 +48,7 @@ class TrainRequest:
             raise UserError(f"The number of steps must be at least 1; got {self.steps}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise UserError(f"The number of minutes must be more than 0; got {self.minutes:g}.")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise UserError(f"--checkpoint-every must be at least 1; got {self.checkpoint_every}.")
+        check(self, ["checkpoint_every"])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ LAYERS = [
     {"__init__", "text"},
     {"errors", "screen"},
     {"names", "files", "parsing"},
+    {"options"},
     {"trash", "leftovers", "requests", "runs"},
     {"model"},
     {"sampling", "dataset", "evaluation"},

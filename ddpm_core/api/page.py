@@ -18,6 +18,7 @@ from starlette.background import BackgroundTask
 from ..collector import Rule
 from ..errors import UserError, mendable
 from ..jobs import Job
+from ..options import CROPS
 from ..parsing import parse_json
 from ..requests import TrainRequest
 from ..service import Service
@@ -93,7 +94,7 @@ def shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
     if size and size not in _ITEM_SIZES:
         raise UserError(f"Thumbnails come in {', '.join(map(str, _ITEM_SIZES))} pixels.")
     crop = values.get("crop", "center")
-    if crop not in ("center", "top", "pad"):
+    if crop not in CROPS:
         raise UserError("The crop is center, top or pad.")
     return (size, size) if size else None, crop
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Optional
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import UserError
 from ..jobs import Job
 from ..operations.pictures import png
+from ..options import fields_of
 from ..parsing import parse_json
 from ..requests import Collection, Enlarging, GenerationRequest, TrainRequest
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
@@ -64,23 +66,25 @@ class CollectBody(BaseModel):
     resume: bool = Field(False, description="Resume what was left unfinished for the dataset.")
 
 
-class TrainBody(BaseModel):
-    """Train a model; ``None`` leaves a value to the preset."""
+def body_of(name: str, request: type, about: str, **more: Any) -> type[BaseModel]:
+    """The body of a route that takes a request: a field of the request a field, ``more`` besides."""
+    fields: dict[str, Any] = dict(more)
+    required = {one.name for one in dataclasses.fields(request) if one.default is dataclasses.MISSING}
+    for field in fields_of(request).values():
+        kind = Optional[field.kind] if field.none else field.kind  # noqa: UP045 - pydantic 1 knows no other form
+        default = ... if field.name in required else field.default
+        fields[field.name] = (kind, Field(default, description=field.option.help or None))
+    made: type[BaseModel] = create_model(name, **fields)
+    made.__doc__ = about
+    return made
 
-    model: str
-    dataset: str | None = None
-    preset: str | None = None
-    size: int | None = None
-    crop: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    precision: str | None = None
-    seed: int | None = None
-    init_from: str | None = Field(None, description="Name of a model to start from.")
-    resume: bool = False
-    settings: dict[str, str] = Field(default_factory=dict)
+
+TrainBody: Any = body_of(
+    "TrainBody",
+    TrainRequest,
+    "Train a model; null leaves a value to the preset.",
+    settings=(dict[str, str], Field(default_factory=dict)),
+)
 
 
 class StopBody(BaseModel):

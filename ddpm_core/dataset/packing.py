@@ -23,7 +23,6 @@ from ..parsing import tensors_of
 from .reading import read_copy
 from .store import Kept, Store, fingerprint_of
 
-CROPS = ("center", "top", "pad")
 HOLDOUT_ONE_IN = 10
 _AHEAD = 128  # pictures that are made while the one before them is written
 HOLDOUT_FROM = 40  # with fewer pictures none is held out

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset.packing import CROPS, fit, pack
+from ..dataset.packing import fit, pack
 from ..dataset.reading import Rejected, Skipped, decode, read_bytes
 from ..dataset.scanning import check_folder, scan
 from ..errors import UserError
@@ -20,6 +20,7 @@ from ..evaluation.neighbours import nearest, picture
 from ..files import replace_with
 from ..model import file as model_file
 from ..model.diffusion import uint8_to_model
+from ..options import CROPS
 from ..sampling.generate import SampleSettings
 from ..workspace import Workspace
 from .context import Context

@@ -9,10 +9,9 @@ from typing import Any
 from ..errors import UserError
 from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, dataclass_from_json
 from ..model.loss import LOSSES, WEIGHTINGS
+from ..options import CROPS, PRECISIONS
 from .pictures import HOLDING
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-CROPS = ("center", "top", "pad")
 OPTIMIZERS = ("adamw", "muon")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError, mendable
+from ..options import Field
 from ..text import legible
 
 _log = logging.getLogger("ddpm_core")
@@ -77,6 +78,32 @@ def decimal(value: Any, what: str, default: float = 0.0) -> float:
     if not math.isfinite(found):
         raise UserError(f"{what} must be a number.")
     return found
+
+
+def widget(field: Field, **about: Any) -> Any:
+    """The widget of a request's field."""
+    option = field.option
+    shown = option.shown if field.default is None else field.default
+    about = {"label": option.label, "info": option.info or None, "value": shown, **about}
+    if option.choices:
+        return gr.Dropdown(choices=list(option.choices), **about)
+    if field.kind is bool:
+        return gr.Checkbox(**about)
+    if field.kind is str:
+        return gr.Textbox(**about)
+    return gr.Number(**about, **({"precision": 0} if field.kind is int else {}))
+
+
+def value_of(field: Field, value: Any) -> Any:
+    """A widget's value as the request takes it; UserError where it is none."""
+    if field.kind in (int, float):
+        what = field.option.label.partition(" (")[0]
+        value = whole(value, what) if field.kind is int else decimal(value, what)
+    elif field.kind is bool:
+        return bool(value)
+    else:
+        value = str(value or "")
+    return None if field.none and value == field.option.shown and not field.option.choices else value
 
 
 def in_browser(code: str) -> dict[str, str]:

@@ -7,14 +7,12 @@ from typing import Any
 import gradio as gr
 
 from ..errors import UserError
+from ..options import fields_of
 from ..requests import TrainRequest
 from ..service import Service
 from ..training.settings import PRESETS, RunConfig, default_preset
 from . import ids
-from .common import decimal, failure, live, not_in_defaults, note, said, whole
-
-_PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
-_CROPS = ["center", "top", "pad"]
+from .common import decimal, failure, live, not_in_defaults, note, said, value_of, whole, widget
 
 
 def build(service: Service) -> dict[str, Any]:
@@ -51,14 +49,11 @@ def build(service: Service) -> dict[str, Any]:
                 )
                 minutes = gr.Number(label="Time limit in minutes (0 = none)", value=0, elem_id=ids.TRAIN_MINUTES)
             with gr.Accordion("More settings", open=False):
-                with gr.Row():
-                    size = gr.Number(label="Image size in pixels (0 = preset)", value=0, precision=0)
-                    crop = gr.Dropdown(label="Crop", choices=_CROPS, value="center")
-                    batch = gr.Number(label="Batch size (0 = preset)", value=0, precision=0)
-                with gr.Row():
-                    rate = gr.Number(label="Learning rate (0 = preset)", value=0)
-                    precision = gr.Dropdown(label="Precision", choices=_PRECISIONS, value="auto")
-                    seed = gr.Number(label="Training seed", value=0, precision=0)
+                more = [field for field in fields_of(TrainRequest).values() if field.option.label]
+                widgets = []
+                for start_of_row in range(0, len(more), 3):
+                    with gr.Row():
+                        widgets += [widget(field) for field in more[start_of_row : start_of_row + 3]]
                 with gr.Row():
                     init_from = gr.Dropdown(label="Initial weights", choices=[""], value="", allow_custom_value=True)
                     other = gr.Textbox(label="Other settings", placeholder="flip_probability=0.5, dropout=0.1", lines=1)
@@ -75,10 +70,10 @@ def build(service: Service) -> dict[str, Any]:
     # which preset is right depends on the device, and its steps on the preset
     not_in_defaults(dataset, model, preset, steps, init_from)
 
-    fields = [dataset, model, preset, steps, minutes, size, crop, batch, rate, precision, seed, init_from, other]
+    fields = [dataset, model, preset, steps, minutes, init_from, other, *widgets]
 
     def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
-        data, name, chosen, total, most, px, crop_, batch_, rate_, precision_, seed_, init, extra = values
+        data, name, chosen, total, most, init, extra, *others = values
         limit = decimal(most, "Minutes") or None
         if resuming:
             _check_dataset(service, str(name or ""), data)
@@ -92,14 +87,9 @@ def build(service: Service) -> dict[str, Any]:
             preset=str(chosen),
             steps=whole(total, "Steps") or None,
             minutes=limit,
-            size=whole(px, "Size") or None,
-            crop=str(crop_),
-            batch_size=whole(batch_, "Batch size") or None,
-            learning_rate=decimal(rate_, "Learning rate") or None,
-            precision=str(precision_),
-            seed=whole(seed_, "Training seed"),
             init_from=str(init) if init else None,
             settings=_pairs(str(extra or "")),
+            **{field.name: value_of(field, value) for field, value in zip(more, others)},
         )
 
     def begin(*values: Any) -> str:
