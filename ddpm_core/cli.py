@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from . import __version__
 from .errors import UserError, mendable
 from .options import fields_of
-from .requests import TrainRequest
+from .requests import SampleRequest, TrainRequest
 from .screen import Screen, printable
 
+_DEVICES = "cpu, cuda, cuda:1, mps (default: the best there is)"
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 3
 
 
@@ -30,20 +31,26 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
 
 
-def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequence[str] = ()) -> None:
-    """A flag for each field of a request; its default is the field's."""
+def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequence[str] = (), **defaults: Any) -> None:
+    """A flag for each field of a request; its default is the field's, unless ``defaults`` names another."""
     required = {one.name for one in dataclasses.fields(request) if one.default is dataclasses.MISSING}
     for name, field in fields_of(request).items():
         if name in leave_out:
             continue
         option, about = field.option, field.option.help or None
         if field.kind is bool:
-            parser.add_argument(field.flag, dest=name, action="store_true", help=about)
+            action = "store_false" if field.default else "store_true"
+            parser.add_argument(field.flag, dest=name, action=action, help=about)
             continue
         kinds: dict[str, Any] = {"choices": option.choices} if option.choices else {"type": field.kind}
         kinds |= {"metavar": option.metavar} if option.metavar else {}
         parser.add_argument(
-            field.flag, dest=name, default=field.default, required=name in required, help=about, **kinds
+            field.flag,
+            dest=name,
+            default=defaults.get(name, field.default),
+            required=name in required,
+            help=about,
+            **kinds,
         )
 
 
@@ -69,12 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     def group(name: str, text: str) -> Any:
         return command(name, text).add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
-
-    def sampler_options(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--sampler", default="dpmpp_2m", help="dpmpp_2m, ddim, unipc, ddpm or ddpm_large")
-        p.add_argument("--steps", type=int, help="network calls an image (default: the sampler's own)")
-        p.add_argument("--seed", type=int, default=0)
-        p.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the best there is)")
 
     p = command("harvest", "Collect the images of folders into a dataset.")
     p.add_argument("--dataset", required=True, metavar="NAME")
@@ -120,30 +121,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("train", "Train a model on a dataset, or resume one.")
     add_flags(p, TrainRequest)
-    p.add_argument("--device")
+    p.add_argument("--device", help=_DEVICES)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 
     p = command("sample", "Generate images with a model.")
-    p.add_argument("--model", required=True, metavar="NAME or FILE")
-    p.add_argument("--count", type=int, default=16)
+    add_flags(p, SampleRequest, ["upscaler", "factor"], seed=0)
     p.add_argument("--out", required=True, metavar="DIR")
-    sampler_options(p)
-    p.add_argument("--eta", type=float, default=0.0, help="for ddim: 0 deterministic, 1 as noisy as ddpm")
     p.add_argument("--batch-size", type=int, default=64)
-    p.add_argument("--weights", choices=("ema", "raw"), default="ema")
-    p.add_argument("--checkpoint-step", type=int, metavar="STEP", help="from an older checkpoint of the model's run")
-    p.add_argument("--spacing", choices=("trailing", "leading", "linspace"), default="trailing")
-    p.add_argument("--no-clip", action="store_true", help="do not clip x0")
-    p.add_argument(
-        "--dynamic-threshold", type=float, metavar="Q", help="dynamic thresholding at this quantile, for example 0.995"
-    )
+    p.add_argument("--device", help=_DEVICES)
 
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")
     p.add_argument("--images", metavar="DIR", help="evaluate these images instead of a model")
     p.add_argument("--dataset", required=True, metavar="NAME")
     p.add_argument("--count", type=int, default=512)
-    sampler_options(p)
+    p.add_argument("--device", help=_DEVICES)
+    others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed"}
+    add_flags(p, SampleRequest, sorted(others), seed=0)
 
     p = command("export", "Write a model for other programs.")
     p.add_argument("--model", required=True, metavar="NAME or FILE")

@@ -17,11 +17,11 @@ from .model import file as model_file
 from .operations.context import Context
 from .operations.evaluation import evaluate
 from .operations.pictures import make_grid
-from .operations.sampling import Sampled, sample
+from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
 from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
-from .requests import TrainRequest
+from .requests import SampleRequest, TrainRequest
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.team import Team
@@ -127,16 +127,17 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     """``sample``."""
-    settings = SampleSettings(a.sampler, a.steps, a.eta, seed_of(a.seed), a.spacing, not a.no_clip, a.dynamic_threshold)
+    names = [name for name in fields_of(SampleRequest) if name in a]
+    request = SampleRequest(**{name: getattr(a, name) for name in names})
     found = sample(
         open_workspace(a),
-        a.model,
-        a.count,
-        settings,
+        request.model,
+        request.count,
+        settings_of(request),
         make_context(a, stop, screen),
         batch_size=a.batch_size,
-        weights=a.weights,
-        step=a.checkpoint_step,
+        weights=request.weights,
+        step=request.checkpoint_step,
     )
     files, grid = write_samples(found, Path(a.out))
     return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}

@@ -16,6 +16,7 @@ from .errors import UserError
 CROPS = ("center", "top", "pad")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = ("ema", "raw")
+SPACINGS = ("trailing", "leading", "linspace")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Option:
     """``label`` and ``info`` of the widget (no label: the tab sets it otherwise); ``help`` of the flag and of the API's field.
 
     ``low`` and ``high``: bounds, both allowed. ``choices``: the only values. ``flag``: where it is not made of the name;
-    ``metavar`` of the flag. ``shown``: what the widget shows where the value is None, and means None.
+    ``metavar`` of the flag. ``shown``: what the widget shows where the value is None, and means None. ``step`` of a slider,
+    which a number with both bounds gets.
     """
 
     label: str = ""
@@ -35,6 +37,7 @@ class Option:
     flag: str = ""
     metavar: str | None = None
     shown: Any = 0
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Field:
 
     @property
     def flag(self) -> str:
-        """The flag of the command line."""
-        return self.option.flag or f"--{self.name.replace('_', '-')}"
+        """The flag of the command line; of a field that is true by default the one that makes it false."""
+        negated = "no-" if self.kind is bool and self.default else ""
+        return self.option.flag or f"--{negated}{self.name.replace('_', '-')}"
 
     def check(self, value: Any) -> None:
         """UserError where a value is out of bounds or none of the choices."""

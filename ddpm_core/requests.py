@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .options import CROPS, PRECISIONS, check, option
+from .options import CROPS, PRECISIONS, SPACINGS, WEIGHTS, check, option
 from .parsing import read_json, read_record
 
 MOST_IMAGES = 100_000
@@ -154,3 +154,37 @@ class Enlarging:
         if not all(1 <= side <= MOST_PIXELS for side in found):
             raise UserError(f"Images can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
         return found
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Samples of a model. ``seed`` of the first image, then counting up; ``size`` (width, height): instead of ``factor``."""
+
+    model: str = option(metavar="NAME or FILE")
+    count: int = option(16)
+    sampler: str = option("dpmpp_2m", help="dpmpp_2m, ddim, unipc, ddpm or ddpm_large")
+    steps: int | None = option(None, help="network calls an image (default: the sampler's own)")
+    seed: int | None = option(None, help="of the first image, then counting up; -1: random")
+    eta: float = option(
+        0.0, label="Eta (DDIM)", low=0, high=1, step=0.05, help="for ddim: 0 deterministic, 1 as noisy as ddpm"
+    )
+    weights: str = option(
+        "ema", label="Weights", info="ema = averaged over the training, usually better", choices=WEIGHTS
+    )
+    clip: bool = option(True, label="Clip x0", help="do not clip x0")
+    spacing: str = option("trailing", label="Timestep spacing", choices=SPACINGS)
+    dynamic_threshold: float | None = option(
+        None,
+        label="Dynamic threshold (0 = off)",
+        metavar="Q",
+        help="dynamic thresholding at this quantile, for example 0.995",
+    )
+    checkpoint_step: int | None = option(None, metavar="STEP", help="from an older checkpoint of the model's run")
+    upscaler: str | None = option(None, help="an upscaler; none: the model's own size")
+    factor: float = option(4.0, help="how many times larger the upscaler makes the images")
+    size: tuple[int, int] | None = None
+
+    @property
+    def enlarging(self) -> Enlarging | None:
+        """How the samples are enlarged, if they are; UserError for a factor out of range."""
+        return Enlarging(self.upscaler, self.factor, self.size) if self.upscaler else None

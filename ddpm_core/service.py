@@ -27,7 +27,7 @@ from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.context import Context
-from .requests import COLLECTION_STATE, Collection, Enlarging, TrainRequest
+from .requests import COLLECTION_STATE, Collection, Enlarging, SampleRequest, TrainRequest
 from .watch import Watch
 from .workspace import Workspace
 
@@ -280,16 +280,12 @@ class Service:
                 f"That is too much to hold at once: make at most {most} images of {width}x{height} at a time."
             )
 
-    def start_sampling(
-        self,
-        model: str,
-        count: int,
-        settings: SampleSettings,
-        weights: str = "ema",
-        enlarging: Enlarging | None = None,
-        step: int | None = None,
-    ) -> Job:
-        """Sample as a job; ``step``: from that checkpoint of the model's run."""
+    def start_sampling(self, request: SampleRequest) -> Job:
+        """Sample in the background; UserError where it cannot begin."""
+        from .operations.sampling import settings_of
+
+        model, count, enlarging = request.model, request.count, request.enlarging
+        settings = settings_of(request)
         self._check_sampling(model, count, enlarging)
         samplings = [job for job in self.jobs.all() if job.kind == "sample"]
         for old in [job for job in samplings if job.finished.is_set()][1:]:
@@ -322,8 +318,8 @@ class Service:
                 settings,
                 self.context_of(job),
                 batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
-                weights=weights,
-                step=step,
+                weights=request.weights,
+                step=request.checkpoint_step,
                 enlarging=enlarging,
                 emerging=emerging,
             )

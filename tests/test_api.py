@@ -21,8 +21,7 @@ from torch import Tensor
 from ddpm_core.api import public
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.unet import UNet
-from ddpm_core.requests import TrainRequest
-from ddpm_core.sampling.generate import SampleSettings
+from ddpm_core.requests import SampleRequest, TrainRequest
 from ddpm_core.service import Service
 
 
@@ -116,11 +115,11 @@ def test_an_animation_is_of_one_batch_also_where_the_memory_runs_out(
         return real(self, x, *values, **named)
 
     try:
-        settings = SampleSettings("ddim", 5, seed=3)
-        plain = service.start_sampling("m", 8, settings)
+        wanted_ones = SampleRequest("m", 8, "ddim", 5, 3)
+        plain = service.start_sampling(wanted_ones)
         assert plain.finished.wait(60)
         monkeypatch.setattr(UNet, "forward", starved)
-        halved = service.start_sampling("m", 8, settings)
+        halved = service.start_sampling(wanted_ones)
         assert halved.finished.wait(60) and calls == [8, 8, 8] + 10 * [4]
         wanted, found = plain.artifacts["frames"], halved.artifacts["frames"]
         assert len(wanted) == len(found) == 5

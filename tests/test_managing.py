@@ -20,8 +20,7 @@ from ddpm_core.dataset.store import NewItem, Store
 from ddpm_core.dataset.views import Views
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
-from ddpm_core.requests import TrainRequest
-from ddpm_core.sampling.generate import SampleSettings
+from ddpm_core.requests import SampleRequest, TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.workspace import Workspace
 
@@ -259,7 +258,7 @@ def test_a_training_lets_a_sampling_go_first(tmp_path: Path) -> None:
         job = service.start_training(request("long", 10**6))
         while not job.progress.get("done"):
             time.sleep(0.01)
-        sampling = service.start_sampling("m", 16, SampleSettings(steps=200))
+        sampling = service.start_sampling(SampleRequest("m", 16, steps=200))
         assert sampling.finished.wait(120) and sampling.state == "done"
         grace = 0.1  # a training that has just looked
         assert sampling.ended - sampling.began > 2 * grace

@@ -24,8 +24,8 @@ from ..jobs import Job
 from ..operations.pictures import png
 from ..options import fields_of
 from ..parsing import parse_json
-from ..requests import Collection, Enlarging, GenerationRequest, TrainRequest
-from ..sampling import DEFAULT_SAMPLER, SAMPLERS
+from ..requests import Collection, GenerationRequest, SampleRequest, TrainRequest
+from ..sampling import SAMPLERS
 from ..service import Service
 from .page import MOST_IDS
 
@@ -67,14 +67,14 @@ class CollectBody(BaseModel):
 
 
 def body_of(name: str, request: type, about: str, **more: Any) -> type[BaseModel]:
-    """The body of a route that takes a request: a field of the request a field, ``more`` besides."""
-    fields: dict[str, Any] = dict(more)
+    """The body of a route that takes a request: a field of the request a field; ``more``, besides or instead."""
+    fields: dict[str, Any] = {}
     required = {one.name for one in dataclasses.fields(request) if one.default is dataclasses.MISSING}
     for field in fields_of(request).values():
         kind = Optional[field.kind] if field.none else field.kind  # noqa: UP045 - pydantic 1 knows no other form
         default = ... if field.name in required else field.default
         fields[field.name] = (kind, Field(default, description=field.option.help or None))
-    made: type[BaseModel] = create_model(name, **fields)
+    made: type[BaseModel] = create_model(name, **{**fields, **more})
     made.__doc__ = about
     return made
 
@@ -93,19 +93,7 @@ class StopBody(BaseModel):
     kind: str = Field(description="harvest, collect, train, sample or evaluate")
 
 
-class SampleBody(BaseModel):
-    """Sample images from a model."""
-
-    model: str
-    count: int = 1
-    sampler: str = DEFAULT_SAMPLER
-    steps: int | None = None
-    eta: float = 0.0
-    seed: int | None = Field(None, description="0 to 2**63 - 1; none or -1: random.")
-    weights: str = "ema"
-    checkpoint_step: int | None = Field(None, description="From an older checkpoint of the model's run.")
-    upscaler: str | None = Field(None, description="One of the WebUI's; none: the model's own size.")
-    factor: float = 4.0
+SampleBody: Any = body_of("SampleBody", SampleRequest, "Sample images from a model.", count=(int, 1))
 
 
 class Refusal(BaseModel):
@@ -242,14 +230,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
         if body.sampler not in SAMPLERS:
             raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
         steps = body.steps or SAMPLERS[body.sampler].default_steps
-        from ..sampling.generate import SampleSettings, seed_of
 
         def start() -> Job:
-            settings = SampleSettings(body.sampler, steps, body.eta, seed_of(body.seed))
-            enlarging = Enlarging(body.upscaler, body.factor) if body.upscaler else None
-            return service.start_sampling(
-                body.model, body.count, settings, body.weights, enlarging, body.checkpoint_step
-            )
+            return service.start_sampling(SampleRequest(**{**dict(body), "steps": steps}))
 
         running = await run_in_threadpool(told, start)
         results = running.artifacts  # held here: a later sampling drops the older one's pictures

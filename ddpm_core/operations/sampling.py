@@ -17,8 +17,8 @@ from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
-from ..requests import Enlarging
-from ..sampling.generate import SampleSettings, generate
+from ..requests import Enlarging, SampleRequest
+from ..sampling.generate import SampleSettings, generate, seed_of
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
@@ -36,6 +36,19 @@ class Sampled:
     texts: list[str]
     evaluations: int
     seconds: float
+
+
+def settings_of(request: SampleRequest) -> SampleSettings:
+    """How a request is sampled; a random seed where it names none. UserError where a value is out of range."""
+    return SampleSettings(
+        request.sampler,
+        request.steps,
+        request.eta,
+        seed_of(request.seed),
+        request.spacing,
+        request.clip,
+        request.dynamic_threshold,
+    )
 
 
 def _load_weights(
@@ -159,6 +172,10 @@ def sample_text(
         values["DDPM checkpoint step"] = str(step)
     if settings.definition.uses_eta:
         values["DDPM eta"] = f"{settings.eta:g}"
+    if settings.spacing != "trailing":
+        values["DDPM spacing"] = settings.spacing
+    if settings.dynamic_threshold is not None:
+        values["DDPM dynamic threshold"] = f"{settings.dynamic_threshold:g}"
     if enlarging is not None:
         values["DDPM upscaler"] = enlarging.upscaler
     return infotext.build(infotext.Infotext("", "", values))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
 from ..model.diffusion import Diffusion
+from ..options import SPACINGS
 from . import DEFAULT_SAMPLER, SAMPLERS, Sampler
 from .denoiser import Denoiser, Network
-from .spacing import SPACINGS, timesteps
+from .spacing import timesteps
 
 # after a network call: calls done, calls in all, and the predicted images (N, C, H, W) of the current batch
 Progress = Callable[[int, int, Tensor], None]

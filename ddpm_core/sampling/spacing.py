@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import UserError
-
-SPACINGS = ("trailing", "leading", "linspace")
+from ..options import SPACINGS
 
 
 def timesteps(spacing: str, steps: int, total: int, *, solver: bool = False) -> list[int]:

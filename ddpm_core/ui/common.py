@@ -86,11 +86,15 @@ def widget(field: Field, **about: Any) -> Any:
     shown = option.shown if field.default is None else field.default
     about = {"label": option.label, "info": option.info or None, "value": shown, **about}
     if option.choices:
-        return gr.Dropdown(choices=list(option.choices), **about)
+        # two or so side by side where a person is told how to choose, else a list
+        kind = gr.Radio if option.info else gr.Dropdown
+        return kind(choices=list(option.choices), **about)
     if field.kind is bool:
         return gr.Checkbox(**about)
     if field.kind is str:
         return gr.Textbox(**about)
+    if option.low is not None and option.high is not None:
+        return gr.Slider(minimum=option.low, maximum=option.high, step=option.step, **about)
     return gr.Number(**about, **({"precision": 0} if field.kind is int else {}))
 
 

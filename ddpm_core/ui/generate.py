@@ -10,11 +10,12 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import UserError
-from ..requests import MOST_FACTOR, NATIVE, Enlarging
+from ..options import fields_of
+from ..requests import MOST_FACTOR, NATIVE, SampleRequest
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Result, Service
 from . import ids
-from .common import decimal, live, not_in_defaults, said, whole
+from .common import decimal, live, not_in_defaults, said, value_of, whole, widget
 from .common import seed as seed_from
 
 _NEWEST = "newest"
@@ -76,14 +77,8 @@ def build(service: Service) -> dict[str, Any]:
                 count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
                 seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, elem_id=ids.SEED)
             with gr.Accordion("More sampling settings", open=False):
-                eta = gr.Slider(label="Eta (DDIM)", minimum=0, maximum=1, step=0.05, value=0, elem_id=ids.ETA)
-                weights = gr.Radio(
-                    label="Weights",
-                    choices=["ema", "raw"],
-                    value="ema",
-                    info="ema = averaged over the training, usually better",
-                )
-                clip = gr.Checkbox(label="Clip x0", value=True)
+                more = [field for field in fields_of(SampleRequest).values() if field.option.label]
+                widgets = [widget(field, **({"elem_id": ids.ETA} if field.name == "eta" else {})) for field in more]
             with gr.Row():
                 upscaler = gr.Dropdown(
                     label="Upscaler",
@@ -118,30 +113,24 @@ def build(service: Service) -> dict[str, Any]:
     not_in_defaults(model, against, step)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
-    def begin(
-        name: Any,
-        label: Any,
-        n: Any,
-        total: Any,
-        number: Any,
-        noise: Any,
-        which: Any,
-        clipped: Any,
-        enlarge: Any,
-        times: Any,
-        checkpoint: Any,
-    ) -> str:
+    def begin(*values: Any) -> str:
+        name, label, calls, total, number, enlarge, times, checkpoint, *others = values
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
-        value, many, calls = seed_from(number), whole(total, "Number of images", 1), whole(n, "Steps", 1)
-        at = None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step")
-        from ..sampling.generate import SampleSettings
-
-        settings = SampleSettings(
-            _LABELS.get(str(label), str(label)), calls, decimal(noise, "Eta"), value, clip=bool(clipped)
+        enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
+        service.start_sampling(
+            SampleRequest(
+                model=str(name),
+                count=whole(total, "Number of images", 1),
+                sampler=_LABELS.get(str(label), str(label)),
+                steps=whole(calls, "Steps", 1),
+                seed=seed_from(number),
+                checkpoint_step=None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step"),
+                upscaler=enlarged,
+                factor=decimal(times, "Scale by", 1.0) if enlarged else 1.0,
+                **{field.name: value_of(field, value) for field, value in zip(more, others)},
+            )
         )
-        enlarging = None if enlarge in (None, NATIVE) else Enlarging(str(enlarge), decimal(times, "Scale by", 1.0))
-        service.start_sampling(str(name), many, settings, str(which), enlarging, at)
         return ""
 
     def end() -> str:
@@ -170,7 +159,7 @@ def build(service: Service) -> dict[str, Any]:
         names = service.workspace.dataset_names()
         return gr.update(choices=[_NEWEST, *kept], value=_NEWEST), gr.update(value=own if own in names else dataset)
 
-    chosen = [model, sampler, steps, count, seed, eta, weights, clip, upscaler, factor, step]
+    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, *widgets]
     model.change(of_model, inputs=[model, against], outputs=[step, against], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])

@@ -236,11 +236,10 @@ def test_a_picture_in_the_place_of_a_copy_cannot_fill_the_memory(service: Servic
 
 
 def test_more_pictures_than_the_memory_can_hold_are_refused_at_once(service: Service) -> None:
-    from ddpm_core.requests import Enlarging
-    from ddpm_core.sampling.generate import SampleSettings
+    from ddpm_core.requests import SampleRequest
 
     with pytest.raises(UserError, match="too much to hold at once"):
-        service.start_sampling("m", 1024, SampleSettings(steps=1), enlarging=Enlarging("Lanczos", size=(4096, 4096)))
+        service.start_sampling(SampleRequest("m", 1024, steps=1, upscaler="Lanczos", size=(4096, 4096)))
 
 
 def test_of_a_models_own_words_only_the_known_are_shown() -> None:
