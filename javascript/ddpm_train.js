@@ -40,6 +40,7 @@
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
                 }
+                if (job.state === "done") box.append(el("div", "ddpm-note", T("Generate with it in the Generate tab, or tick DDPM in txt2img or img2img.")));
                 parts.push(box);
             }
             if (curves && curves.train.length) {
@@ -48,7 +49,7 @@
                 if (curves.previews.length) columns.append(previews(curves));
                 parts.push(columns);
                 if (curves.bands) parts.push(bands(curves.bands));
-                parts.push(el("div", "ddpm-note", T("While both losses fall, the model learns. If the held-out loss rises while the training image loss keeps falling, the model is memorising: stop there.")));
+                parts.push(el("div", "ddpm-note", T("The coloured curves compare training images with held-out ones. While both fall, the model learns; if held-out rises while training still falls, it memorises: stop there. The grey curve is the loss of single batches.")));
             }
             for (const text of (curves && curves.notes) || []) parts.push(el("div", "ddpm-note", text));
             return parts;
@@ -85,8 +86,8 @@
             if (points.length < 3) for (const p of points) add("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 3, class: "ddpm-" + name });
             if (points.length > 1) add("polyline", { points: points.map((p) => X(p[0]).toFixed(1) + "," + Y(p[1]).toFixed(1)).join(" "), class: "ddpm-curve ddpm-" + name });
         }
-        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("training loss")), curves.seen.length ? el("span", "ddpm-key-seen", T("training images, EMA weights")) : null,
-            curves.heldout.length ? el("span", "ddpm-key-heldout", T("held-out loss")) : null);
+        const legend = el("div", "ddpm-line ddpm-legend", el("span", "ddpm-key-train", T("single batches")), curves.seen.length ? el("span", "ddpm-key-seen", T("training images")) : null,
+            curves.heldout.length ? el("span", "ddpm-key-heldout", T("held-out images")) : null);
         return el("div", "ddpm-chartbox", svg, legend);
     }
 

@@ -68,14 +68,25 @@ class Page:
     def click(self, css: str) -> None:
         element = self.wait(lambda: self.all(css), css)[0]
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        self.wait(lambda: self._pressed(element), f"{css} to take a click")
+
+    @staticmethod
+    def _pressed(element: Any) -> bool:
+        """Click, unless gradio's sign of loading lies over the element, as it does for a moment on a busy machine."""
+        from selenium.common.exceptions import ElementClickInterceptedException
+
+        try:
+            element.click()
+        except ElementClickInterceptedException:
+            return False
+        return True
 
     def write(self, css: str, value: str) -> None:
         from selenium.webdriver.common.keys import Keys
 
         element = self.wait(lambda: self.all(f"{css} input, {css} textarea"), css)[0]
         self.js("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        self.wait(lambda: self._pressed(element), f"{css} to take a click")
         element.send_keys(Keys.CONTROL, "a")
         element.send_keys(Keys.BACKSPACE)
         element.send_keys(value)

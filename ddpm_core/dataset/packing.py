@@ -151,7 +151,7 @@ def pack(
                 for number, picture in enumerate(pool.map(one, range(start, min(start + _AHEAD, len(kept)))), start):
                     file.write(picture)
                     if number % 64 == 63:
-                        progress(number + 1, len(kept), "Packing")
+                        progress(number + 1, len(kept), "Preparing images")
 
     replace_with(path, write)
     return load(path)

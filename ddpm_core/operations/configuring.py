@@ -70,5 +70,5 @@ def expectations(count: int) -> list[str]:
             f"Only {count} images: none is held out (that needs {HOLDOUT_FROM}), so the losses cannot tell learning from copying."
         )
     if count < FEW_IMAGES:
-        found.append(f"With {count} images the model will soon copy them. Some hundreds to thousands give new images.")
+        found.append(f"{count} images are few: the model may memorise them. A thousand or more give new images.")
     return found

@@ -22,9 +22,9 @@ _INTRO = (
     " never moved, changed or deleted."
 )
 _CANNOT_SEE = (
-    "The checks reject broken, blank and duplicate images and list outliers first. They cannot see a deformed hand: "
-    "that takes your eyes. Click an image to select it (Shift or Ctrl for several), move with the arrow keys, press X"
-    " or double-click to reject or keep, Enter for the next page, Z to undo."
+    "The checks reject broken, blank and duplicate images and noise, and list outliers first. A deformed hand needs your"
+    " own eyes. Click an image to select it (Shift or Ctrl for several), move with the arrow keys, press X or double-click"
+    " to reject or keep, Enter for the next page, Z to undo. Then open Train."
 )
 _NO_FOLDERS = (
     "No folder can be named here, since other machines can reach this page. Harvest on the machine itself, with ./standalone.sh "
@@ -89,7 +89,7 @@ def _folders(service: Service, name: Any) -> None:
             )
             not_in_defaults(folders)
         typed = gr.Textbox(
-            label="Folders",
+            label="Other folders",
             lines=1,
             max_lines=4,
             elem_id=ids.DATASET_FOLDERS,
