@@ -55,15 +55,15 @@ class TrainRequest:
 class GenerationRequest:
     """What the host's own text-to-image shall make; empty names leave the choice to the host."""
 
-    prompt: str
-    negative_prompt: str = ""
-    sampler: str = ""
-    scheduler: str = ""
-    steps: int = 20
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    each_line: bool = False  # each line of the prompt is one of its own
+    prompt: str = option()
+    negative_prompt: str = option("")
+    sampler: str = option("")
+    scheduler: str = option("")
+    steps: int = option(20)
+    cfg_scale: float = option(7.0)
+    width: int = option(512)
+    height: int = option(512)
+    each_line: bool = option(False, help="Each line of the prompt is a prompt of its own.")
     styles: list[str] = field(default_factory=list)  # of the host
 
     def prompts(self) -> list[str]:

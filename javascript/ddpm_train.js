@@ -40,7 +40,8 @@
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
                 }
-                if (job.state === "done") box.append(el("div", "ddpm-note", T("Generate with it in the Generate tab, or tick DDPM in txt2img or img2img.")));
+                if (job.state === "done") box.append(el("div", "ddpm-note", document.getElementById("txt2img_prompt")
+                    ? T("Generate with it in the Generate tab, or tick DDPM in txt2img or img2img.") : T("Generate with it in the Generate tab.")));
                 parts.push(box);
             }
             if (curves && curves.train.length) {

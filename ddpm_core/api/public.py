@@ -46,26 +46,6 @@ class DecideBody(BaseModel):
     action: str = Field(description="keep or reject")
 
 
-class CollectBody(BaseModel):
-    """Have the WebUI generate images into a dataset."""
-
-    dataset: str
-    prompt: str = ""
-    negative_prompt: str = ""
-    sampler: str = ""
-    scheduler: str = ""
-    steps: int = 20
-    cfg_scale: float = 7.0
-    width: int = 512
-    height: int = 512
-    count: int = 8
-    batch_size: int = 1
-    seed: int = -1
-    each_line: bool = Field(False, description="Each line of the prompt is a prompt of its own.")
-    styles: list[str] = Field(default_factory=list, description="Names of the WebUI's styles.")
-    resume: bool = Field(False, description="Resume what was left unfinished for the dataset.")
-
-
 def body_of(name: str, request: type, about: str, **more: Any) -> type[BaseModel]:
     """The body of a route that takes a request: a field of the request a field; ``more``, besides or instead."""
     fields: dict[str, Any] = {}
@@ -77,6 +57,20 @@ def body_of(name: str, request: type, about: str, **more: Any) -> type[BaseModel
     made: type[BaseModel] = create_model(name, **{**fields, **more})
     made.__doc__ = about
     return made
+
+
+CollectBody: Any = body_of(
+    "CollectBody",
+    GenerationRequest,
+    "Have the WebUI generate images into a dataset.",
+    dataset=(str, ...),
+    prompt=(str, ""),
+    count=(int, 8),
+    batch_size=(int, 1),
+    seed=(int, -1),
+    styles=(list[str], Field(default_factory=list, description="Names of the WebUI's styles.")),
+    resume=(bool, Field(False, description="Resume what was left unfinished for the dataset.")),
+)
 
 
 TrainBody: Any = body_of(
@@ -196,18 +190,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return told(lambda: started(service.start_harvest(body.dataset, body.folders)))
 
     def collect(body: CollectBody) -> Any:
-        request = GenerationRequest(
-            body.prompt,
-            body.negative_prompt,
-            body.sampler,
-            body.scheduler,
-            body.steps,
-            body.cfg_scale,
-            body.width,
-            body.height,
-            body.each_line,
-            list(body.styles),
-        )
+        asked = {name: getattr(body, name) for name in fields_of(GenerationRequest)}
+        request = GenerationRequest(**asked, styles=list(body.styles))
         wanted = None if body.resume else Collection(request, body.count, body.batch_size, body.seed)
         return told(lambda: started(service.start_collecting(body.dataset, wanted)))
 

@@ -17,6 +17,7 @@ from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
+from ..options import WEIGHTS
 from ..requests import Enlarging, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
 from ..training import precision
@@ -56,7 +57,7 @@ def _load_weights(
 ) -> tuple[ModelConfig, dict[str, Tensor], str]:
     path = workspace.model_path(model)
     loaded = model_file.load(path)
-    if weights not in ("ema", "raw"):
+    if weights not in WEIGHTS:
         raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
     if weights == "ema" and step is None:
         return loaded.config, loaded.weights, path.stem

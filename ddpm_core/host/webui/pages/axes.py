@@ -8,6 +8,7 @@ from typing import Any
 from modules import scripts
 
 from ....errors import UserError
+from ....options import WEIGHTS
 from ....sampling import SAMPLERS
 from ....service import Service
 from ..facts import AXES
@@ -53,8 +54,8 @@ def add_axes(service: Callable[[], Service]) -> None:
                 "[DDPM] Weights",
                 str,
                 _set("weights"),
-                confirm=known("weights", lambda: ["ema", "raw"]),
-                choices=lambda: ["ema", "raw"],
+                confirm=known("weights", lambda: list(WEIGHTS)),
+                choices=lambda: list(WEIGHTS),
             ),
         ]
 

@@ -10,6 +10,7 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ....errors import UserError
+from ....options import WEIGHTS
 from ....requests import NATIVE
 from ....sampling import DEFAULT_SAMPLER, SAMPLERS
 from ....service import Service
@@ -68,7 +69,7 @@ class Controls:
                 elem_id=elem_id("upscaler"),
             )
             self.weights = gr.Radio(
-                label="DDPM weights", choices=["ema", "raw"], value="ema", elem_id=elem_id("weights")
+                label="DDPM weights", choices=list(WEIGHTS), value="ema", elem_id=elem_id("weights")
             )
         self.model.do_not_save_to_config = True  # which models there are changes
         refresh.click(self.refreshed, inputs=[self.model], outputs=[self.model], show_progress=False)
