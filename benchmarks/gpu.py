@@ -618,7 +618,7 @@ def compiled(bench: Bench) -> None:
     trainer = bench.trainer(how=How(Ways(joined=True), captured=True))
     assert trainer.work.cast is not None
     began = time.perf_counter()
-    trainer.work.cast.network.net.forward = torch.compile(trainer.work.cast.network.net.forward)
+    trainer.work.cast.network.forward = torch.compile(trainer.work.cast.network.forward)
     trainer.run_steps(6)
     bench.note("compiled", seconds=round(time.perf_counter() - began, 1))
     times = [1000 * trainer.run_steps(30).seconds / 30 for _ in range(4)]

@@ -41,12 +41,13 @@ def step_of(
     trainer = Trainer(RunConfig(preset.model, train), packed.images, device, how=How(ways))
     if optimizer is not None:
         trainer.work.optimizer = torch.optim.AdamW(trainer.state.parameters, lr=train.learning_rate, **optimizer)
-    x0, _, times, noise = trainer.batches.draw(0)
+    batch = trainer.batches.draw(0)
+    x0, times, noise = batch.x0, batch.times, batch.noise
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
     weights = trainer.work.loss_weights[times]
     copied = trainer.work.cast if cast else None
-    net = network(trainer.net if copied is None else copied.network.net, (noisy, times))
+    net = network(trainer.net if copied is None else copied.network, (noisy, times))
 
     def step() -> None:
         if copied is not None:

@@ -127,7 +127,7 @@ class Course:
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
         self.trainer = Trainer(self.config, packed.train, device)
         if type(config.train) is not TrainSettings:  # a peer mirrors pictures without telling its network
-            self.trainer.flip_mark.requires_grad_(False)
+            self.trainer.net.conditions["flip"].requires_grad_(False)
         self.seconds = 0.0
 
     def until(self, images: int) -> None:

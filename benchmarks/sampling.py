@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_core.model import file as model_file
+from ddpm_core.model.build import network_of
 from ddpm_core.model.diffusion import Diffusion, model_to_uint8
 from ddpm_core.model.export import to_diffusers
 from ddpm_core.operations.context import Context
@@ -65,7 +66,7 @@ def run(argv: list[str] | None = None) -> int:
     loaded = model_file.load(path)
     config = loaded.config
     score = Score(common.portraits(config.unet.image_size[0]).images)
-    net = model_file.build_network(config, loaded.weights, device)
+    net = network_of(config, loaded.weights, device)
     diffusion = Diffusion(config.diffusion, device)
     dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
     shape = (config.unet.out_channels, *config.unet.image_size)

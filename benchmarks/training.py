@@ -82,11 +82,12 @@ class Ours:
 def bare_step(preset: Preset, images: torch.Tensor, device: torch.device) -> Callable[[], object]:
     """Network, loss, gradients and optimizer on one batch that is always there: no data, average or metrics."""
     trainer = Trainer(RunConfig(preset.model, preset.train), images, device, how=plain(device))
-    x0, _, times, noise = trainer.batches.draw(0)
+    batch = trainer.batches.draw(0)
+    x0, times, noise = batch.x0, batch.times, batch.noise
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
     weights, cast = trainer.work.loss_weights[times], trainer.work.cast
-    network = trainer.net if cast is None else cast.network.net
+    network = trainer.net if cast is None else cast.network
 
     def step() -> None:
         if cast is not None:

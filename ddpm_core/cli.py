@@ -103,6 +103,17 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("merge", "Add the items of other datasets to one; the others stay.", actions)
     p.add_argument("name", metavar="INTO")
     p.add_argument("others", nargs="+", metavar="OTHER")
+    p = command(
+        "tags", "Show the words of a dataset's prompts that a model would learn, and choose among them.", actions
+    )
+    p.add_argument("name")
+    for flag, text in (
+        ("--keep", "learn these, too"),
+        ("--drop", "leave these out"),
+        ("--merge", "take these for one word"),
+    ):
+        p.add_argument(flag, nargs="+", default=[], metavar="WORD", help=text)
+    p.add_argument("--undo", action="store_true", help="take the last choice back")
     for name, text in (("keep", "Keep items."), ("reject", "Reject items.")):
         p = command(name, text, actions)
         p.add_argument("name")
@@ -135,8 +146,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--images", metavar="DIR", help="evaluate these images instead of a model")
     p.add_argument("--dataset", required=True, metavar="NAME")
     p.add_argument("--count", type=int, default=512)
+    p.add_argument("--prompts", action="store_true", help="also whether it does what prompts ask for")
     p.add_argument("--device", help=_DEVICES)
-    others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed"}
+    others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed", "cfg_scale"}
     add_flags(p, SampleRequest, sorted(others), seed=0)
 
     p = command("export", "Write a model for other programs.")

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from .dataset import words
 from .dataset.wanted import Wanted
 from .errors import UserError
 from .files import as_pasted, next_number
@@ -101,6 +102,13 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
     if a.action == "merge":
         merged = merge_datasets(workspace, a.name, a.others)
         return {"changed": merged["added"], **merged}
+    if a.action == "tags":
+        store = workspace.store(a.name)
+        if a.undo:
+            words.undo(store)
+        if a.keep or a.drop or a.merge:
+            words.choose(store, a.keep, a.drop, a.merge)
+        return words.words_of(store).to_json()
     if a.action == "delete":
         return {"changed": 1, "deleted": workspace.delete_dataset(a.name)}
     if a.action == "restore":
@@ -138,9 +146,18 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         batch_size=a.batch_size,
         weights=request.weights,
         step=request.checkpoint_step,
+        prompts=[request.asked],
     )
     files, grid = write_samples(found, Path(a.out))
-    return {"files": files, "grid": grid, "seconds": round(found.seconds, 3), "evaluations": found.evaluations}
+    return {
+        "files": files,
+        "grid": grid,
+        "seconds": round(found.seconds, 3),
+        "evaluations": found.evaluations,
+        "tags": found.words,
+        "unknown_words": [word for word, _ in found.unknown],
+        "size": list(found.images.shape[:1:-1]),
+    }
 
 
 def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
@@ -175,7 +192,8 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
         model=a.model,
         images=as_pasted(a.images) if a.images else None,
         count=a.count,
-        settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed)),
+        settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed), cfg_scale=a.cfg_scale),
+        prompts=a.prompts,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .options import CROPS, PRECISIONS, SPACINGS, WEIGHTS, check, option
+from .options import CONDITIONS, CROPS, PRECISIONS, SPACINGS, WEIGHTS, check, option
 from .parsing import read_json, read_record
 
 MOST_IMAGES = 100_000
@@ -38,6 +38,14 @@ class TrainRequest:
     checkpoint_every: int | None = option(
         None, label="Checkpoint every N steps (0 = by time)", low=1, metavar="STEPS", help="default: by time"
     )
+    condition: str | None = option(
+        None,
+        label="Prompts",
+        info="auto = learn the words of the prompts where there are enough",
+        choices=CONDITIONS,
+        shown="auto",
+        help="what the model learns to be told: the words of the prompts (tags), or nothing (default: auto)",
+    )
     resume: bool = option(False)
     init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
     settings: dict[str, str] = field(default_factory=dict)
@@ -48,7 +56,7 @@ class TrainRequest:
             raise UserError(f"The number of steps must be at least 1; got {self.steps}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise UserError(f"The number of minutes must be more than 0; got {self.minutes:g}.")
-        check(self, ["checkpoint_every"])
+        check(self, ["checkpoint_every", "condition"])
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,18 @@ class Enlarging:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What an image shall show, and what not."""
+
+    text: str = ""
+    negative: str = ""
+
+    def __post_init__(self) -> None:
+        if max(len(self.text), len(self.negative)) > MOST_TEXT:
+            raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """Samples of a model. ``seed`` of the first image, then counting up; ``size`` (width, height): instead of ``factor``."""
 
@@ -180,9 +200,24 @@ class SampleRequest:
         help="dynamic thresholding at this quantile, for example 0.995",
     )
     checkpoint_step: int | None = option(None, metavar="STEP", help="from an older checkpoint of the model's run")
+    prompt: str = option("", help="what the images shall show, in words that the model knows (models show)")
+    negative_prompt: str = option("", help="what they shall not show")
+    cfg_scale: float = option(
+        2.0,
+        label="CFG scale",
+        low=1,
+        high=30,
+        step=0.5,
+        help="how strictly the prompt is followed, 1 to 30; 1 is fastest",
+    )
     upscaler: str | None = option(None, help="an upscaler; none: the model's own size")
     factor: float = option(4.0, help="how many times larger the upscaler makes the images")
     size: tuple[int, int] | None = None
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompts; UserError where one is too long."""
+        return Prompt(self.prompt, self.negative_prompt)
 
     @property
     def enlarging(self) -> Enlarging | None:

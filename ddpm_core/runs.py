@@ -14,7 +14,7 @@ from .files import write_json
 from .names import is_name
 from .parsing import read_json
 
-FORMAT = 1
+FORMAT = 4  # 1: of a model without words, which is still written so
 FILE = "run.json"
 
 
@@ -35,7 +35,7 @@ class Run:
     init_from: str | None = None
     began: float | None = None
     version: str | None = None
-    format: int = FORMAT
+    format: int = 1
     rest: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.context import Context
-from .requests import COLLECTION_STATE, Collection, Enlarging, SampleRequest, TrainRequest
+from .requests import COLLECTION_STATE, Collection, Enlarging, Prompt, SampleRequest, TrainRequest
 from .watch import Watch
 from .workspace import Workspace
 
@@ -285,7 +285,7 @@ class Service:
         from .operations.sampling import settings_of
 
         model, count, enlarging = request.model, request.count, request.enlarging
-        settings = settings_of(request)
+        settings, prompts = settings_of(request), [request.asked]
         self._check_sampling(model, count, enlarging)
         samplings = [job for job in self.jobs.all() if job.kind == "sample"]
         for old in [job for job in samplings if job.finished.is_set()][1:]:
@@ -321,6 +321,7 @@ class Service:
                 weights=request.weights,
                 step=request.checkpoint_step,
                 enlarging=enlarging,
+                prompts=prompts,
                 emerging=emerging,
             )
             results: list[Result] = []
@@ -346,13 +347,15 @@ class Service:
         *,
         weights: str,
         enlarging: Enlarging | None,
+        prompts: Sequence[Prompt],
         batch_size: int,
         stop: threading.Event,
         emerging: Callable[[int, int, Tensor], None],
         report: Callable[[dict[str, Any]], None],
         save: Save,
     ) -> tuple[list[Result], UserError | None]:
-        """Sample at once, inside a generation of the host, which has the device: no job, and no turn of our own.
+        """Sample at once, inside a generation of the host, which has the device: no job, and no turn of our own. ``prompts``: one for
+        each picture, or for all.
 
         The pictures, and what went wrong in saving them.
         """
@@ -370,6 +373,7 @@ class Service:
             batch_size=batch_size,
             weights=weights,
             enlarging=enlarging,
+            prompts=prompts,
             emerging=emerging,
         )
         results: list[Result] = []
@@ -384,7 +388,8 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             from .operations.evaluation import evaluate
 
-            result = evaluate(workspace, dataset, self.context_of(job), model=model, count=count)
+            worded = bool(workspace.model_config(model).tags)
+            result = evaluate(workspace, dataset, self.context_of(job), model=model, count=count, prompts=worded)
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 

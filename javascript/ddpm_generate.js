@@ -2,7 +2,7 @@
 (function () {
     "use strict";
 
-    const { T, draw, byId, el, figure, url, number, redraw, progress, jobKey } = window.ddpm;
+    const { T, draw, root, byId, el, button, figure, get, url, number, inputValue, redraw, progress, jobKey } = window.ddpm;
     let shownSample = null;
 
     draw.sample = function (node, status) {
@@ -38,6 +38,65 @@
         });
     };
 
+    // -- the words that the chosen model knows: a click writes one into the prompt or takes it out again --------------------
+
+    const known = { model: null, words: [], error: "" };
+
+    async function askWords(model) {
+        known.model = model; known.words = []; known.error = "";
+        try { known.words = (await get("model_words", { model })).words; } catch (error) { known.error = error.message; }
+    }
+
+    const promptField = () => root().querySelector("#ddpm_prompt textarea, #ddpm_prompt input");
+    const pieces = (text) => text.split(",").map((piece) => piece.trim()).filter(Boolean);
+    const ROOM = 24; // words shown at once
+
+    function write(text) {
+        const field = promptField();
+        field.value = text;
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+        field.focus();
+    }
+
+    function toggleWord(word) {
+        const there = pieces(promptField().value);
+        const at = there.indexOf(word);
+        if (at >= 0) { there.splice(at, 1); write(there.join(", ")); return; }
+        // what is just being typed is completed
+        const last = there[there.length - 1] || "";
+        if (last && word.includes(last.toLowerCase()) && !known.words.some((entry) => entry.split(" | ").includes(last))) there.pop();
+        write([...there, word].join(", "));
+    }
+
+    draw.model_words = function (node, status) {
+        const model = inputValue("ddpm_model");
+        if (model !== known.model) {
+            if (status.models.includes(model)) askWords(model);
+            else Object.assign(known, { model: null, words: [], error: "" });
+        }
+        const field = promptField();
+        const text = field ? field.value : "";
+        const there = pieces(text);
+        const typed = text.trim().endsWith(",") ? "" : (there[there.length - 1] || "").toLowerCase();
+        const names = known.words.map((entry) => entry.split(" | ")[0]);
+        const fitting = typed && !names.includes(typed) ? names.filter((word) => word.includes(typed)) : names;
+        const offered = (fitting.length ? fitting : names).slice(0, ROOM);
+        redraw(node, [model, known.words.length, known.error, offered, there], () => {
+            if (known.error) return el("div", "ddpm-failure", known.error);
+            if (!known.model) return [];
+            if (!names.length) return el("div", "ddpm-note", T("This model was trained without prompts; a prompt changes nothing."));
+            const chips = offered.map((word) => {
+                const chip = button(word, () => toggleWord(word));
+                chip.classList.add("ddpm-word");
+                chip.setAttribute("aria-pressed", String(there.includes(word)));
+                return chip;
+            });
+            const more = names.length - offered.length;
+            return el("div", "ddpm-words", el("span", "ddpm-dim", T("It knows these words:")), ...chips,
+                more > 0 ? el("span", "ddpm-dim", "+ " + more + " ", el("span", "", T("more; type to find them"))) : null);
+        });
+    };
+
     draw.evaluate = function (node, status) {
         const job = status.jobs.evaluate;
         redraw(node, jobKey(job), () => {
@@ -57,6 +116,19 @@
                     el("strong", "", r.kid < 0.15 ? T("Its images come close to the dataset.") : r.kid < 1 ? T("Its images are recognisable, but not yet close to the dataset.")
                         : T("Its images are far from the dataset: keep training.")), el("span", "", r.count, " ", el("span", "", T("images compared")))));
                 box.append(el("div", "ddpm-note", T("KID measures the distance to the dataset (on random convolution features): the closer to real vs. real, the better. An image counts as memorised if it is at least three times closer to one training image than to any other. Below: generated images above their nearest training images, the closest first.")));
+                if (r.verdict) {
+                    box.append(el("div", "ddpm-line", el("strong", "", r.verdict)));
+                    const shares = Object.entries(r.alignment).sort((a, b) => b[1] - a[1]);
+                    if (shares.length) {
+                        const bars = shares.map(([word, share]) => {
+                            const bar = el("div", "ddpm-share", el("span", "", word.split(" | ")[0]), el("span", "ddpm-dim", Math.round(100 * share) + " %"));
+                            bar.style.setProperty("--share", Math.round(100 * share) + "%");
+                            return bar;
+                        });
+                        box.append(el("details", "ddpm-details", el("summary", "", T("How often each word is shown")), el("div", "ddpm-shares", ...bars),
+                            el("div", "ddpm-note", T("Of the images asked for a word, the share that shows it, judged by a classifier trained on the dataset. Words that the classifier cannot tell are left out."))));
+                    }
+                }
                 const image = el("img", "ddpm-neighbours");
                 image.alt = "neighbours"; image.src = url("neighbours", { job: job.id });
                 box.append(image);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -153,7 +154,9 @@ def test_a_number_that_is_not_finite_is_in_no_checkpoint_and_the_run_recovers(pa
             some = t.net.conv_in.weight
             if part == "pictures":
                 draw = t.batches.draw
-                t.batches.draw = lambda number: draw(number)._replace(x0=torch.full_like(draw(number).x0, torch.nan))  # type: ignore[method-assign]
+                t.batches.draw = lambda number: dataclasses.replace(
+                    draw(number), x0=torch.full_like(draw(number).x0, torch.nan)
+                )  # type: ignore[method-assign]
                 with torch.enable_grad():
                     plain()
                 t.batches.draw = draw  # type: ignore[method-assign]

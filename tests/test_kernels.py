@@ -349,7 +349,7 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     """Nothing is read back, and every tensor that outlives the step stays where it is."""
     t: Any = small_trainer(True, optimizer=optimizer, precision=precision)
     t.run_steps(2)
-    lasting = [*t.net.parameters(), *t.ema.parameters(), t.flip_mark, t.work.sums]
+    lasting = [*t.net.parameters(), *t.ema.parameters(), t.work.sums]
     lasting += [value for state in t.work.optimizer.state.values() for value in state.values()]
     lasting += [] if t.work.cast is None else t.work.cast.network.parameters()
     before = [value.data_ptr() for value in lasting]
@@ -359,7 +359,7 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     drawn = t.batches.draw(t.step)
     t.work.set_numbers(1e-3, 0.1)
     with Uncapturable():
-        t.work.compute(*drawn)
+        t.work.compute(drawn.x0, drawn.times, drawn.noise, drawn.told["flip"])
     assert [value.data_ptr() for value in lasting] == before
     assert not torch.equal(weights, t.net.conv_in.weight)
     assert all(p.grad is None for p in t.net.parameters())

@@ -31,6 +31,8 @@ HOSTS = {
     "Interrupt",
     "Merge",
     "Model",
+    "Negative prompt",
+    "Prompt",
     "Refresh",
     "Sampling method",
     "Sampling steps",

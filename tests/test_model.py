@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ddpm_core.errors import UserError
 from ddpm_core.model import file as model_file
+from ddpm_core.model.build import network_of
 from ddpm_core.model.config import PREDICTIONS, SCHEDULES, DiffusionConfig, ModelConfig, UNetConfig
 from ddpm_core.model.diffusion import Diffusion, from_x0_and_epsilon, model_to_uint8, to_x0_and_epsilon, uint8_to_model
 from ddpm_core.model.export import scheduler_config, unet_config
@@ -249,7 +250,7 @@ def test_model_file_round_trip(tmp_path: Path) -> None:
     loaded = model_file.load(path)
     assert loaded.config == config
     assert loaded.info["steps"] == 3
-    net = model_file.build_network(loaded.config, loaded.weights, "cpu")
+    net = network_of(loaded.config, loaded.weights, "cpu")
     x, t = torch.zeros(1, 3, 16, 16), torch.tensor([5])
     with torch.no_grad():
         assert torch.equal(net(x, t), shaken(config.unet)(x, t))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddpm_core.errors import UserError
 from ddpm_core.model import file as model_file
+from ddpm_core.model.build import network_of
 from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.export import scheduler_config, to_diffusers
@@ -243,7 +244,7 @@ def test_export_gives_the_same_picture(
         scheduler = UniPCMultistepScheduler.from_config(base, thresholding=True, sample_max_value=1.0)
     steps = {"ddpm": 50, "ddim": 20, "dpmpp_2m": 20, "unipc": 12}[name]
     settings = SampleSettings(name, steps, seed=7)
-    net = model_file.build_network(model.config, model.weights, "cpu")
+    net = network_of(model.config, model.weights, "cpu")
     ours, calls = generate(net, Diffusion(model.config.diffusion), (3, 16, 16), 2, settings)
     assert calls == steps
     generators = [torch.Generator().manual_seed(7), torch.Generator().manual_seed(8)]
@@ -270,7 +271,7 @@ def test_export_refuses_a_full_folder(model: model_file.ModelFile, tmp_path: Pat
 
 
 def test_a_seed_gives_the_same_picture_in_any_batch(model: model_file.ModelFile) -> None:
-    net = model_file.build_network(model.config, model.weights, "cpu")
+    net = network_of(model.config, model.weights, "cpu")
     diffusion = Diffusion(model.config.diffusion)
     for name in ("dpmpp_2m", "ddim"):
         settings = SampleSettings(name, 8, eta=0.5, seed=3)
@@ -282,7 +283,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch(model: model_file.ModelFile)
 
 
 def test_sampling_leaves_the_default_generator_alone(model: model_file.ModelFile) -> None:
-    net = model_file.build_network(model.config, model.weights, "cpu")
+    net = network_of(model.config, model.weights, "cpu")
     before = torch.get_rng_state()
     one, _ = generate(net, Diffusion(model.config.diffusion), (3, 16, 16), 1, SampleSettings(steps=3))
     assert torch.equal(before, torch.get_rng_state())
@@ -292,7 +293,7 @@ def test_sampling_leaves_the_default_generator_alone(model: model_file.ModelFile
 
 
 def test_stopping_returns_whole_images_only(model: model_file.ModelFile) -> None:
-    net = model_file.build_network(model.config, model.weights, "cpu")
+    net = network_of(model.config, model.weights, "cpu")
     stop = threading.Event()
     seen: list[int] = []
 

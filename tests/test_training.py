@@ -156,7 +156,7 @@ def test_memory_that_runs_out_in_the_optimizers_first_step_is_no_obstacle() -> N
 def test_out_of_memory_goes_on_in_smaller_pieces(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     t = Trainer(config(precision=precision), tiny_training_images(), "cpu", said.append)
-    net: Any = t.net if t.work.cast is None else t.work.cast.network.net
+    net: Any = t.net if t.work.cast is None else t.work.cast.network
     forward = net.forward
 
     def tight(x: torch.Tensor, *rest: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ from conftest import tiny_training_images
 
 from ddpm_core.model.config import ModelConfig, UNetConfig
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import Limits, Metrics, Outlets, TrainingLoop
+from ddpm_core.training.loop import Held, Limits, Metrics, Outlets, TrainingLoop
 from ddpm_core.training.settings import RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def make_loop(t: Trainer, folder: Path, steps: int, **changes: Any) -> tuple[Tra
         t,
         CheckpointFolder(folder / "checkpoints", **changes),
         Metrics(folder / "metrics.jsonl", t.step),
-        torch.empty(0, 3, 16, 16),
+        Held(torch.empty(0, 3, 16, 16)),
         limits,
         outlets,
     ), said

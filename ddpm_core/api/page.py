@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from ..collector import Rule
+from ..dataset import words
 from ..errors import UserError, mendable
 from ..jobs import Job
 from ..options import CROPS
@@ -151,6 +152,37 @@ def get_neighbours(service: Service, values: dict[str, Any]) -> Response:
     return FileResponse(path, media_type="image/png", headers=_NEVER)
 
 
+def get_words(service: Service, values: dict[str, Any]) -> Any:
+    """The words of a dataset that a model would learn, and those that are left out."""
+    return words.words_of(service.workspace.store(_text(values, "dataset"))).to_json()
+
+
+def post_words(service: Service, values: dict[str, Any]) -> Any:
+    """Leave words of a dataset out (drop), take them (keep), make them one (merge), or undo the last of these."""
+    store, action, chosen = (
+        service.workspace.store(_text(values, "dataset")),
+        _text(values, "action"),
+        values.get("words", []),
+    )
+    if not isinstance(chosen, list) or len(chosen) > _MOST_TOGETHER or not all(isinstance(w, str) for w in chosen):
+        raise UserError("The request lacks a list of words.")
+    if action == "undo":
+        words.undo(store)
+    elif action in ("keep", "drop", "merge"):
+        words.choose(store, *(chosen if action == one else [] for one in ("keep", "drop", "merge")))
+    else:
+        raise UserError("Words are kept, dropped or merged.")
+    return words.words_of(store).to_json()
+
+
+def get_model_words(service: Service, values: dict[str, Any]) -> Any:
+    """The words that a model knows."""
+    name = _text(values, "model")
+    if name not in service.workspace.model_names():
+        raise UserError(f"There is no model {name!r}.")
+    return {"words": list(service.workspace.model_config(name).tags)}
+
+
 def post_decide(service: Service, values: dict[str, Any]) -> Any:
     """Keep or reject items by their ids."""
     ids = values.get("ids")
@@ -266,10 +298,13 @@ GETS: dict[str, Handler] = {
     "emerging": get_emerging,
     "animation": get_animation,
     "neighbours": get_neighbours,
+    "words": get_words,
+    "model_words": get_model_words,
     "export": get_export,
 }
 POSTS: dict[str, Handler] = {
     "decide": post_decide,
+    "words": post_words,
     "undo": post_undo,
     "stop": post_stop,
     "cancel": post_cancel,

@@ -47,7 +47,7 @@ def check_content(image: Image.Image) -> None:
 def calm_share(image: Image.Image) -> float:
     """The share of pixels, 0..1, that differ from their right neighbour by less than a fourth of the deviation."""
     pixels = np.asarray(image, dtype=np.float32)
-    most = pixels.std((0, 1)).max() / 4
+    most = float(np.max(pixels.std(axis=(0, 1)))) / 4
     return float((np.abs(np.diff(pixels, axis=1)).max(2) < most).mean())
 
 
@@ -58,7 +58,7 @@ def contrast_and_colour(image: Image.Image) -> tuple[float, float]:
     """
     pixels = np.asarray(image, dtype=np.float32)
     red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-    strength = float(pixels.std((0, 1)).max())
+    strength = float(np.max(pixels.std(axis=(0, 1))))
     return strength, max(float((red - green).std()), float((blue - green).std())) / max(strength, 1e-6)
 
 

@@ -643,6 +643,19 @@ class Store:
             raise ValueError("an item has no SHA-256")
         return kept
 
+    @_plainly
+    def prompts(self) -> dict[int, tuple[str, int]]:
+        """Of each kept item the prompt, and the steps it was made with (20 where that is not known)."""
+        steps_of = "CASE WHEN json_valid(settings) THEN json_extract(settings, '$.Steps') END"
+        query = f"SELECT id, prompt, {steps_of} FROM items WHERE status = ?"
+        found = {}
+        for item_id, prompt, steps in self._connection().execute(query, (KEPT,)):
+            if not isinstance(prompt, str):
+                raise ValueError("a prompt is no text")
+            known = isinstance(steps, str) and steps.isdecimal() and 0 < int(steps[:6]) < 10_000
+            found[item_id] = (prompt, int(steps) if known else 20)
+        return found
+
     def fingerprint(self) -> str:
         """Names the exact set of kept pictures: SHA-256 over their sorted SHA-256s."""
         return fingerprint_of(self.kept())

@@ -11,6 +11,9 @@ from ..errors import UserError
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 PREDICTIONS = ("epsilon", "v", "x0")
 
+MOST_TAGS = 1024
+_MOST_LETTERS = 20_000
+
 T = TypeVar("T")
 
 
@@ -142,7 +145,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to sample from a set of weights. ``tags`` is reserved for prompt conditioning."""
+    """Everything needed to sample from a set of weights. ``tags``: the words it can be told, in the order of their embeddings."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -158,8 +161,12 @@ class ModelConfig:
         if not isinstance(values, dict) or not {"unet", "diffusion"} <= set(values):
             raise UserError("The model configuration is incomplete.")
         tags = values.get("tags", [])
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        if not isinstance(tags, list) or not all(
+            isinstance(tag, str) and 0 < len(tag) <= _MOST_LETTERS for tag in tags
+        ):
             raise UserError("The model configuration's tags are no list of words.")
+        if len(set(tags)) < len(tags) or len(tags) > MOST_TAGS:
+            raise UserError(f"The model configuration's tags are more than {MOST_TAGS} or name a word twice.")
         return cls(
             unet=dataclass_from_json(UNetConfig, values["unet"], "network configuration"),
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),

@@ -89,7 +89,8 @@ def to_diffusers(model: ModelFile, target: Path) -> list[Path]:
             (target / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             files.append(target / name)
         weights = target / "unet" / "diffusion_pytorch_model.safetensors"
-        tensors = {k: v.contiguous() for k, v in model.weights.items()}
+        # the conditions have no place in UNet2DModel: exported is the network that is told nothing
+        tensors = {k: v.contiguous() for k, v in model.weights.items() if not k.startswith("conditions.")}
         write_readable(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         return [*files, weights]
     except (OSError, SafetensorError) as error:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..parsing import parse_json, tensors_of
+from .build import build
 from .config import ModelConfig
-from .unet import UNet
 
-FORMAT = 1
+FORMAT = 4  # 1: without words, which is still written so; the numbers are those of tests/data/formats
 _KEY = "ddpm"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_HEADER_BYTES = 8 * 2**20
@@ -34,20 +34,11 @@ class ModelFile:
     info: dict[str, Any]
 
 
-def build_network(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> UNet:
-    """A U-Net with these weights on a device, without gradients."""
-    net = UNet(config.unet, device, draw=False)
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    net.load_tensors(weights)
-    return net
-
-
 def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: str, info: dict[str, Any]) -> None:
     """Write a model file to exactly ``path`` (the caller renames). ``info`` is shown to people: plain JSON, no path, no prompt."""
     height, width = config.unet.image_size
     metadata = {
-        _KEY: json.dumps({"format": FORMAT, "config": config.to_json(), "info": info}),
+        _KEY: json.dumps({"format": FORMAT if config.tags else 1, "config": config.to_json(), "info": info}),
         # https://github.com/Stability-AI/ModelSpec
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "ddpm-unet-pixel",
@@ -121,7 +112,7 @@ def load(path: Path) -> ModelFile:
     """Read and check a model file; UserError says what is wrong with it."""
     values = _metadata(path)
     config = ModelConfig.from_json(values.get("config"))
-    expected = {name: tuple(p.shape) for name, p in UNet(config.unet, device="meta").named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in build(config, "meta").named_parameters()}
     size = path.stat().st_size
     if 2 * sum(math.prod(shape) for shape in expected.values()) > size:
         raise UserError(f"The model file {path.name} is smaller than the network it describes; copy it again.")

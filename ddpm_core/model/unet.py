@@ -7,7 +7,7 @@ Parameter names are diffusers', so that exporting is writing a file. Corresponde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import aside
+from .condition import Make
 from .config import UNetConfig
 from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear
 from .products import enlarging, folded, pointwise
@@ -27,7 +28,7 @@ DropoutSource = torch.Generator | Tensor | None
 
 
 @dataclass(frozen=True)
-class Told:
+class Around:
     """What every block gets besides its image: the timestep embedding after SiLU, (N, width), and the source of dropout.
 
     ``shifts``: the embedding already projected for each block, (N, channels), if that is done for all at once.
@@ -75,18 +76,18 @@ class ResBlock(nn.Module):
         self.fused = init.ways.fused
         self.place = 0  # among the network's blocks
 
-    def forward(self, x: Tensor, told: Told, beside: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, around: Around, beside: Tensor | None = None) -> Tensor:
         """``beside``: further input channels, as if concatenated to x."""
         if self.fused:
-            return self._fused(x, told, beside)
+            return self._fused(x, around, beside)
         x = x if beside is None else torch.cat([x, beside], dim=1)
-        generator = told.dropout if isinstance(told.dropout, torch.Generator) else None
+        generator = around.dropout if isinstance(around.dropout, torch.Generator) else None
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(told.temb)[:, :, None, None]
+        h = h + self.time_emb_proj(around.temb)[:, :, None, None]
         h = self.conv2(dropout(F.silu(self.norm2(h)), self.dropout, generator))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
 
-    def _fused(self, x: Tensor, told: Told, beside: Tensor | None) -> Tensor:
+    def _fused(self, x: Tensor, around: Around, beside: Tensor | None) -> Tensor:
         """The same by fused kernels: biases are added in neighbouring kernels, and nothing is concatenated."""
         h, x, beside = self.norm1.fused(x, beside=beside)
         short = x
@@ -94,8 +95,8 @@ class ResBlock(nn.Module):
             with aside.branch():
                 short = pointwise(x, self.conv_shortcut.weight.flatten(1).to(x.dtype), beside)
         h = self.conv1.without_bias(h)
-        seed = told.dropout[self.place] if isinstance(told.dropout, Tensor) else None
-        h, _, _ = self.norm2.fused(h, shift=told.shifts[self.place], rate=self.dropout, seed=seed)
+        seed = around.dropout[self.place] if isinstance(around.dropout, Tensor) else None
+        h, _, _ = self.norm2.fused(h, shift=around.shifts[self.place], rate=self.dropout, seed=seed)
         h = self.conv2.without_bias(h)
         bias = self.conv2.bias.to(h.dtype)
         if self.conv_shortcut is None:
@@ -186,10 +187,10 @@ class DownBlock(nn.Module):
         if level < len(widths) - 1:
             self.downsamplers = nn.ModuleList([Downsample(init, out)])
 
-    def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, around: Around, skips: list[Tensor]) -> Tensor:
         """(N, C, H, W) to the next level's input; appends each result to ``skips``."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, told)
+            x = resnet(x, around)
             if hasattr(self, "attentions"):
                 x = self.attentions[i](x)
             skips.append(x)
@@ -218,10 +219,10 @@ class UpBlock(nn.Module):
         if level > 0:
             self.upsamplers = nn.ModuleList([Upsample(init, out)])
 
-    def forward(self, x: Tensor, told: Told, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, around: Around, skips: list[Tensor]) -> Tensor:
         """(N, C, H, W) to the level above; takes its skips off the end of ``skips``."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, told, skips.pop())
+            x = resnet(x, around, skips.pop())
             if hasattr(self, "attentions"):
                 x = self.attentions[i](x)
         if hasattr(self, "upsamplers"):
@@ -238,10 +239,10 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([Attention(init, config, width)])
         self.resnets = nn.ModuleList(ResBlock(init, config, width, width, temb_width) for _ in range(2))
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
+    def forward(self, x: Tensor, around: Around) -> Tensor:
         """(N, C, H, W) to the same shape."""
-        x = self.resnets[0](x, told)
-        return self.resnets[1](self.attentions[0](x), told)  # type: ignore[no-any-return]
+        x = self.resnets[0](x, around)
+        return self.resnets[1](self.attentions[0](x), around)  # type: ignore[no-any-return]
 
 
 class UNet(nn.Module):
@@ -261,9 +262,11 @@ class UNet(nn.Module):
         *,
         draw: bool = True,
         ways: Ways | None = None,
+        conditions: Mapping[str, Make] | None = None,
     ) -> None:
         """``generator``: a CPU generator for the initial weights (default: a new one with seed 0), unless ``draw`` is False:
-        then they are not drawn at all, for weights that are loaded next. ``ways``: which kernels, PyTorch's by default."""
+        then they are not drawn at all, for weights that are loaded next. ``ways``: which kernels, PyTorch's by default.
+        ``conditions``: what it can be told, by name (``condition.py``)."""
         super().__init__()
         if generator is None:
             generator = torch.Generator(device="cpu").manual_seed(0)
@@ -283,25 +286,38 @@ class UNet(nn.Module):
         for place, block in enumerate(blocks):
             block.place = place
         self.blocks = len(blocks)
+        # last, so that the weights before them are drawn alike with and without
+        if conditions:
+            self.conditions = nn.ModuleDict({name: make(init, temb_width) for name, make in conditions.items()})
+
+    @property
+    def can_be_told(self) -> tuple[str, ...]:
+        """Names of the conditions, in order."""
+        return tuple(self.conditions) if hasattr(self, "conditions") else ()
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, dropout_source: DropoutSource = None, mark: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        dropout_source: DropoutSource = None,
+        told: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """``mark`` (N, 4 * block_out_channels[0]) is added to the timestep's embedding: how training tells the network
-        about an augmentation. Absent when sampling."""
+        """``told``: values of conditions by name, each (N, ...); those that are missing add nothing."""
         x = x.contiguous(memory_format=self.ways.memory_format)
         embedded = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         # every block begins with SiLU of the same embedding: once is enough
         temb = self.time_embedding(embedded)
-        temb = F.silu(temb if mark is None else temb + mark)
-        told = Told(temb, dropout_source, self._shifts(temb) if self.ways.fused else ())
+        for name, values in (told or {}).items():
+            temb = temb + self.conditions[name](values, x.dtype)
+        temb = F.silu(temb)
+        around = Around(temb, dropout_source, self._shifts(temb) if self.ways.fused else ())
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, told, skips)
-        x = self.mid_block(x, told)
+            x = block(x, around, skips)
+        x = self.mid_block(x, around)
         for block in self.up_blocks:
-            x = block(x, told, skips)
+            x = block(x, around, skips)
         if self.ways.fused:
             return self.conv_out(self.conv_norm_out.fused(x)[0])  # type: ignore[no-any-return]
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ..dataset.packing import HOLDOUT_FROM
+from ..dataset.store import Store
+from ..dataset.words import FEWEST, words_of
 from ..errors import UserError
 from ..model.config import ModelConfig
 from ..names import check_no_twin
@@ -50,6 +52,29 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
     return config, steps
+
+
+def with_words(config: RunConfig, request: TrainRequest, store: Store) -> RunConfig:
+    """The configuration with the words that the model shall learn from a dataset, if any."""
+    preset = get_preset(request.preset) if request.preset else None
+    wanted = request.condition or (preset.condition if preset else "auto")
+    if request.init_from and config.model.tags:
+        if request.condition == "none":
+            raise UserError(f"The model {request.init_from} knows words and keeps them; leave out the condition none.")
+        return config
+    if wanted == "none":
+        return config
+    found = words_of(store).words
+    if wanted == "auto" and len(found) < FEWEST:
+        return config
+    if not found:
+        raise UserError(
+            "The prompts of this dataset share no words that a model could learn; choose the condition none, or harvest images "
+            "with prompts."
+        )
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, tags=tuple(word.entry for word in found))
+    )
 
 
 def check_free(workspace: Workspace, name: str) -> None:

@@ -23,6 +23,7 @@ from ..model.diffusion import uint8_to_model
 from ..options import CROPS
 from ..sampling.generate import SampleSettings
 from ..workspace import Workspace
+from .alignment import measure
 from .context import Context
 from .sampling import sample
 
@@ -39,10 +40,12 @@ def evaluate(
     count: int = 512,
     settings: SampleSettings | None = None,
     picture_path: Path | None = None,
+    prompts: bool = False,
 ) -> dict[str, Any]:
     """KID against the dataset with its interval and the real-vs-real floor, and the memorised fraction.
 
-    The pictures are sampled from ``model``, or read from the folder ``images``.
+    The pictures are sampled from ``model``, or read from the folder ``images``. ``prompts``: also whether a model with words does what it
+    is asked for, and whether its words unlock copies (``alignment.py``).
     """
     if (model is None) == (images is None):
         raise UserError("Give either --model or --images.")
@@ -63,6 +66,8 @@ def evaluate(
             )
     else:
         size, crop, name, about, learned_from = (64, 64), "center", Path(str(images)).name, {}, None
+    if prompts and (model is None or not config.tags):
+        raise UserError(f"{name} was trained without prompts: there are no words to judge.")
     packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress, context.stop)
     if len(packed.ids) < 8:
         raise UserError(
@@ -86,7 +91,24 @@ def evaluate(
     out = picture_path or workspace.root / "evaluations" / f"{name}-{dataset}.png"
     neighbours = picture(samples, packed.images, near)
     replace_with(out, lambda temporary: neighbours.save(temporary, format="PNG"))
+    worded: dict[str, Any] = {}
+    if prompts and model is not None:
+        weights = model_file.load(workspace.model_path(model)).weights
+        copied = float(near.memorised.float().mean())
+        worded = measure(
+            workspace,
+            workspace.store(dataset),
+            model,
+            config,
+            weights,
+            packed,
+            context,
+            count=count,
+            settings=settings,
+            copied_without=copied,
+        )
     return {
+        **worded,
         "dataset": dataset,
         "learned_from": learned_from,
         # whether copying was looked for among the very images that it learned from

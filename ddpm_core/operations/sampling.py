@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -12,14 +12,17 @@ from torch import Tensor
 
 from .. import __version__
 from ..dataset import infotext
+from ..dataset.tags import Vocabulary
 from ..errors import UserError
 from ..evaluation.neighbours import to_image
 from ..model import file as model_file
+from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..options import WEIGHTS
-from ..requests import Enlarging, SampleRequest
+from ..requests import Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
+from ..sampling.guidance import Asked
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
@@ -29,7 +32,8 @@ from .context import Context
 @dataclass
 class Sampled:
     """Pictures of one sampling: uint8 (N, 3, H, W), the same as they are wanted (perhaps enlarged), their seeds and
-    generation texts, network calls an image."""
+    generation texts, network calls an image; the model's words that they were asked for, and those it does not know, each with the
+    nearest that it does, or ""."""
 
     images: Tensor
     pictures: list[Image.Image]
@@ -37,6 +41,8 @@ class Sampled:
     texts: list[str]
     evaluations: int
     seconds: float
+    words: list[str] = field(default_factory=list)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
 
 
 def settings_of(request: SampleRequest) -> SampleSettings:
@@ -49,6 +55,7 @@ def settings_of(request: SampleRequest) -> SampleSettings:
         request.spacing,
         request.clip,
         request.dynamic_threshold,
+        request.cfg_scale,
     )
 
 
@@ -94,9 +101,12 @@ def sample(
     weights: str = "ema",
     step: int | None = None,
     enlarging: Enlarging | None = None,
+    prompts: Sequence[Prompt] = (),
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
-    """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``emerging(done, total, x0)`` gets the predicted images after each network call."""
+    """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``prompts``: one for each picture, or one for all.
+    ``emerging(done, total, x0)`` gets the predicted images after each network call.
+    """
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
@@ -104,14 +114,17 @@ def sample(
     height, width = config.unet.image_size
     size = enlarging.target(width, height) if enlarging else (width, height)
     device = context.device
+    each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
+    asked, words, unknown = _asked(config, each, settings.cfg_scale)
+    _say_unknown(title, config, each, unknown, context)
     with context.gpu_slice():
-        net = model_file.build_network(config, tensors, device)
+        net = network_of(config, tensors, device)
         diffusion = Diffusion(config.diffusion, device)
     dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
         with context.gpu_slice():
-            return net(x, t)  # type: ignore[no-any-return]
+            return net(x, t, told=told)  # type: ignore[no-any-return]
 
     def progress(done: int, total: int, x0: Tensor) -> None:
         context.progress(done, total, "Sampling")
@@ -128,6 +141,7 @@ def sample(
         dtype=dtype,
         stop=context.stop,
         progress=progress,
+        asked=asked,
     )
     pixels = model_to_uint8(images)
     seeds = [settings.seed + i for i in range(len(images))]
@@ -140,8 +154,37 @@ def sample(
             larger = None if context.stop.is_set() else context.enlarge(picture, size, enlarging.upscaler)
             picture, done = (picture, None) if larger is None else (larger, enlarging)
         pictures.append(picture)
-        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step))
-    return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began)
+        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step, each[number]))
+    return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, words, unknown)
+
+
+def _asked(
+    config: ModelConfig, prompts: Sequence[Prompt], scale: float
+) -> tuple[Asked | None, list[str], list[tuple[str, str]]]:
+    """What the network is told of each picture, None where there is nothing; the words of all, and those it does not know."""
+    known = Vocabulary(config.tags)
+    read = {prompt: (known.match(prompt.text), known.match(prompt.negative)) for prompt in dict.fromkeys(prompts)}
+    words = list(dict.fromkeys(word for positive, _ in read.values() for word in positive.words))
+    unknown = dict(pair for positive, negative in read.values() for pair in (*positive.unknown, *negative.unknown))
+    if not any(positive.words or negative.words for positive, negative in read.values()):
+        return None, [], list(unknown.items())
+    positive, negative = (
+        torch.tensor([read[prompt][side].values for prompt in prompts], dtype=torch.float32) for side in (0, 1)
+    )
+    return Asked({"tags": positive}, {"tags": negative}, scale), words, list(unknown.items())
+
+
+def _say_unknown(
+    title: str, config: ModelConfig, prompts: Sequence[Prompt], unknown: Sequence[tuple[str, str]], context: Context
+) -> None:
+    if not any(prompt.text.strip() for prompt in prompts):
+        return
+    if not config.tags:
+        context.say(f"{title} was trained without prompts; the prompt changes nothing.")
+    elif unknown:
+        named = ", ".join(f"{word!r} (nearest: {near!r})" if near else repr(word) for word, near in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        context.say(f"{title} does not know {named}{more}.")
 
 
 def sample_text(
@@ -153,6 +196,7 @@ def sample_text(
     weights: str,
     enlarging: Enlarging | None = None,
     step: int | None = None,
+    prompt: Prompt | None = None,
 ) -> str:
     """The generation text of a sample, in the WebUI's format."""
     height, width = config.unet.image_size
@@ -161,6 +205,7 @@ def sample_text(
     values = {
         "Steps": str(calls),
         "Sampler": settings.definition.label,
+        **({"CFG scale": f"{settings.cfg_scale:g}"} if config.tags and prompt and prompt.text.strip() else {}),
         "Seed": str(seed),
         "Size": f"{width}x{height}",
         infotext.OWN_KEY: title,
@@ -179,4 +224,5 @@ def sample_text(
         values["DDPM dynamic threshold"] = f"{settings.dynamic_threshold:g}"
     if enlarging is not None:
         values["DDPM upscaler"] = enlarging.upscaler
-    return infotext.build(infotext.Infotext("", "", values))
+    prompt = prompt if prompt and config.tags else Prompt()  # what it does not know is none of its
+    return infotext.build(infotext.Infotext(prompt.text.strip(), prompt.negative.strip(), values))

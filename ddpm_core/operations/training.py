@@ -21,24 +21,26 @@ from ..files import FolderLock, replace_with
 from ..model import file as model_file
 from ..names import check_name, is_name
 from ..requests import TrainRequest
-from ..runs import FILE, Run
+from ..runs import FILE, FORMAT, Run
 from ..training import how as hows
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..training.estimate import estimate
 from ..training.heldout import MOST_IMAGES
-from ..training.loop import Limits, Metrics, Outlets, TrainingLoop
+from ..training.loop import Held, Limits, Metrics, Outlets, TrainingLoop
 from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig
 from ..training.team import Team
 from ..training.trainer import Trainer
 from ..workspace import Workspace
-from .configuring import check_free, configure, expectations
+from .configuring import check_free, configure, expectations, with_words
 from .context import Context
 from .following import agree, help_along
 from .pictures import make_grid
 from .previews import drop_later, save_preview
 from .resuming import load_checkpoint, reopen, seconds_spent
+from .telling import FILE as TOLD_FILE
+from .telling import remember_told, told_in_run, told_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Prepared:
     run: Run
     config: RunConfig
     packed: Packed
+    told: dict[str, Tensor]
     checkpoints: CheckpointFolder
 
     @property
@@ -94,7 +97,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
     )
     with lock.held(), _nothing_left_of(folder, lock):
-        for part in (FILE, "metrics.jsonl", "checkpoints", "previews"):
+        for part in (FILE, TOLD_FILE, "metrics.jsonl", "checkpoints", "previews"):
             if (folder / part).is_symlink():  # it could lead anywhere, and is written to
                 raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
         config, run, packed = (reopen if request.resume else _begin)(workspace, folder, request, context)
@@ -104,11 +107,12 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
             with context.room_for(lambda: _megabytes(config, packed, context)):
                 if context.stop.is_set() and not checkpoints.paths():
                     raise Stopped("Stopped before the first step; nothing was made.")
+                told = told_in_run(workspace, run, config, packed, folder, context)
                 if team is not None:
                     team.part(config.train.batch_size)
-                    team.tell(json.dumps(run.to_json()))
-                    agree(team, run, packed)
-                prepared = Prepared(workspace, name, folder, request, run, config, packed, checkpoints)
+                    team.tell(json.dumps({**run.to_json(), "run": name}))
+                    agree(team, run, packed, told)
+                prepared = Prepared(workspace, name, folder, request, run, config, packed, told, checkpoints)
                 return _course(prepared, context, team)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
@@ -145,10 +149,13 @@ def _begin(
     packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress, context.stop)
     chosen = precision.choose(config.train.precision, context.device)
     config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
+    config = with_words(config, request, store)
+    remember_told(folder, config, packed, told_of(store, config, packed))
     run = Run(
         config=config.to_json(),
         dataset=request.dataset,
         fingerprint=packed.fingerprint,
+        format=FORMAT if config.model.tags else 1,
         images=len(packed.ids),
         steps=steps,
         minutes=request.minutes,
@@ -167,7 +174,9 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         context.say(text)
     with context.gpu_slice():
         how = None if context.alone else hows.plain(context.device)
-        trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team, how)
+        trainer = Trainer(
+            config, packed.images, context.device, context.say, packed.train_rows, team, how, prepared.told
+        )
     spent = _load(prepared, trainer, context)
     minutes = prepared.request.minutes
     if minutes is None and run.minutes is not None:  # a run by time that was cut off has the rest of its time left
@@ -184,6 +193,7 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
             weights = {key: value.detach().cpu() for key, value in trainer.ema.named_parameters()}
         _write_model(prepared, weights, trainer.step, loop.heldout_loss, shown.get("last"))
 
+    held = packed.held_rows[:MOST_IMAGES]
     outlets = Outlets(
         context.gpu_slice, context.stop, context.report, context.say, preview, saved, context.preview_seconds
     )
@@ -191,7 +201,7 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         trainer,
         prepared.checkpoints,
         Metrics(folder / "metrics.jsonl", trainer.step),
-        packed.images[packed.held_rows[:MOST_IMAGES]],
+        Held(packed.images[held], {name: values[held] for name, values in prepared.told.items()}),
         Limits(run.steps, minutes, prepared.request.checkpoint_every),
         outlets,
         spent,

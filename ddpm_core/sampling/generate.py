@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..model.diffusion import Diffusion
 from ..options import SPACINGS
 from . import DEFAULT_SAMPLER, SAMPLERS, Sampler
 from .denoiser import Denoiser, Network
+from .guidance import DEFAULT_SCALE, MOST_SCALE, Asked, ToldNetwork
 from .spacing import timesteps
 
 # after a network call: calls done, calls in all, and the predicted images (N, C, H, W) of the current batch
@@ -32,6 +34,7 @@ class SampleSettings:
     spacing: str = "trailing"
     clip: bool = True
     dynamic_threshold: float | None = None
+    cfg_scale: float = DEFAULT_SCALE
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -42,6 +45,8 @@ class SampleSettings:
             raise UserError(f"eta must be between 0 and 1; got {self.eta:g}.")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"The seed must be -1 (random) or a number from 0 to {2**63 - 1}; got {self.seed}.")
+        if not 1.0 <= self.cfg_scale <= MOST_SCALE:
+            raise UserError(f"The CFG scale must be between 1 and {MOST_SCALE:g}; got {self.cfg_scale:g}.")
         if self.dynamic_threshold is not None and not 0.5 <= self.dynamic_threshold <= 1.0:
             raise UserError(f"The dynamic threshold is a quantile between 0.5 and 1; got {self.dynamic_threshold:g}.")
 
@@ -85,7 +90,7 @@ class ImageNoise:
 
 
 def generate(
-    network: Network,
+    network: Network | ToldNetwork,
     diffusion: Diffusion,
     shape: tuple[int, int, int],
     count: int,
@@ -95,11 +100,12 @@ def generate(
     dtype: torch.dtype = torch.float32,
     stop: threading.Event | None = None,
     progress: Progress = lambda done, total, x0: None,
+    asked: Asked | None = None,
 ) -> tuple[Tensor, int]:
     """``count`` images (n, C, H, W) float32 on the CPU in [-1, 1], and the network calls each took.
 
     Stopped early, only whole images are returned (n may be 0). Where the memory does not suffice for a batch, it is
-    halved: an image depends on its own seed only.
+    halved: an image depends on its own seed only. ``asked``: what a network that can be told shall show, a row for each image.
     """
     if count < 1:
         raise UserError(f"The number of images must be at least 1; got {count}.")
@@ -122,8 +128,12 @@ def generate(
     while start < count:
         seeds = [settings.seed + i for i in range(start, min(start + batch_size, count))]
         noise = ImageNoise(seeds, shape, device)
+        rows = slice(start, start + len(seeds))
+        plain: Any = network
+        if asked is not None:
+            plain = asked.network(cast(ToldNetwork, network), rows, diffusion.config.timesteps, device)
         denoiser = Denoiser(
-            network, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype
+            plain, diffusion, clip=settings.clip, dynamic_threshold=settings.dynamic_threshold, dtype=dtype
         )
 
         before = done

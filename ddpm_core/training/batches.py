@@ -1,26 +1,30 @@
-"""What a step is given, drawn outside of it: pictures, mirroring, timesteps, noise, dropout. All a function of (seed, step)."""
+"""What a step is given, drawn outside of it: pictures, conditions, timesteps, noise, dropout. All a function of (seed, step)."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..model.condition import DROPPED
 from ..model.diffusion import uint8_to_model
 from ..model.unet import DropoutSource
 from .pictures import open_pictures, to_device
-from .random import DROPOUT, NOISE, TIMES, DataOrder, generator, mix
+from .random import DROPOUT, NOISE, TIMES, TOLD, DataOrder, generator, mix
 from .settings import TrainSettings
 
 
-class Batch(NamedTuple):
-    """``x0`` (N, C, H, W) float32 in [-1, 1]; ``flips`` (N,) bool, which are mirrored; ``times`` (N,) int64; ``noise`` like x0."""
+@dataclass(frozen=True)
+class Batch:
+    """``x0`` (N, C, H, W) float32 in [-1, 1]; ``times`` (N,) int64; ``noise`` like x0; ``told``: values of conditions, each (N, ...),
+    among them "flip", which are mirrored."""
 
     x0: Tensor
-    flips: Tensor
     times: Tensor
     noise: Tensor
+    told: Mapping[str, Tensor]
 
 
 class Batches:
@@ -34,12 +38,15 @@ class Batches:
         rows: Tensor,
         part: slice,
         device: torch.device,
+        told: Mapping[str, Tensor],
     ) -> None:
-        """``images`` uint8 (N, C, H, W) on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on."""
+        """``images`` uint8 (N, C, H, W) on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on; ``told``: values
+        of conditions for each of ``images``, on the CPU."""
         self._settings, self._timesteps, self._part, self._device = settings, timesteps, part, device
         self._order = DataOrder(len(rows), settings.batch_size, settings.seed)
         self.pictures = open_pictures(settings.pictures, images, rows, self._indices, device)
         self._images, self._rows = images, rows
+        self._told = {name: values[rows] for name, values in told.items()}
         self._noise = torch.Generator(device=device)
 
     def _indices(self, step: int) -> Tensor:
@@ -59,11 +66,23 @@ class Batches:
         x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
         self._noise.manual_seed(mix(settings.seed, NOISE, step))
         noise = torch.randn((batch, *x0.shape[1:]), generator=self._noise, device=self._device)[self._part]
-        return Batch(x0, flips, times, noise)
+        return Batch(x0, times, noise, {**self._words(step), "flip": flips})
+
+    def _words(self, step: int) -> dict[str, Tensor]:
+        found = {}
+        for number, (name, values) in enumerate(self._told.items()):
+            drawn = generator("cpu", self._settings.seed, TOLD, step, number)
+            chosen = DROPPED[name](values[self._order.batch(step)], drawn)
+            found[name] = to_device(chosen[self._part], self._device)
+        return found
 
     def some(self, count: int) -> Tensor:
         """The first pictures that are trained on, uint8 (at most ``count``, C, H, W), on the CPU."""
         return self._images[self._rows[:count]]
+
+    def some_told(self, count: int) -> dict[str, Tensor]:
+        """What there is to tell of :meth:`some`."""
+        return {name: values[:count] for name, values in self._told.items()}
 
     def close(self) -> None:
         """End the reading ahead and free the images."""

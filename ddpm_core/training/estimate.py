@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..model.unet import UNet
+from ..model.build import build
 from . import precision
 from .mixed import CastCopy
 from .settings import RunConfig
@@ -29,7 +29,7 @@ class Estimate:
 
 def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0) -> Estimate:
     """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
-    net: nn.Module = UNet(config.model.unet, device)
+    net: nn.Module = build(config.model, device)
     dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
     unet = config.model.unet
     small = min(4, config.train.batch_size)

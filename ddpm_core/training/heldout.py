@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -33,8 +33,12 @@ def loss_by_band(
     dtype: torch.dtype,
     gpu_slice: Callable[[], AbstractContextManager[object]],
     batch_size: int = 64,
+    told: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
-    """Mean unweighted loss of uint8 images (N, C, H, W) in each band; the same noise and timesteps at every call."""
+    """Mean unweighted loss of uint8 images (N, C, H, W) in each band; the same noise and timesteps at every call.
+
+    ``told``: values of the network's conditions for each image.
+    """
     device = diffusion.alphas_cumprod.device
     images = images[:MOST_IMAGES]
     total = diffusion.config.timesteps
@@ -51,7 +55,8 @@ def loss_by_band(
             with gpu_slice(), torch.no_grad():
                 x0 = uint8_to_model(images[part].to(device))
                 t, eps = times[part].to(device), noise[part].to(device)
-                output = net(diffusion.add_noise(x0, eps, t).to(dtype), t)
+                values = {name: value[part].to(device) for name, value in (told or {}).items()}
+                output = net(diffusion.add_noise(x0, eps, t).to(dtype), t, told=values)
                 losses.append(loss_per_image(kind, output, diffusion.target(x0, eps, t)).cpu())
         result[name] = float(torch.cat(losses).mean())
     return result

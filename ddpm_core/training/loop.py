@@ -7,9 +7,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..files import replace_with
 from ..model.diffusion import model_to_uint8
 from ..parsing import open_regular, parse_json
 from ..sampling.generate import SampleSettings, generate
+from ..sampling.guidance import Asked
 from .checkpoints import CheckpointFolder
 from .heldout import MOST_IMAGES, loss_by_band
 from .trainer import Trainer
@@ -105,6 +106,14 @@ def _is_step(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Images that are not trained on, uint8 (N, C, H, W), and what there is to tell of each."""
+
+    images: Tensor
+    told: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class MetricsFollower:
     """The lines of a metrics file for who asks again and again: only what has been added is read anew."""
 
@@ -146,7 +155,7 @@ class TrainingLoop:
         trainer: Trainer,
         checkpoints: CheckpointFolder,
         metrics: Metrics,
-        held: Tensor,
+        held: Held,
         limits: Limits,
         outlets: Outlets,
         spent_seconds: float = 0.0,
@@ -283,13 +292,15 @@ class TrainingLoop:
         began = time.monotonic()
         trainer = self.trainer
         options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
-        some = trainer.batches.some(min(max(len(self.held), 32), MOST_IMAGES))
-        seen = loss_by_band(trainer.ema, trainer.diffusion, some, **options)  # type: ignore[arg-type]
+        count = min(max(len(self.held.images), 32), MOST_IMAGES)
+        some, words = trainer.batches.some(count), trainer.batches.some_told(count)
+        seen = loss_by_band(trainer.ema, trainer.diffusion, some, told=words, **options)  # type: ignore[arg-type]
         values: dict[str, Any] = {"step": trainer.step}
         if math.isfinite(_mean(seen)):
             values.update(seen_bands=_rounded(seen), seen_loss=round(_mean(seen), 6))
-        if len(self.held):
-            held = loss_by_band(trainer.ema, trainer.diffusion, self.held, **options)  # type: ignore[arg-type]
+        if len(self.held.images):
+            own = {"told": self.held.told, **options}
+            held = loss_by_band(trainer.ema, trainer.diffusion, self.held.images, **own)  # type: ignore[arg-type]
             self.heldout_loss = self.heldout_step = None
             if math.isfinite(_mean(held)):  # in fp16 an average may overflow on a picture that is not trained on
                 self.heldout_loss = round(_mean(held), 6)
@@ -300,12 +311,15 @@ class TrainingLoop:
         return time.monotonic() - began
 
     def sample_preview(self) -> Tensor:
-        """Images from fixed noise by the averaged weights, uint8 (N, C, H, W)."""
+        """Images from fixed noise by the averaged weights, uint8 (N, C, H, W); a model with words is asked for those of images that
+        are held out, if any are."""
         trainer = self.trainer
+        words = self.held.told if len(self.held.images) >= PREVIEW_COUNT else trainer.batches.some_told(PREVIEW_COUNT)
+        enough = {name: values for name, values in words.items() if len(values) >= PREVIEW_COUNT}
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
+        def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
             with self.out.gpu_slice():
-                return trainer.ema(x, t)  # type: ignore[no-any-return]
+                return trainer.ema(x, t, told=told)  # type: ignore[no-any-return]
 
         unet = trainer.config.model.unet
         images, _ = generate(
@@ -315,6 +329,7 @@ class TrainingLoop:
             PREVIEW_COUNT,
             SampleSettings(steps=min(PREVIEW_STEPS, trainer.config.model.diffusion.timesteps), seed=1000),
             dtype=trainer.dtype,
+            asked=Asked(enough) if enough else None,
         )
         return model_to_uint8(images)
 

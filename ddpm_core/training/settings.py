@@ -93,13 +93,14 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named starting point. ``steps`` is how long it trains unless told otherwise."""
+    """A named starting point. ``steps`` is how long it trains unless told otherwise, ``condition`` what its model is told."""
 
     name: str
     summary: str
     model: ModelConfig
     train: TrainSettings
     steps: int
+    condition: str = "auto"
 
 
 PRESETS: dict[str, Preset] = {
@@ -144,6 +145,7 @@ PRESETS: dict[str, Preset] = {
                 flip_probability=0.0,
             ),
             steps=12_000,
+            condition="none",
         ),
         Preset(
             "detail-128",

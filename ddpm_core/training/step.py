@@ -28,20 +28,6 @@ if TYPE_CHECKING:
     from .flat import FlatUpdate
 
 
-class Marked(nn.Module):
-    """The network, and what tells it that a picture is mirrored: absent, and so zero, when sampling."""
-
-    def __init__(self, net: UNet, device: torch.device) -> None:
-        super().__init__()
-        self.net = net
-        self.flip_mark = nn.Parameter(torch.zeros(4 * net.config.block_out_channels[0], device=device))
-
-    def forward(self, x: Tensor, times: Tensor, flips: Tensor, dropout: DropoutSource) -> Tensor:
-        """As the network; ``flips`` (N,) bool marks mirrored images."""
-        mark = flips[:, None].to(x.dtype) * self.flip_mark.to(x.dtype)
-        return self.net(x, times, dropout, mark)  # type: ignore[no-any-return]
-
-
 class Step:
     """Computes one step, captured as a CUDA graph where ``how`` says so.
 
@@ -51,7 +37,7 @@ class Step:
 
     def __init__(
         self,
-        network: Marked,
+        network: UNet,
         trainables: Trainables,
         diffusion: Diffusion,
         settings: TrainSettings,
@@ -62,12 +48,13 @@ class Step:
         say: Callable[[str], None],
     ) -> None:
         self.settings, self.diffusion, self.team = settings, diffusion, team
-        self.device = device = network.flip_mark.device
+        self.device = device = network.conv_in.weight.device
         self.dtype = dtype = DTYPES[precision]
         self.pieces = 1
         self.sums = torch.zeros(2, device=device)
         self.loss_weights = timestep_weights(settings.weighting, diffusion, settings.snr_gamma)
         self._trainables, self._dropout = trainables, dropout
+        self._told = network.can_be_told
         # a team averages the gradients of the network's own weights
         self.cast = CastCopy(network, dtype) if team is None and dtype != torch.float32 else None
         self._network: nn.Module = network if team is None else team.join(network)
@@ -105,13 +92,12 @@ class Step:
             group["lr"] = rate
 
     def __call__(self, batch: Batch) -> None:
-        if self.captured is not None and self.pieces == 1:
-            self.captured(*batch)
-        else:
-            self.compute(*batch)
+        work = self.captured if self.captured is not None and self.pieces == 1 else self.compute
+        work(batch.x0, batch.times, batch.noise, *(batch.told[name] for name in self._told))
 
-    def compute(self, x0: Tensor, flips: Tensor, times: Tensor, noise: Tensor) -> None:
-        """One step. Changes state in place and never waits for the device: can be captured."""
+    def compute(self, x0: Tensor, times: Tensor, noise: Tensor, *told: Tensor) -> None:
+        """One step; ``told``: a value for each condition of the network. Changes state in place and never waits for the device: can
+        be captured."""
         settings, team = self.settings, self.team
         # gradients are averaged over the processes, each of which has the sum of its part
         share = settings.batch_size / (1 if team is None else team.size)
@@ -131,7 +117,8 @@ class Step:
             with nullcontext() if team is None or start + size >= mine else network.no_sync():  # type: ignore[operator]
                 # further pieces add to the gradients of the first, in the first stream
                 with aside.using(self._aside if self.pieces == 1 else None):
-                    output = network(noisy.to(self.dtype), times[part], flips[part], self._dropout)
+                    values = {name: value[part] for name, value in zip(self._told, told)}
+                    output = network(noisy.to(self.dtype), times[part], self._dropout, values)
                 losses = loss_per_image(settings.loss, output, target)
                 weighted = (losses * self.loss_weights[times[part]]).sum() / share
                 torch.autograd.backward(weighted if self.scaler is None else self.scaler.scale(weighted))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
+from ..model.build import build
 from ..model.diffusion import Diffusion
-from ..model.unet import UNet
 from . import how as hows
 from . import precision
 from .batches import Batches, Dropout
@@ -22,7 +22,7 @@ from .muon import is_hidden
 from .random import WEIGHTS, generator
 from .settings import RunConfig
 from .state import Trainable, Trainables
-from .step import Marked, Step
+from .step import Step
 from .team import Team
 
 Say = Callable[[str], None]
@@ -55,9 +55,10 @@ class Trainer:
         rows: Tensor | None = None,
         team: Team | None = None,
         how: How | None = None,
+        told: Mapping[str, Tensor] | None = None,
     ) -> None:
         """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default; ``how`` a step is
-        computed, the fastest way that works by default."""
+        computed, the fastest way that works by default; ``told``: values of the model's conditions for each of ``images``."""
         self.config, self.say, self.team = config, say, team
         self.device = torch.device(device)
         self.settings = settings = config.train
@@ -68,21 +69,21 @@ class Trainer:
         if how.network.fused:
             say("Preparing GPU kernels for this network; the first time this takes up to a minute.")
         unet, seed = config.model.unet, settings.seed
-        self.net = UNet(unet, self.device, generator("cpu", seed, WEIGHTS), ways=how.network)
-        self.ema = UNet(unet, self.device, generator("cpu", seed, WEIGHTS), ways=how.network)
+        self.net, self.ema = (
+            build(config.model, self.device, generator("cpu", seed, WEIGHTS), ways=how.network, augmented=net_itself)
+            for net_itself in (True, False)
+        )
         for parameter in self.ema.parameters():
             parameter.requires_grad_(False)
-        marked = Marked(self.net, self.device)
-        self.flip_mark = marked.flip_mark
         self.state = self._register()
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows
         part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
-        self.batches = Batches(settings, config.model.diffusion.timesteps, images, rows, part, self.device)
+        self.batches = Batches(settings, config.model.diffusion.timesteps, images, rows, part, self.device, told or {})
         seeds = self.net.blocks if how.network.fused and unet.dropout else 0
         self.dropout = Dropout(seed, None if team is None else team.rank, seeds, self.device)
         self.work = Step(
-            marked, self.state, self.diffusion, settings, self.precision, how, team, self.dropout.source, say
+            self.net, self.state, self.diffusion, settings, self.precision, how, team, self.dropout.source, say
         )
         self.step = 0
         self.lr_scale = 1.0
@@ -91,10 +92,14 @@ class Trainer:
     def _register(self) -> Trainables:
         found = Trainables()
         muon = self.settings.optimizer == "muon"
-        for (name, parameter), average in zip(self.net.named_parameters(), self.ema.parameters()):
-            hidden = muon and is_hidden(name, parameter)
-            found.add(Trainable(name, f"net.{name}", parameter, average, f"ema.{name}", hidden))
-        found.add(Trainable("flip_mark", "flip_mark", self.flip_mark))
+        averages = dict(self.ema.named_parameters())
+        for name, parameter in self.net.named_parameters():
+            if name in averages:
+                hidden = muon and is_hidden(name, parameter)
+                found.add(Trainable(name, f"net.{name}", parameter, averages[name], f"ema.{name}", hidden))
+            else:  # of an augmentation, which no model knows
+                own = name.split(".", 2)[2]
+                found.add(Trainable(own, own, parameter))
         return found
 
     @property
@@ -193,8 +198,14 @@ class Trainer:
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin a new run from the weights of a model."""
-        self.net.load_tensors(weights)
-        self.ema.load_tensors(weights)
+        # words that are new to it must not disturb what it knows
+        own = {
+            n: torch.zeros_like(p) if n.endswith(".embedding") else p
+            for n, p in self.net.named_parameters()
+            if n.startswith("conditions.") and n not in weights
+        }
+        self.net.load_tensors({**weights, **own})
+        self.ema.load_tensors({**weights, **{n: own[n] for n, _ in self.ema.named_parameters() if n in own}})
         if self.team is not None:
             self.team.share_state(self)
 

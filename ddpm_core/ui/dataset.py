@@ -65,6 +65,8 @@ def build(service: Service) -> dict[str, Any]:
         _folders(service, name)
     live("review")
     gr.HTML(note(_CANNOT_SEE))
+    with gr.Accordion("Words", open=False, elem_id=ids.WORDS):
+        live("words")
     with gr.Accordion("Manage datasets", open=False, elem_id=ids.TRASH_DATASET):
         live("trash_dataset")
     return {"dataset": name}

@@ -53,11 +53,21 @@ def build(service: Service) -> dict[str, Any]:
         found: list[Result] = job.artifacts.get("results", []) if job else []
         return [(result.image, result.text) for result in found]
 
+    fields = fields_of(SampleRequest)
     with gr.Row():
         with gr.Column(scale=1, min_width=320):
             with gr.Row():
                 model = gr.Dropdown(label="Model", choices=[], value=None, allow_custom_value=True, elem_id=ids.MODEL)
                 step = gr.Dropdown(label="Training step", choices=[_NEWEST], value=_NEWEST, elem_id=ids.CHECKPOINT)
+            prompt = gr.Textbox(
+                label="Prompt",
+                placeholder="What the images shall show, in words that the model knows",
+                lines=2,
+                elem_id=ids.PROMPT,
+            )
+            negative = gr.Textbox(label="Negative prompt", lines=1, elem_id=ids.NEGATIVE)
+            live("model_words")
+            scale = widget(fields["cfg_scale"], elem_id=ids.CFG_SCALE)
             with gr.Row():
                 sampler = gr.Dropdown(
                     label="Sampling method",
@@ -77,7 +87,7 @@ def build(service: Service) -> dict[str, Any]:
                 count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
                 seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, elem_id=ids.SEED)
             with gr.Accordion("More sampling settings", open=False):
-                more = [field for field in fields_of(SampleRequest).values() if field.option.label]
+                more = [field for field in fields.values() if field.option.label and field.name != "cfg_scale"]
                 widgets = [widget(field, **({"elem_id": ids.ETA} if field.name == "eta" else {})) for field in more]
             with gr.Row():
                 upscaler = gr.Dropdown(
@@ -110,11 +120,11 @@ def build(service: Service) -> dict[str, Any]:
             live("sample")
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
-    not_in_defaults(model, against, step)
+    not_in_defaults(model, against, step, prompt, negative, scale)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
-        name, label, calls, total, number, enlarge, times, checkpoint, *others = values
+        name, label, calls, total, number, enlarge, times, checkpoint, text, not_text, strictly, *others = values
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
         enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
@@ -128,6 +138,9 @@ def build(service: Service) -> dict[str, Any]:
                 checkpoint_step=None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step"),
                 upscaler=enlarged,
                 factor=decimal(times, "Scale by", 1.0) if enlarged else 1.0,
+                prompt=str(text or ""),
+                negative_prompt=str(not_text or ""),
+                cfg_scale=value_of(fields["cfg_scale"], strictly),
                 **{field.name: value_of(field, value) for field, value in zip(more, others)},
             )
         )
@@ -159,7 +172,7 @@ def build(service: Service) -> dict[str, Any]:
         names = service.workspace.dataset_names()
         return gr.update(choices=[_NEWEST, *kept], value=_NEWEST), gr.update(value=own if own in names else dataset)
 
-    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, *widgets]
+    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, *widgets]
     model.change(of_model, inputs=[model, against], outputs=[step, against], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])

@@ -32,14 +32,20 @@ from ddpm_core.dataset import infotext, packing
 from ddpm_core.dataset.harvest import judge
 from ddpm_core.dataset.reading import MAX_TEXT_BYTES
 from ddpm_core.dataset.store import NewItem, Store
+from ddpm_core.dataset.tags import HIGHEST, LOWEST, Vocabulary, tags_of, vocabulary
+from ddpm_core.dataset.words import FILE as WORDS_FILE
+from ddpm_core.dataset.words import words_of
 from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
+from ddpm_core.model.build import build, network_of
 from ddpm_core.model.config import ModelConfig, UNetConfig
-from ddpm_core.model.unet import UNet
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.resuming import load_checkpoint, reopen
+from ddpm_core.operations.telling import FILE as TOLD_FILE
+from ddpm_core.operations.telling import told_in_run
 from ddpm_core.requests import COLLECTION_STATE, TrainRequest
+from ddpm_core.runs import Run
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.settings import RunConfig
@@ -57,6 +63,7 @@ NET = UNetConfig(
     attention_head_dim=4,
 )
 SMALL = RunConfig(ModelConfig(NET))
+WORDED = RunConfig(ModelConfig(NET, tags=("red", "blue hat | headwear")))
 _FOLDER = Path(tempfile.mkdtemp(prefix="ddpm-fuzz-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 TORCH_CPU = torch.device("cpu")
@@ -95,6 +102,34 @@ def text(data: bytes) -> None:
     infotext.parse(infotext.build(found))
 
 
+def prompt(data: bytes) -> None:
+    """A prompt as a dataset and a model with words read it, and the words that a person chose."""
+    written = data.decode("utf-8", "replace")
+    told = tags_of(written)
+    assert all(word and LOWEST <= weight <= HIGHEST for word, weight in told.items()), told
+    found = vocabulary([told] * 20 + [{"red": 1.0}] * 20)
+    match = Vocabulary([word.entry for word in found]).match(written)
+    assert all(value == 0 or LOWEST <= value <= HIGHEST for value in match.values)
+    answerable([match.words, match.unknown])
+
+
+def words(data: bytes) -> None:
+    """The file of what a person chose among a dataset's words, and what a run keeps of them."""
+    root = fresh("words")
+    folder = root / "datasets" / "d"
+    folder.mkdir(parents=True)
+    shutil.copy(_database_file(), folder / "dataset.sqlite")
+    (folder / WORDS_FILE).write_bytes(data)
+    workspace = Workspace(root)
+    with contextlib.suppress(UserError):
+        answerable(words_of(workspace.store("d")).to_json())
+    (root / TOLD_FILE).write_bytes(data)
+    run = Run(WORDED.to_json(), "d", "0f" * 32, 4, 10)
+    made = packing.Packed(torch.zeros((4, 3, 8, 8), dtype=torch.uint8), [1, 2, 3, 4], [False] * 4, root, "f")
+    told = told_in_run(workspace, run, WORDED, made, root, Context(TORCH_CPU))["tags"]
+    assert told.shape == (4, 2) and bool(torch.isfinite(told).all())
+
+
 def database(data: bytes) -> None:
     root = fresh("database")
     folder = root / "datasets" / "d"
@@ -126,7 +161,7 @@ def model(data: bytes) -> None:
     path.write_bytes(data)
     answerable(workspace.list_models())
     loaded = model_file.load(path)
-    model_file.build_network(loaded.config, loaded.weights, "cpu")
+    network_of(loaded.config, loaded.weights, "cpu")
 
 
 def checkpoint(data: bytes) -> None:
@@ -197,7 +232,7 @@ def _database_file() -> Path:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    f.__name__: f for f in (image, text, database, model, checkpoint, packed, run_folder)
+    f.__name__: f for f in (image, text, prompt, words, database, model, checkpoint, packed, run_folder)
 }
 
 
@@ -209,6 +244,8 @@ def seeds(name: str) -> list[bytes]:
     found = {
         "image": _images,
         "text": _texts,
+        "prompt": _prompts,
+        "words": _words,
         "database": lambda: [_database_file().read_bytes()],
         "model": _models,
         "checkpoint": _checkpoints,
@@ -250,10 +287,28 @@ def _texts() -> list[bytes]:
     ]
 
 
+def _prompts() -> list[bytes]:
+    return [
+        b"(1girl, smile:1.2), <lora:x:0.8> red_hair, [blue:green:0.5] eyes, [a|b], ^_^, \\(x\\) BREAK y # comment",
+        b"a photo of the red cat that sits on a mat AND a dog :-0.5\n{{best}}, __wildcard__",
+        "提示词，红色, ＦＵＬＬ".encode(),
+    ]
+
+
+def _words() -> list[bytes]:
+    path = fresh("seed-words") / TOLD_FILE
+    save_file({"ids": torch.tensor([1, 2, 3, 4]), "tags": torch.eye(4)[:, :2].contiguous()}, path)
+    chosen = {"left_out": ["red"], "kept": [], "merged": [["a", "b"]]}
+    return [path.read_bytes(), json.dumps({"format": 1, "history": [{}, chosen]}).encode()]
+
+
 def _models() -> list[bytes]:
-    path = fresh("seed-model") / "m.safetensors"
-    model_file.save(path, SMALL.model, dict(UNet(NET).named_parameters()), title="m", info={"steps": 1})
-    return [path.read_bytes()]
+    found = []
+    for kind in (SMALL.model, WORDED.model):
+        path = fresh("seed-model") / "m.safetensors"
+        model_file.save(path, kind, dict(build(kind).named_parameters()), title="m", info={"steps": 1})
+        found.append(path.read_bytes())
+    return found
 
 
 @functools.cache

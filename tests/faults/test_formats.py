@@ -29,6 +29,7 @@ from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
 
 FORMATS = sorted((DATA / "formats").glob("*.zip"))
 NEWEST = FORMATS[-1]
+TAGS = ["bright", "green", "red", "round"]
 
 
 def unpacked(archive: Path, folder: Path) -> CommandLine:
@@ -69,6 +70,13 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
     line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", "--out", out)
     with Image.open(out / "00000-1.png") as mine, Image.open(tmp_path / "ws" / "expected.png") as before:
         assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
+    if version >= 4:  # with words
+        assert sorted(line.run("models", "show", "m")["config"]["tags"]) == TAGS
+        asked = ("--prompt", "red, bright", "--out", tmp_path / "red")
+        line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
+        theirs = tmp_path / "ws" / "expected-red-bright.png"
+        with Image.open(tmp_path / "red" / "00000-1.png") as mine, Image.open(theirs) as before:
+            assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
     line.run("dataset", "undo", "d")
     more = line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "more", 3, 32, seed=9))
     assert more["added"] == 3

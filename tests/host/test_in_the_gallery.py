@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import zipfile
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image, ImageChops
 sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import SHOTS, Page, make_driver, needs_browser
+from conftest import ROOT
 from running import WEBUI_DIR, WEBUI_PYTHON, WebUI, base64_of, family, picture, same_bytes, train
 
 pytestmark = [
@@ -325,6 +327,49 @@ def plot(host: WebUI, x: tuple[str, str], y: tuple[str, str], **more: Any) -> di
         if argument["label"] == "Include Sub Images":
             values[position] = True
     return host.txt2img(script_name="x/y/z plot", script_args=values, **more)
+
+
+def test_prompts_drive_our_images(host: WebUI) -> None:
+    """The prompt box, negative prompt and CFG scale of the generation: our images follow, carry them, and give them back."""
+    folder = host.outputs / "txt2img-images" / "portraits"
+    with zipfile.ZipFile(ROOT / "ddpm_core" / "assets" / "portraits.zip") as archive:
+        names = [name for name in archive.namelist() if name.startswith("txt2img-images")][:120]
+        for name in names:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / Path(name).name).write_bytes(archive.read(name))
+    host.job_done(host.post("ddpm/v1/harvest", {"dataset": "worded", "folders": ["txt2img"]})["job"])
+    done = host.job_done(train(host, "worded", 60, dataset="worded", settings={}))
+    assert done["state"] == "done", done["error"]
+    asked = {"prompt": "dark skin, pink background, zebra", "negative_prompt": "glasses", "seed": 7}
+    plain = host.txt2img(**asked)
+    values = ("worded", 2, "DDIM", 4, -1, NATIVE, "ema", 3)
+    made = host.txt2img(**asked, **beside(*values))
+    assert pixels(made, 0) == pixels(plain, 0), "the host's own is what it is without us"
+    texts = texts_of(made)
+    first, second = ours(texts)
+    expected = "dark skin, pink background, zebra\nNegative prompt: glasses\nSteps: 4, "
+    assert texts[first].startswith(expected) and texts[second].startswith(expected)
+    assert "CFG scale: 3," in texts[first]
+    read = host.post("sdapi/v1/png-info", {"image": "data:image/png;base64," + made["images"][first]})
+    assert read["parameters"]["Prompt"] == asked["prompt"] and read["parameters"]["DDPM model"] == "worded"
+    assert pixels(host.txt2img(**asked, **beside(*values)), first) == pixels(made, first)
+    others = (
+        {**asked, "prompt": "light skin, lavender background"},
+        {**asked, "negative_prompt": ""},
+    )
+    for other in others:
+        assert pixels(host.txt2img(**other, **beside(*values)), first) != pixels(made, first), other
+    assert pixels(host.txt2img(**asked, **beside(*values[:-1], 8)), first) != pixels(made, first)
+    # a plot of prompts by CFG scales: each cell its own
+    grid = plot(
+        host, ("Prompt S/R", "dark skin,light skin"), ("[DDPM] CFG scale", "1, 4"), width=128, height=128, **asked
+    )
+    cells = [text for text in json.loads(grid["info"])["infotexts"] if "DDPM model: " in text][-4:]
+    assert [(t.split(" skin")[0], re.search(r"CFG scale: (\d+)", t)[1]) for t in cells] == [  # type: ignore[index]
+        (skin, scale) for scale in ("1", "4") for skin in ("dark", "light")
+    ]
+    alone = host.txt2img(**asked, script_name="DDPM alone", script_args=list(values))
+    assert texts_of(alone)[-1].startswith(expected)
 
 
 def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:

@@ -10,6 +10,7 @@ from modules import scripts
 from ....errors import UserError
 from ....options import WEIGHTS
 from ....sampling import SAMPLERS
+from ....sampling.guidance import MOST_SCALE
 from ....service import Service
 from ..facts import AXES
 
@@ -50,6 +51,7 @@ def add_axes(service: Callable[[], Service]) -> None:
                 choices=lambda: list(_LABELS),
             ),
             axis("[DDPM] Steps", int, _set("steps"), confirm=_confirm_steps),
+            axis("[DDPM] CFG scale", float, _set("cfg_scale"), confirm=_confirm_scale),
             axis(
                 "[DDPM] Weights",
                 str,
@@ -64,6 +66,12 @@ def _confirm_steps(p: Any, values: list[int]) -> None:
     for value in values:
         if not 1 <= value <= _MOST_STEPS:
             raise RuntimeError(f"DDPM steps must be between 1 and {_MOST_STEPS}: {value}")
+
+
+def _confirm_scale(p: Any, values: list[float]) -> None:
+    for value in values:
+        if not 1 <= value <= MOST_SCALE:
+            raise RuntimeError(f"DDPM CFG scale must be between 1 and {MOST_SCALE:g}: {value}")
 
 
 def _set(name: str) -> Callable[[Any, Any, Any], None]:

@@ -13,6 +13,7 @@ from ....errors import UserError
 from ....options import WEIGHTS
 from ....requests import NATIVE
 from ....sampling import DEFAULT_SAMPLER, SAMPLERS
+from ....sampling.guidance import DEFAULT_SCALE
 from ....service import Service
 from ..upscaling import upscalers
 from .sampling import NEWEST
@@ -71,6 +72,14 @@ class Controls:
             self.weights = gr.Radio(
                 label="DDPM weights", choices=list(WEIGHTS), value="ema", elem_id=elem_id("weights")
             )
+        self.scale = gr.Slider(
+            label="DDPM CFG scale",
+            minimum=1,
+            maximum=30,
+            step=0.5,
+            value=DEFAULT_SCALE,
+            elem_id=elem_id("cfg_scale"),
+        )
         self.model.do_not_save_to_config = True  # which models there are changes
         refresh.click(self.refreshed, inputs=[self.model], outputs=[self.model], show_progress=False)
         self.sampler.input(_default_steps, inputs=[self.sampler], outputs=[self.steps], show_progress=False)
@@ -78,7 +87,7 @@ class Controls:
     @property
     def values(self) -> list[Any]:
         """The widgets in the order of a script's arguments."""
-        return [self.model, self.count, self.sampler, self.steps, self.seed, self.upscaler, self.weights]
+        return [self.model, self.count, self.sampler, self.steps, self.seed, self.upscaler, self.weights, self.scale]
 
     def _names(self) -> list[str]:
         try:
@@ -118,6 +127,7 @@ class Controls:
             (self.seed, lambda text: -1 if "DDPM model" in text else None),  # the host's seed takes the text's
             (self.upscaler, upscaler),
             (self.weights, lambda text: text.get("DDPM weights")),
+            (self.scale, lambda text: text.get("CFG scale") if "DDPM model" in text else None),
         ]
 
 

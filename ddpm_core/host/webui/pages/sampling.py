@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from ....errors import UserError
-from ....requests import NATIVE, Enlarging
+from ....requests import MOST_TEXT, NATIVE, Enlarging, Prompt
 from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
+from ....sampling.guidance import DEFAULT_SCALE
 from ....service import Result, Service
 from ..facts import option
 from ..naming import save_image
@@ -41,12 +42,13 @@ class Choice:
     seed: int = -1
     upscaler: str = NATIVE
     weights: str = "ema"
+    cfg_scale: float = DEFAULT_SCALE
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Choice:
         """From values of controls, or of an API request, in the order of the fields: a sampler by its name or its label;
         None, or left out at the end, for a default."""
-        model, count, sampler, steps, seed, upscaler, weights = [*values, *[None] * 7][:7]
+        model, count, sampler, steps, seed, upscaler, weights, scale = [*values, *[None] * 8][:8]
         named = {s.label: s.name for s in SAMPLERS.values()}
         try:
             return cls(
@@ -57,9 +59,10 @@ class Choice:
                 int(cls.seed if seed is None else seed),
                 str(upscaler or NATIVE),
                 str(weights or cls.weights),
+                float(cls.cfg_scale if scale is None else scale),
             )
         except (TypeError, ValueError, OverflowError):
-            raise UserError("Number of images, steps and seed must be whole numbers.") from None
+            raise UserError("Number of images, steps, seed and CFG scale must be numbers.") from None
 
 
 def sample(
@@ -73,7 +76,12 @@ def sample(
     model = service.newest_model() if choice.model == NEWEST else choice.model
     if model is None:
         raise UserError("There is no model yet: train one in the DDPM tab.")
-    settings = SampleSettings(choice.sampler, choice.steps, seed=seed if choice.seed < 0 else choice.seed)
+    settings = SampleSettings(
+        choice.sampler,
+        choice.steps,
+        seed=seed if choice.seed < 0 else choice.seed,
+        cfg_scale=choice.cfg_scale,
+    )
     with _Progress() as progress:
         return service.sample_within(
             model,
@@ -81,12 +89,22 @@ def sample(
             settings,
             weights=choice.weights,
             enlarging=None if choice.upscaler == NATIVE else Enlarging(choice.upscaler, size=size),
+            prompts=prompts_of(p),
             batch_size=max(1, min(batch_size, _MOST_AT_ONCE)),
             stop=progress.stop,
             emerging=progress.after_call,
             report=progress.heed,
             save=lambda image, text, number, _: _save(p, image, text, number),
         )
+
+
+def prompts_of(p: Any) -> list[Prompt]:
+    """The prompts of a generation, one for each of its pictures; of a text that is too long its beginning."""
+    texts, others = getattr(p, "all_prompts", None) or [p.prompt], getattr(p, "all_negative_prompts", None) or [""]
+    if not isinstance(texts, list):
+        texts = [texts]
+    pairs = zip(texts, [*others, *[others[-1]] * len(texts)])
+    return [Prompt(str(text)[:MOST_TEXT], str(other)[:MOST_TEXT]) for text, other in pairs]
 
 
 def _save(p: Any, image: Image.Image, text: str, seed: int) -> Path | None:

@@ -1,0 +1,34 @@
+"""From a configuration to a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .condition import AUGMENTATIONS, conditions_of
+from .config import ModelConfig
+from .unet import UNet
+from .ways import Ways
+
+
+def build(
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+    *,
+    draw: bool = True,
+    ways: Ways | None = None,
+    augmented: bool = False,
+) -> UNet:
+    """The network of a model, with its conditions, as ``UNet``; ``augmented``: and those of a training's augmentations."""
+    conditions = {**conditions_of(config), **(AUGMENTATIONS if augmented else {})}
+    return UNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)
+
+
+def network_of(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> UNet:
+    """A network with these weights on a device, without gradients."""
+    net = build(config, device, draw=False)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    net.load_tensors(weights)
+    return net

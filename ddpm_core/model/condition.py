@@ -1,0 +1,83 @@
+"""What a network is told beside an image and its timestep: each condition makes of its values a shift of the timestep's embedding.
+
+A condition is a module, named in :func:`conditions_of` or in ``AUGMENTATIONS``; the network, the training, the checkpoints and the
+model file take it from there. One that is not told adds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .layers import Init, Linear
+
+# share of the images of a training that are told no words, so that one model serves with and without (Ho & Salimans 2022)
+UNTOLD = 0.15
+FEWEST_KEPT = 0.3  # of an image's words, at the least, in the mean
+
+
+class FlipMark(nn.Module):
+    """Whether an image is mirrored (non-leaking augmentation, Karras et al. 2022, appendix F.2): values (N,) bool.
+
+    Known to a training only; sampling asks for what is not mirrored, to which it adds nothing.
+    """
+
+    def __init__(self, init: Init, width: int) -> None:
+        super().__init__()
+        self.flip_mark = init.constant((width,), 0.0)
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N,) bool to (N, width)."""
+        return values[:, None].to(dtype) * self.flip_mark.to(dtype)
+
+
+class Tags(nn.Module):
+    """Words: values (N, K) float, the weight of each word or 0. The sum of their embeddings, and two layers over it beside it.
+
+    The sum is divided by the square root of the words' number, so that its size does not grow with it. It is told as it is, too:
+    with the two layers alone, which start at zero, words were learnt half as fast (benchmarks/RESULTS.md).
+    """
+
+    def __init__(self, init: Init, width: int, count: int) -> None:
+        super().__init__()
+        self.embedding = init.uniform((count, width), math.sqrt(3.0))  # of variance 1
+        self.linear_1 = Linear(init, width, width)
+        self.linear_2 = Linear(init, width, width, scale=0.0)
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, K) to (N, width); zero for an image without words."""
+        values = values.float()
+        number = (values != 0).sum(1, keepdim=True)
+        told = (values / number.clamp_min(1).sqrt()).to(dtype) @ self.embedding.to(dtype)
+        found = told + self.linear_2(F.silu(self.linear_1(told)))
+        return found * (number > 0).to(dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def dropped(values: Tensor, generator: torch.Generator) -> Tensor:
+        """What a training tells of an image's words, (N, K) to the same: none at all of ``UNTOLD``, else each with a probability
+        drawn anew for the image. Words left out at random cannot become the key to one picture (Somepalli et al. 2023)."""
+        count = len(values)
+        told = torch.rand((count, 1), generator=generator, device="cpu") >= UNTOLD
+        keep = FEWEST_KEPT + (1.0 - FEWEST_KEPT) * torch.rand((count, 1), generator=generator, device="cpu")
+        return values * (told & (torch.rand(values.shape, generator=generator, device="cpu") < keep))
+
+
+Make = Callable[[Init, int], nn.Module]
+
+# what a training tells of its own doing; no part of a model
+AUGMENTATIONS: Mapping[str, Make] = {"flip": FlipMark}
+# how a training thins out what it tells, by name
+DROPPED: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {"tags": Tags.dropped}
+
+
+def conditions_of(config: ModelConfig) -> dict[str, Make]:
+    """The conditions that are part of a model, by name."""
+    found: dict[str, Make] = {}
+    if config.tags:
+        found["tags"] = lambda init, width: Tags(init, width, len(config.tags))
+    return found
