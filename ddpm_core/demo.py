@@ -9,15 +9,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import commands
 from .errors import UserError
+from .files import replace_with
+from .operations.context import Context
 from .operations.evaluation import evaluate
+from .operations.pictures import make_grid
 from .operations.sampling import sample
 from .operations.training import train
-from .requests import TrainRequest
+from .requests import Prompt, TrainRequest
 from .sampling.generate import SampleSettings
 from .screen import Screen
 from .training.settings import default_preset
+from .workspace import Workspace
 
 ARCHIVE = Path(__file__).resolve().parent / "assets" / "portraits.zip"
 NAME = "portraits-demo"
@@ -26,6 +32,15 @@ STEPS = 340
 MOST_MINUTES = 6.0
 MINUTES_ON_A_GPU = 3.0
 GRID = 64
+# what it is asked for, to show that it does it: a row for each of the first, a column for each of the second, the same noise in all
+SKINS = ("dark skin", "brown skin", "tan skin", "fair skin", "light skin")
+BACKGROUNDS = (
+    "pink background",
+    "peach background",
+    "sky blue background",
+    "pale blue background",
+    "lavender background",
+)
 EVALUATED = 512
 
 
@@ -42,6 +57,21 @@ def unpack(target: Path) -> Path:
                 f"The bundled portraits could not be unpacked to {target} ({error}); make room or install again."
             ) from None
     return target
+
+
+def _asked(workspace: Workspace, context: Context) -> str:
+    """Where a picture of portraits that were asked for by words lies; empty where a stop came first."""
+    rows = []
+    for skin in SKINS:
+        prompts = [Prompt(f"{skin}, {background}") for background in BACKGROUNDS]
+        for prompt in prompts:  # one by one: each begins with the same noise
+            rows.append(sample(workspace, NAME, 1, SampleSettings(seed=7), context, prompts=[prompt]).images)
+    if context.stop.is_set():
+        return ""
+    path = workspace.root / "demo" / "asked.png"
+    picture = make_grid(torch.cat(rows), columns=len(BACKGROUNDS))
+    replace_with(path, lambda temporary: picture.save(temporary, format="PNG"))
+    return str(path)
 
 
 def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
@@ -94,6 +124,8 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
             "seconds": round(found.seconds, 3),
             "evaluations": found.evaluations,
         }
+        if not stop.is_set() and workspace.model_config(NAME).tags:
+            result["asked"] = _asked(workspace, context)
         if not stop.is_set():
             screen.say("4/4  Comparing them with the dataset.")
             result["evaluate"] = evaluate(
@@ -105,7 +137,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
                 f"{100 * e['memorised']:.1f} % memorised."
             )
         screen.say(
-            f"\nThe grid:       {grid}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"
+            f"\nThe grid:       {grid}\nAsked by words: {result.get('asked', '')}\nThe neighbours: {result.get('evaluate', {}).get('neighbours', '')}\n"
             f"The model:      {workspace.model_path(NAME)}\nEverything:     {workspace.root}"
         )
     result["seconds"] = round(time.monotonic() - began, 1)

@@ -17,7 +17,7 @@ from ddpm_core.errors import UserError
 from ddpm_core.evaluation.alignment import SURE, Classifier, alignment, recombined
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build, network_of
-from ddpm_core.model.condition import UNTOLD, Tags
+from ddpm_core.model.condition import FEWEST_KEPT, UNTOLD, Tags
 from ddpm_core.model.config import DiffusionConfig, ModelConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.layers import Init
@@ -93,13 +93,16 @@ def test_words_are_left_out_at_random_but_alike_at_each_try() -> None:
     found = Tags.dropped(values, generator("cpu", 1, 2))
     assert torch.equal(found, Tags.dropped(values, generator("cpu", 1, 2)))
     assert set(found.unique().tolist()) == {0.0, 1.0}
-    # of what is not untold each has its own share, evenly between 0.3 and 1
+    # of what is not untold each has its own share, evenly between FEWEST_KEPT and 1
     per_image = found.mean(1)
-    assert abs(float(found.mean()) - (1 - UNTOLD) * 0.65) < 0.01
-    kept_none = (1 - UNTOLD) * float(torch.linspace(0.3, 1, 1001).neg().add(1).pow(6).mean())
+    assert abs(float(found.mean()) - (1 - UNTOLD) * (1 + FEWEST_KEPT) / 2) < 0.01
+    kept_none = (1 - UNTOLD) * float(torch.linspace(FEWEST_KEPT, 1, 1001).neg().add(1).pow(6).mean())
     assert abs(float((per_image == 0).float().mean()) - UNTOLD - kept_none) < 0.01
     assert (
-        abs(float((per_image == 1).float().mean()) - (1 - UNTOLD) * float(torch.linspace(0.3, 1, 1001).pow(6).mean()))
+        abs(
+            float((per_image == 1).float().mean())
+            - (1 - UNTOLD) * float(torch.linspace(FEWEST_KEPT, 1, 1001).pow(6).mean())
+        )
         < 0.01
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import Page, make_driver, needs_browser
-from conftest import DATA, ROOT, random_pictures, serve
+from conftest import DATA, ROOT, CommandLine, random_pictures, serve
 
 SCRIPTS = "Scripts" if os.name == "nt" else "bin"
 PYTHONS = {
@@ -294,3 +294,49 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     page.wait(lambda: not list((workspace / "trash").iterdir()), "the empty trash")
     assert page.own_errors() == []
     assert {path: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_words_and_prompts(page: Page, few: Path, tmp_path: Path) -> None:
+    """A word is left out and taken again; the words of a model are written by clicks, completed, and asked for."""
+    line = CommandLine(tmp_path / "served" / "ws")
+    line.run("harvest", "--dataset", "faces", few)
+    small = ("block_out_channels=8,16,16", "norm_num_groups=4", "attention_head_dim=8")
+    options = [word for setting in small for word in ("--set", setting)]
+    line.run("train", "--model", "m", "--dataset", "faces", "--preset", "tiny-32", "--size", 16, "--steps", 2, *options)
+    page.open()
+    page.write("#ddpm_dataset_name", "faces")
+    page.click("#ddpm_words .label-wrap")
+    chips = page.wait(lambda: page.all("#ddpm_words .ddpm-word"), "the words")
+    first, count = chips[0].text, len(chips)
+    assert count >= 4 and chips[0].get_attribute("aria-pressed") == "true"
+    page.shot("words")
+    page.click("#ddpm_words .ddpm-word")
+    page.wait(lambda: page.all("#ddpm_words .ddpm-word")[0].text != first, "the word to be left out")
+    page.js("[...document.querySelectorAll('#ddpm_words .ddpm-button')].find((b) => b.textContent === 'Undo').click()")
+    page.wait(lambda: page.all("#ddpm_words .ddpm-word")[0].text == first, "the word to be back")
+
+    page.tab("Generate")
+    page.write("#ddpm_model", "m")
+    here = ".ddpm-words .ddpm-word"
+    words = [one.text for one in page.wait(lambda: page.all(here), "the model's words")]
+    page.click(here)
+    field = page.all("#ddpm_prompt textarea, #ddpm_prompt input")[0]
+    page.wait(lambda: field.get_attribute("value") == words[0], "the word in the prompt")
+    page.wait(lambda: page.all(here)[0].get_attribute("aria-pressed") == "true", "the word to be marked")
+    # what is being typed is completed by a click
+    field.send_keys(", zebra, " + words[1][:4])
+    page.wait(
+        lambda: words[1] in [one.text for one in page.all(here)] and len(page.all(here)) < len(words), "fewer words"
+    )
+    page.js(
+        "[...document.querySelectorAll('.ddpm-words .ddpm-word')].find((b) => b.textContent === arguments[0]).click()",
+        words[1],
+    )
+    page.wait(lambda: field.get_attribute("value") == f"{words[0]}, zebra, {words[1]}", "the word to be completed")
+    page.wait(lambda: [one.get_attribute("aria-pressed") for one in page.all(here)[:2]] == ["true"] * 2, "both marked")
+    page.shot("prompt")
+    page.click("#ddpm_generate")
+    page.wait(lambda: "does not know 'zebra'" in page.text(), "the unknown word to be named")
+    page.wait(lambda: f"{words[0]}, zebra, {words[1]}\nSteps" in page.text(), "the text with the prompt")
+    assert "CFG scale: 2" in page.text()
+    assert not page.own_errors()
