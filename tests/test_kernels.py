@@ -270,7 +270,9 @@ def small_trainer(how: Any, **changes: Any) -> Any:
     train = dataclasses.replace(train, **changes)
     images = torch.randint(0, 256, (16, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     how = How(Ways(), flat=how) if isinstance(how, bool) else how
-    return Trainer(RunConfig(ModelConfig(config), train), images, "cpu", how=how)
+    told = {"tags": (torch.rand((16, 3), generator=torch.Generator().manual_seed(1)) < 0.5).float()}
+    model = ModelConfig(config, tags=("red", "green", "blue"))
+    return Trainer(RunConfig(model, train), images, "cpu", how=how, told=told)
 
 
 @interpreted
@@ -359,7 +361,7 @@ def test_a_step_can_be_captured(optimizer: str, precision: str) -> None:
     drawn = t.batches.draw(t.step)
     t.work.set_numbers(1e-3, 0.1)
     with Uncapturable():
-        t.work.compute(drawn.x0, drawn.times, drawn.noise, drawn.told["flip"])
+        t.work.compute(drawn.x0, drawn.times, drawn.noise, *(drawn.told[name] for name in t.net.can_be_told))
     assert [value.data_ptr() for value in lasting] == before
     assert not torch.equal(weights, t.net.conv_in.weight)
     assert all(p.grad is None for p in t.net.parameters())

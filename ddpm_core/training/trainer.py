@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
 from ..model.build import build
+from ..model.condition import conditions_of
 from ..model.diffusion import Diffusion
 from . import how as hows
 from . import precision
@@ -59,6 +60,9 @@ class Trainer:
     ) -> None:
         """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default; ``how`` a step is
         computed, the fastest way that works by default; ``told``: values of the model's conditions for each of ``images``."""
+        told = dict(told or {})
+        if set(told) != set(conditions_of(config.model)) or any(len(values) != len(images) for values in told.values()):
+            raise ValueError("what is told does not fit the model or the images")
         self.config, self.say, self.team = config, say, team
         self.device = torch.device(device)
         self.settings = settings = config.train
@@ -79,7 +83,7 @@ class Trainer:
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows
         part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
-        self.batches = Batches(settings, config.model.diffusion.timesteps, images, rows, part, self.device, told or {})
+        self.batches = Batches(settings, config.model.diffusion.timesteps, images, rows, part, self.device, told)
         seeds = self.net.blocks if how.network.fused and unet.dropout else 0
         self.dropout = Dropout(seed, None if team is None else team.rank, seeds, self.device)
         self.work = Step(
