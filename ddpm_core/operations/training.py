@@ -116,7 +116,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
                 return _course(prepared, context, team)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
-                (folder / FILE).unlink(missing_ok=True)
+                for part in (FILE, TOLD_FILE):
+                    (folder / part).unlink(missing_ok=True)
             elif Run.read(folder).state == "running":
                 dataclasses.replace(run, state="failed").write(folder)
             raise
@@ -150,7 +151,6 @@ def _begin(
     chosen = precision.choose(config.train.precision, context.device)
     config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
     config = with_words(config, request, store)
-    remember_told(folder, config, packed, told_of(store, config, packed))
     run = Run(
         config=config.to_json(),
         dataset=request.dataset,
@@ -164,6 +164,7 @@ def _begin(
         version=__version__,
     )
     run.write(folder)
+    remember_told(folder, config, packed, told_of(store, config, packed))
     return config, run, packed
 
 

@@ -285,6 +285,8 @@ def test_bad_requests_get_a_sentence(host: WebUI) -> None:
         (("first", 1, "DDIM", "many"), "whole numbers"),
         (("first", 1, "DDIM", 4, -1, "../../x"), "no upscaler"),
         (("first", 1, "DDIM", 4, -1, NATIVE, "best"), "ema or raw"),
+        (("first", 1, "DDIM", 4, -1, NATIVE, "ema", 99), "CFG scale must be between 1 and 30"),
+        (("first", 1, "DDIM", 4, -1, NATIVE, "ema", "nan"), "CFG scale must be between 1 and 30"),
         (("../first",), "no model"),
     ):
         made = host.txt2img(seed=90, **beside(*values))

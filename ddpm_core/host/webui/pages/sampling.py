@@ -62,7 +62,7 @@ class Choice:
                 float(cls.cfg_scale if scale is None else scale),
             )
         except (TypeError, ValueError, OverflowError):
-            raise UserError("Number of images, steps, seed and CFG scale must be numbers.") from None
+            raise UserError("Number of images, steps and seed must be whole numbers, and the CFG scale a number.") from None
 
 
 def sample(
@@ -100,9 +100,10 @@ def sample(
 
 def prompts_of(p: Any) -> list[Prompt]:
     """The prompts of a generation, one for each of its pictures; of a text that is too long its beginning."""
-    texts, others = getattr(p, "all_prompts", None) or [p.prompt], getattr(p, "all_negative_prompts", None) or [""]
-    if not isinstance(texts, list):
-        texts = [texts]
+    # a script that generates by itself comes before the host has made its lists
+    texts = getattr(p, "all_prompts", None) or p.prompt
+    others = getattr(p, "all_negative_prompts", None) or p.negative_prompt
+    texts, others = (values if isinstance(values, list) else [values] for values in (texts, others))
     pairs = zip(texts, [*others, *[others[-1]] * len(texts)])
     return [Prompt(str(text)[:MOST_TEXT], str(other)[:MOST_TEXT]) for text, other in pairs]
 
