@@ -62,7 +62,9 @@ class Choice:
                 float(cls.cfg_scale if scale is None else scale),
             )
         except (TypeError, ValueError, OverflowError):
-            raise UserError("Number of images, steps and seed must be whole numbers, and the CFG scale a number.") from None
+            raise UserError(
+                "Number of images, steps and seed must be whole numbers, and the CFG scale a number."
+            ) from None
 
 
 def sample(
