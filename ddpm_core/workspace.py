@@ -356,6 +356,8 @@ class Workspace:
         config, info = model_file.read_config(path)
         return {
             "name": path.stem,
+            "kind": "unet",
+            "tags": list(config.tags),
             "bytes": path.stat().st_size,
             "size": list(config.unet.image_size),
             "config": config.to_json(),

@@ -249,7 +249,7 @@ def test_the_commands(cli: CommandLine, few: Path, tmp_path: Path) -> None:
     assert entries[0] not in [one["word"] for one in dropped["tags"]]
     assert cli.run("dataset", "tags", "d", "--undo")["tags"] == shown["tags"]
     cli.run("train", "--model", "m", "--dataset", "d", "--steps", 4, *OPTIONS)
-    assert cli.run("models", "show", "m")["config"]["tags"] == entries
+    assert cli.run("models", "show", "m")["tags"] == entries
     # what it was told is kept with the run, whatever a person decides afterwards
     cli.run("dataset", "tags", "d", "--drop", entries[0])
     cli.run("train", "--model", "m", "--resume", "--steps", 6)
@@ -279,6 +279,23 @@ def test_the_commands(cli: CommandLine, few: Path, tmp_path: Path) -> None:
     assert "20000" in str(
         cli.run("sample", "--model", "m", "--prompt", "x" * 100_000, "--out", tmp_path / "x", code=2)["error"]
     )
+
+
+def test_a_preset_may_learn_no_words(few: Path, tmp_path: Path) -> None:
+    from ddpm_core.operations.configuring import configure, with_words
+    from ddpm_core.requests import TrainRequest
+    from ddpm_core.workspace import Workspace
+
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+
+    def learnt(preset: str, condition: str | None) -> int:
+        request = TrainRequest("m", "d", preset=preset, condition=condition)
+        settings, _ = configure(workspace, request, torch.device("cpu"))
+        return len(with_words(settings, request, workspace.store("d")).model.tags)
+
+    assert learnt("tiny-32", None) == learnt("tiny-32", "auto") == learnt("article-64", "tags") >= 4
+    assert learnt("article-64", None) == learnt("article-64", "auto") == learnt("tiny-32", "none") == 0
 
 
 def test_prompts_that_share_nothing_teach_nothing(cli: CommandLine, tmp_path: Path) -> None:

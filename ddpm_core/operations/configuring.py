@@ -57,7 +57,9 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
 def with_words(config: RunConfig, request: TrainRequest, store: Store) -> RunConfig:
     """The configuration with the words that the model shall learn from a dataset, if any."""
     preset = get_preset(request.preset) if request.preset else None
-    wanted = request.condition or (preset.condition if preset else "auto")
+    wanted = request.condition or "auto"
+    if wanted == "auto" and preset is not None:
+        wanted = preset.condition
     if request.init_from and config.model.tags:
         if request.condition == "none":
             raise UserError(f"The model {request.init_from} knows words and keeps them; leave out the condition none.")
