@@ -11,6 +11,7 @@ from PIL import Image
 from .errors import UserError
 from .options import CONDITIONS, CROPS, PRECISIONS, SPACINGS, WEIGHTS, check, option
 from .parsing import read_json, read_record
+from .text import legible
 
 MOST_IMAGES = 100_000
 MOST_TEXT = 20_000  # characters of a prompt
@@ -172,6 +173,8 @@ class Prompt:
     negative: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("text", "negative"):  # no file holds a lone surrogate
+            object.__setattr__(self, name, legible(getattr(self, name)))
         if max(len(self.text), len(self.negative)) > MOST_TEXT:
             raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
 

@@ -44,7 +44,10 @@
 
     async function askWords(model) {
         known.model = model; known.words = []; known.error = "";
-        try { known.words = (await get("model_words", { model })).words; } catch (error) { known.error = error.message; }
+        let words = [];
+        let error = "";
+        try { words = (await get("model_words", { model })).words; } catch (failed) { error = failed.message; }
+        if (known.model === model) Object.assign(known, { words, error }); // another may have been chosen meanwhile
     }
 
     const promptField = () => root().querySelector("#ddpm_prompt textarea, #ddpm_prompt input");
@@ -78,7 +81,7 @@
         const text = field ? field.value : "";
         const there = pieces(text);
         const typed = text.trim().endsWith(",") ? "" : (there[there.length - 1] || "").toLowerCase();
-        const names = known.words.map((entry) => entry.split(" | ")[0]);
+        const names = known.words.map((entry) => entry.split(" | ")[0].replace(/[\\()[\]]/g, "\\$&")); // brackets are emphasis
         const fitting = typed && !names.includes(typed) ? names.filter((word) => word.includes(typed)) : names;
         const offered = (fitting.length ? fitting : names).slice(0, ROOM);
         redraw(node, [model, known.words.length, known.error, offered, there], () => {

@@ -3,7 +3,8 @@
     "use strict";
 
     const { T, draw, root, el, button, figure, get, post, inputValue } = window.ddpm;
-    const panel = { dataset: null, version: "", found: null, error: "", marked: new Set(), busy: false };
+    const PATIENCE = 15000; // between two looks at a dataset that grows: all its prompts are read
+    const panel = { read: 0, dataset: null, version: "", found: null, error: "", marked: new Set(), busy: false };
 
     /** Whether somebody can see it: it is worked out from all prompts, and not asked for before. */
     const seen = (node) => node.offsetParent !== null;
@@ -17,11 +18,15 @@
     }
 
     async function change(action, words) {
+        if (panel.busy) return; // one choice after the other
+        const dataset = panel.dataset;
+        panel.busy = true;
         panel.error = "";
         try {
-            panel.found = await post("words", { dataset: panel.dataset, action, words });
-            panel.marked.clear();
+            const found = await post("words", { dataset, action, words });
+            if (panel.dataset === dataset) { panel.found = found; panel.marked.clear(); }
         } catch (error) { panel.error = error.message; }
+        panel.busy = false;
         show();
     }
 
@@ -80,9 +85,10 @@
         // decisions and harvests change what the prompts share
         const harvest = status.jobs.harvest;
         const version = [dataset, harvest && harvest.id + harvest.state, status.collecting.collected].join();
-        if (version === panel.version || panel.busy) return;
-        Object.assign(panel, { dataset, version, found: null, error: "" });
-        panel.marked.clear();
+        const other = dataset !== panel.dataset;
+        if (version === panel.version || panel.busy || (!other && Date.now() - panel.read < PATIENCE)) return;
+        if (other) { panel.found = null; panel.marked.clear(); } // else what is shown stays until the answer comes
+        Object.assign(panel, { dataset, version, error: "", read: Date.now() });
         show();
         if (dataset) load(dataset);
     };

@@ -272,6 +272,14 @@ def test_the_commands(cli: CommandLine, few: Path, tmp_path: Path) -> None:
     assert cli.run("models", "show", "none")["config"]["tags"] == []
     kept = cli.run("sample", "--model", "none", "--count", 1, "--steps", 2, "--prompt", "hat", "--out", tmp_path / "n")
     assert "hat" not in Image.open(kept["files"][0]).info["parameters"], "a prompt that changed nothing is none of it"
+    odd = cli.run(
+        "sample", "--model", "m", "--count", 1, "--steps", 2, "--prompt", "red \ud800", "--out", tmp_path / "odd"
+    )
+    assert Image.open(odd["files"][0]).info["parameters"].startswith("red ?\n")
+    only = cli.run(
+        "sample", "--model", "m", "--count", 1, "--steps", 2, "--negative-prompt", entries[0], "--out", tmp_path / "o"
+    )
+    assert "CFG scale: 2" in Image.open(only["files"][0]).info["parameters"]
     for bad in ("nan", "-1", "1e9", "0.5"):
         assert "CFG scale" in str(
             cli.run("sample", "--model", "m", "--cfg-scale", bad, "--out", tmp_path / "x", code=2)["error"]

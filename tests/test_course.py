@@ -24,7 +24,7 @@ from ddpm_core.operations.previews import drop_later, thin_out
 from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import Metrics, MetricsFollower, read_metrics
+from ddpm_core.training.loop import Held, Metrics, MetricsFollower, read_metrics
 from ddpm_core.training.trainer import Trainer
 
 
@@ -195,7 +195,7 @@ def test_a_heldout_loss_that_is_not_finite_is_told_to_nobody(tmp_path: Path, mon
     )
     told: list[dict[str, Any]] = []
     loop, _ = make_loop(trainer(), tmp_path, 4, every=2)
-    loop.held = tiny_training_images(4)
+    loop.held = Held(tiny_training_images(4))
     loop.out.progress = told.append
     summary = loop.run()
     json.dumps([summary, told], allow_nan=False)

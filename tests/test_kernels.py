@@ -200,6 +200,7 @@ def test_bf16(shape: tuple[int, int, int, int]) -> None:
 @pytest.mark.parametrize("folded", [True, False])
 def test_the_whole_network(folded: bool) -> None:
     """Output and every gradient as by PyTorch's own kernels."""
+    from ddpm_core.model.condition import AUGMENTATIONS
     from ddpm_core.model.config import UNetConfig
     from ddpm_core.model.unet import UNet
     from ddpm_core.model.ways import Ways
@@ -212,19 +213,19 @@ def test_the_whole_network(folded: bool) -> None:
         attention_head_dim=16,
         norm_num_groups=4,
     )
-    ours = UNet(config, ways=Ways(fused=True, folded=folded, joined=True))
-    plain = UNet(config)
+    ours = UNet(config, ways=Ways(fused=True, folded=folded, joined=True), conditions=AUGMENTATIONS)
+    plain = UNet(config, conditions=AUGMENTATIONS)
     torch.manual_seed(0)
     with torch.no_grad():  # what begins at zero would hide what comes after it
         for a, b in zip(ours.parameters(), plain.parameters()):
             b.add_(0.1 * torch.randn_like(b))
             a.copy_(b)
     x, dy = torch.randn(2, 2, 3, 16, 16).unbind(0)
-    times, mark = torch.tensor([3, 700]), torch.randn(2, 64)
+    times, flips = torch.tensor([3, 700]), torch.tensor([True, False])
     outputs, gradients = [], []
     for net in (ours, plain):
         given = x.clone().requires_grad_()
-        outputs.append(net(given, times, mark=mark))
+        outputs.append(net(given, times, told={"flip": flips}))
         gradients.append(torch.autograd.grad(outputs[-1], [given, *net.parameters()], dy))
     assert far(outputs[0], outputs[1]) < 2e-6
     for name, a, b in zip(["x", *dict(plain.named_parameters())], *gradients):

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from ddpm_core.dataset import words
-from ddpm_core.dataset.tags import LEAST_COUNT, MOST_WORDS, Vocabulary, alone, emphasis, resolved, tags_of, vocabulary
+from ddpm_core.dataset.tags import (
+    LEAST_COUNT,
+    MOST_WORDS,
+    Vocabulary,
+    alone,
+    emphasis,
+    resolved,
+    tags_of,
+    vocabulary,
+    written,
+)
 from ddpm_core.errors import UserError
 from ddpm_core.workspace import Workspace
 
@@ -112,6 +122,9 @@ NASTY = {
     "long": "x" * 100_000,
     "nothing": "\0" * 1_000 + "\ud800" + "\u202e",
     "mixed": "([" * 3_000 + ")]" * 3_000,
+    "unmatched": "(" * 10_000 + "]" * 10_000,
+    "huge number": "[a:b:-" + "9" * 400 + "] [c:d:" + "9" * 5_000 + "] [e:f:." + "9" * 5_000 + "]",
+    "what grows": "㍿" * 20_000,
 }
 
 
@@ -165,11 +178,41 @@ def test_what_a_person_writes_is_matched() -> None:
     assert known.match("").values == (0.0, 0.0, 0.0)
 
 
+def test_brackets_of_a_word_are_no_emphasis() -> None:
+    told = tags_of(r"hatsune miku \(vocaloid\)")
+    (word,) = told
+    known = Vocabulary([word, "hat"])
+    assert known.match(written(word)).words == (word,), "as the page and the evaluation write it"
+    assert known.match(word).words == (word,), "as a person does"
+
+
+def test_no_word_is_longer_than_a_model_may_hold() -> None:
+    told = [{"x" * 5000: 1.0, "red" if i % 2 else "blue": 1.0} for i in range(40)]
+    assert {word.names for word in vocabulary(told, kept=["x" * 5000])} == {("red",), ("blue",)}
+    same = [{f"word {k}": 1.0 for k in range(60)} if i % 2 else {"red": 1.0} for i in range(40)]
+    assert all(len(word.entry) < 3000 for word in vocabulary(same))
+
+
+def test_what_is_left_out_of_a_pair_is_left_out_whole() -> None:
+    told = [{"a": 1.0} if i % 3 == 0 else {"b": 1.0} if i % 3 == 1 else {} for i in range(60)]
+    for merged in (("a", "b"), ("b", "a")):
+        assert [set(w.names) for w in vocabulary(told, merged=[merged])] == [{"a", "b"}]
+        assert vocabulary(told, left_out=["a"], merged=[merged]) == []
+
+
 def test_who_is_alone_with_their_words() -> None:
     rows = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], dtype=bool)
     # of the third alone no other has all its words
     assert alone(rows) == (1, 3.0)
     assert alone(np.zeros((0, 3), dtype=bool)) == (0, 0.0)
+
+
+def test_a_dataset_without_images_has_no_words(tmp_path: Path, few: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+    workspace.reject("d", [item["id"] for item in workspace.show_dataset("d")])
+    found = words.words_of(workspace.store("d")).to_json()
+    assert found["tags"] == [] and found["pictures"] == 0
 
 
 def test_choices_are_remembered_and_undone(tmp_path: Path, few: Path) -> None:
@@ -186,6 +229,9 @@ def test_choices_are_remembered_and_undone(tmp_path: Path, few: Path) -> None:
     assert any(set(w.names) >= {second, third} for w in words.words_of(store).words)
     assert words.undo(store) == 1 and words.undo(store) == 1 and words.undo(store) == 0
     assert words.words_of(store).to_json() == before.to_json()
+    words.choose(store, [], [first])
+    words.choose(store, [], [], [first, second])  # who makes words one wants them
+    assert any(set(w.names) >= {first, second} for w in words.words_of(store).words)
     with pytest.raises(UserError, match="did you mean"):
         words.choose(store, [], [first + "x"])
     (store.folder / words.FILE).write_text("{")

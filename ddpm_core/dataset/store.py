@@ -652,7 +652,7 @@ class Store:
         for item_id, prompt, steps in self._connection().execute(query, (KEPT,)):
             if not isinstance(prompt, str):
                 raise ValueError("a prompt is no text")
-            known = isinstance(steps, str) and steps.isdecimal() and 0 < int(steps[:6]) < 10_000
+            known = isinstance(steps, str) and len(steps) <= 4 and steps.isdecimal() and int(steps) > 0
             found[item_id] = (prompt, int(steps) if known else 20)
         return found
 

@@ -23,9 +23,11 @@ MOST_UNKNOWN = 20  # that a person is told of
 LEAST_COUNT = 8  # images that share a word, so that a model names nobody's secret
 LEAST_SHARE, MOST_SHARE = 0.01, 0.95
 SAME = 0.98  # correlation from which two words are one
+MOST_LETTERS = 100  # of a word
 PROSE = 5  # a piece of more words is a sentence
 FAINT = 0.3  # weight under which the host hardly paints it
 LOWEST, HIGHEST = 0.5, 1.5
+MOST_NAMES = 20  # of words that are one
 JOIN = " | "  # between words that always occur together, and are one
 
 # words of a sentence that name nothing
@@ -64,7 +66,7 @@ def _read(prompt: str, steps: int) -> list[tuple[str, float]]:
             part = part[: ending.start()]
         for piece, weight in _pieces(part):
             plain = _plain(piece)
-            if plain and weight >= FAINT:
+            if plain and weight >= FAINT and len(plain) <= MOST_TEXT:
                 found.append((plain, min(max(weight, LOWEST), HIGHEST)))
     return found
 
@@ -77,14 +79,18 @@ def resolved(text: str, steps: int) -> str:
     that do not match are letters like any other, as in the hosts' own parser."""
     # a stack instead of recursion: somebody may open ten thousand brackets
     stack: list[_Open] = [_Open("")]
+    opened = {"(": 0, "[": 0}
     for token in re.findall(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\$", text, re.DOTALL):
         if token in "([":
             stack.append(_Open(token))
-        elif token in ")]" and any(one.bracket == _OPENS[token] for one in stack):
+            opened[token] += 1
+        elif token in ")]" and opened[_OPENS[token]]:
             while stack[-1].bracket != _OPENS[token]:
                 flat = stack.pop()
+                opened[flat.bracket] -= 1
                 stack[-1].parts[-1] += flat.written()
             closed = stack.pop()
+            opened[closed.bracket] -= 1
             stack[-1].parts[-1] += _closed(closed, steps)
         elif token in (":", "|"):
             stack[-1].separators.append(token)
@@ -122,9 +128,9 @@ def _closed(one: _Open, steps: int) -> str:
             between[-1] += separator + part
     when = re.fullmatch(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*", between[-1])
     if when is not None and len(between) in (2, 3):
-        number = float(when[1]) * (steps if "." in when[1] else 1)  # a fraction is one of the steps
+        number = float(when[1][:20]) * (steps if "." in when[1] else 1)  # a fraction is one of the steps
         before, after = ("", between[0]) if len(between) == 2 else (between[0], between[1])
-        return after if int(min(number, steps)) < steps else before
+        return after if min(number, steps) < steps else before
     if len(between) == 1 and one.separators:
         return one.parts[(steps - 1) % len(one.parts)]
     return one.written() + "]"
@@ -233,6 +239,8 @@ def vocabulary(
     be), the words of each of ``merged`` count as one.
     """
     groups_of = {name: tuple(group) for group in merged for name in group}
+    left_out = [groups_of.get(word, (word,))[0] for word in left_out]
+    kept = [groups_of.get(word, (word,))[0] for word in kept]
     if groups_of:
         told = [{groups_of.get(word, (word,))[0]: weight for word, weight in words.items()} for words in told]
     n = len(told)
@@ -242,7 +250,10 @@ def vocabulary(
     chosen = [
         word
         for word, count in counts.items()
-        if word not in out and count >= LEAST_COUNT and (word in wanted or least <= count <= MOST_SHARE * n)
+        if word not in out
+        and len(word) <= MOST_LETTERS
+        and count >= LEAST_COUNT
+        and (word in wanted or least <= count <= MOST_SHARE * n)
     ]
     chosen.sort(key=lambda word: (word not in wanted, -_tells(counts[word], n), word))
     chosen = chosen[
@@ -252,7 +263,7 @@ def vocabulary(
     groups = _groups(has)
     found = []
     for group in groups[:MOST_WORDS]:
-        names = sorted({name for i in group for name in groups_of.get(chosen[i], (chosen[i],))})
+        names = sorted({name for i in group for name in groups_of.get(chosen[i], (chosen[i],))})[:MOST_NAMES]
         found.append(Word(tuple(names), counts[chosen[group[0]]]))
     return found
 
@@ -274,7 +285,9 @@ def _matrix(told: Sequence[Told], words: Sequence[str]) -> np.ndarray:
 
 def _groups(has: np.ndarray) -> list[list[int]]:
     """Indices of columns, those that are all but equal together, in the order of their first."""
-    n = max(1, len(has))
+    n = len(has)
+    if not n:
+        return []
     columns = has.astype(np.float32)
     columns = columns - columns.mean(0, keepdims=True)
     sizes = np.sqrt((columns**2).sum(0)).clip(1e-6)
@@ -302,12 +315,20 @@ class Match:
     unknown: tuple[tuple[str, str], ...]
 
 
+def written(word: str) -> str:
+    """A word as a prompt says it: brackets, which are emphasis there, behind backslashes."""
+    return re.sub(r"([\\()\[\]])", r"\\\1", word)
+
+
 class Vocabulary:
     """The words of a model, in its order."""
 
     def __init__(self, entries: Sequence[str]) -> None:
         self.entries = tuple(entries)
         self._place = {name: i for i, entry in enumerate(entries) for name in entry.split(JOIN)}
+        # who writes hatsune miku (vocaloid) without backslashes means the word, and not its emphasis
+        for name, i in list(self._place.items()):
+            self._place.setdefault(" ".join(re.sub(r"[()\[\]\\]", " ", name).split()), i)
 
     def values(self, told: Told) -> list[float]:
         """The weight of each entry among an image's words, or 0."""
@@ -371,6 +392,8 @@ def alone(rows: np.ndarray, most: int = 2000) -> tuple[int, float]:
         return 0, 0.0
     looked = np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
     needed = rows[looked].sum(1)
-    shared = rows[looked].astype(np.float32) @ rows.T.astype(np.float32)
-    others = (shared >= needed[:, None] - 0.5).sum(1)  # the image itself among them
+    chosen = rows[looked].astype(np.float32)
+    others = np.zeros(len(looked), dtype=int)  # the image itself among them
+    for part in np.array_split(rows, max(1, n // 10_000)):
+        others += (chosen @ part.T.astype(np.float32) >= needed[:, None] - 0.5).sum(1)
     return round(float((others == 1).sum()) * n / len(looked)), float(np.median(others))

@@ -89,7 +89,10 @@ def words_of(store: Store) -> Words:
     choices = choices_of(store)
     told = list(told_of(store).values())
     found = vocabulary(told, choices.left_out, choices.kept, choices.merged)
-    rows = np.asarray([Vocabulary([w.entry for w in found]).values(one) for one in told]).reshape(len(told), -1) > 0
+    known_words = Vocabulary([word.entry for word in found])
+    rows = np.zeros((len(told), len(found)), dtype=bool)
+    for row, one in enumerate(told):
+        rows[row] = np.asarray(known_words.values(one)) > 0
     unique, median = alone(rows) if found else (0, float(len(told)))
     counts: dict[str, int] = {}
     for one in told:
@@ -113,6 +116,7 @@ def choose(store: Store, keep: list[str], drop: list[str], merge: list[str] | No
     kept = [word for word in dict.fromkeys([*old.kept, *keep]) if word not in drop]
     merged = [group for group in old.merged if not set(group) & set(drop)]
     if merge:
+        left_out = [word for word in left_out if word not in merge]
         if len(set(merge)) < 2:
             raise UserError("Name two words or more to make them one.")
         joined = dict.fromkeys([*(w for group in merged if set(group) & set(merge) for w in group), *merge])

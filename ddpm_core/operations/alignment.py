@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..dataset.packing import Packed
 from ..dataset.store import Store
-from ..dataset.tags import JOIN
+from ..dataset.tags import JOIN, written
+from ..errors import Stopped
 from ..evaluation.alignment import SURE, Classifier, alignment, recombined
 from ..evaluation.features import RandomFeatures
 from ..evaluation.kid import kid
@@ -50,11 +51,14 @@ def measure(
     told = told_of(store, RunConfig(config), packed)["tags"]
     entries = config.tags
     context.progress(0, 1, "Learning to tell the words")
-    classifier = Classifier(uint8_to_model(packed.images), told)
+    # of a large dataset a fixed draw serves as well, and fits into the memory
+    drawn = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
+    drawn = drawn[:_MOST_REFERENCE].sort().values
+    classifier = Classifier(uint8_to_model(packed.images[drawn]), told[drawn])
     rows = packed.train_rows
     draw = torch.Generator(device="cpu").manual_seed(settings.seed & 0xFFFFFFFF)
     own = told[rows[torch.randint(len(rows), (count,), generator=draw, device="cpu")]]
-    asked = {"own": own, "recombined": recombined(told, count)}
+    asked = {"own": own, "recombined": recombined(told[drawn], count)}
     copied: dict[str, float] = {"none": copied_without}
     found: dict[str, Any] = {}
     images: dict[str, Tensor] = {}
@@ -63,10 +67,11 @@ def measure(
             continue
         prompts = [_prompt(row, entries) for row in wanted]
         apart = dataclasses.replace(settings, seed=(settings.seed + 1_000_000 * number) % 2**62)
-        images[name] = sample(workspace, model, len(prompts), apart, context, prompts=prompts).images
-        if len(images[name]) < len(prompts):
-            break  # stopped
-        pixels = uint8_to_model(images[name])
+        made = sample(workspace, model, len(prompts), apart, context, prompts=prompts).images
+        if context.stop.is_set():
+            raise Stopped("Stopped before the words were judged.")
+        images[name] = made
+        pixels = uint8_to_model(made)
         found[name] = alignment(classifier, entries, pixels, wanted)
         copied[name] = float(nearest(pixels, packed.images, rows).memorised.float().mean())
     result: dict[str, Any] = {
@@ -80,8 +85,7 @@ def measure(
     }
     if "own" in images:
         features = RandomFeatures(channels=3, device="cpu")
-        order = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
-        real = features(uint8_to_model(packed.images[order[:_MOST_REFERENCE].sort().values]))
+        real = features(uint8_to_model(packed.images[drawn]))
         score = kid(features(uint8_to_model(images["own"])), real)
         result["kid_prompted"] = [round(v, 5) for v in (score.value, score.low, score.high)]
     result["gain"] = _gain(config, weights, packed, told, context)
@@ -90,7 +94,7 @@ def measure(
 
 
 def _prompt(row: Tensor, entries: tuple[str, ...]) -> Prompt:
-    return Prompt(", ".join(entries[i].split(JOIN)[0] for i in row.nonzero()[:, 0].tolist()))
+    return Prompt(", ".join(written(entries[i].split(JOIN)[0]) for i in row.nonzero()[:, 0].tolist()))
 
 
 def _gain(

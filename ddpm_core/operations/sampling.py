@@ -177,7 +177,7 @@ def _asked(
 def _say_unknown(
     title: str, config: ModelConfig, prompts: Sequence[Prompt], unknown: Sequence[tuple[str, str]], context: Context
 ) -> None:
-    if not any(prompt.text.strip() for prompt in prompts):
+    if not any((prompt.text + prompt.negative).strip() for prompt in prompts):
         return
     if not config.tags:
         context.say(f"{title} was trained without prompts; the prompt changes nothing.")
@@ -205,7 +205,11 @@ def sample_text(
     values = {
         "Steps": str(calls),
         "Sampler": settings.definition.label,
-        **({"CFG scale": f"{settings.cfg_scale:g}"} if config.tags and prompt and prompt.text.strip() else {}),
+        **(
+            {"CFG scale": f"{settings.cfg_scale:g}"}
+            if config.tags and prompt and (prompt.text + prompt.negative).strip()
+            else {}
+        ),
         "Seed": str(seed),
         "Size": f"{width}x{height}",
         infotext.OWN_KEY: title,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dataset.packing import Packed
 from ..dataset.store import Store
-from ..dataset.tags import Vocabulary
+from ..dataset.tags import Told, Vocabulary
 from ..dataset.words import choices_of
 from ..dataset.words import told_of as words_told_of
 from ..errors import UserError
@@ -30,15 +30,20 @@ def told_of(store: Store, config: RunConfig, packed: Packed) -> dict[str, Tensor
         return {}
     known = Vocabulary(config.model.tags)
     found = words_told_of(store)
-    merged = {name: group[0] for group in choices_of(store).merged for name in group}
+    choices = choices_of(store)
+    merged = {name: group for group in choices.merged for name in group}
+    left_out = set(choices.left_out)
     rows = []
     for item in packed.ids:
-        words = found.get(item, {})
-        rows.append(known.values({**words, **{merged[w]: v for w, v in words.items() if w in merged}}))
+        words: Told = {}
+        for word, weight in found.get(item, {}).items():
+            for name in merged.get(word, (word,)):  # whichever of them the model knows
+                words[name] = max(words.get(name, 0.0), weight)
+        rows.append(known.values({word: weight for word, weight in words.items() if word not in left_out}))
     return {"tags": torch.tensor(rows, dtype=torch.float32).reshape(len(packed.ids), len(config.model.tags))}
 
 
-def remember_told(folder: Path, config: RunConfig, packed: Packed, told: dict[str, Tensor]) -> None:
+def remember_told(folder: Path, packed: Packed, told: dict[str, Tensor]) -> None:
     """Write what is told into a run's folder."""
     if told:
         values = {"ids": torch.tensor(packed.ids, dtype=torch.int64), **told}
@@ -54,7 +59,10 @@ def told_in_run(
         return {}
     if not (folder / FILE).exists():
         context.say("What this run was told of its images is gone; it is read from the prompts again.")
-        return told_of(workspace.store(run.dataset), config, packed)
+        told = told_of(workspace.store(run.dataset), config, packed)
+        if folder.exists():
+            remember_told(folder, packed, told)
+        return told
     path = folder / FILE
     with tensors_of(path, f"The words of the run, {path}, are damaged", "; delete that file, it is made anew.") as file:
         ids, tags = file.get_tensor("ids"), file.get_tensor("tags")

@@ -116,8 +116,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
                 return _course(prepared, context, team)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
-                for part in (FILE, TOLD_FILE):
-                    (folder / part).unlink(missing_ok=True)
+                _forget(folder)
             elif Run.read(folder).state == "running":
                 dataclasses.replace(run, state="failed").write(folder)
             raise
@@ -130,6 +129,12 @@ def _nothing_left_of(folder: Path, lock: FolderLock) -> Iterator[None]:
         yield
     finally:
         leftovers.clear_held(folder, lock)
+
+
+def _forget(folder: Path) -> None:
+    """Of a training that never began nothing stays."""
+    for part in (FILE, TOLD_FILE):
+        (folder / part).unlink(missing_ok=True)
 
 
 def _megabytes(config: RunConfig, packed: Packed, context: Context) -> float:
@@ -163,8 +168,12 @@ def _begin(
         began=time.time(),
         version=__version__,
     )
-    run.write(folder)
-    remember_told(folder, config, packed, told_of(store, config, packed))
+    try:
+        run.write(folder)
+        remember_told(folder, packed, told_of(store, config, packed))
+    except BaseException:
+        _forget(folder)
+        raise
     return config, run, packed
 
 
