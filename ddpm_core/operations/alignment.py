@@ -30,7 +30,6 @@ from .sampling import sample
 from .telling import told_of
 
 _ALARM = 2.0  # copies with words over copies without from which words are said to unlock them
-_MOST_REFERENCE = 4000
 
 
 def measure(
@@ -40,6 +39,8 @@ def measure(
     config: ModelConfig,
     weights: dict[str, Tensor],
     packed: Packed,
+    drawn: Tensor,
+    real: Tensor,
     context: Context,
     *,
     count: int,
@@ -47,13 +48,10 @@ def measure(
     copied_without: float,
 ) -> dict[str, Any]:
     """Alignment with the dataset's own words and with recombined ones, KID of the former, copies of both, and what words are worth
-    to the loss of seen and of held-out images. ``copied_without``: the memorised fraction without words."""
+    to the loss of seen and of held-out images. ``drawn``: indices of the images to compare with, ``real`` their features. ``copied_without``: the memorised fraction without words."""
     told = told_of(store, RunConfig(config), packed)["tags"]
     entries = config.tags
     context.progress(0, 1, "Learning to tell the words")
-    # of a large dataset a fixed draw serves as well, and fits into the memory
-    drawn = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
-    drawn = drawn[:_MOST_REFERENCE].sort().values
     classifier = Classifier(uint8_to_model(packed.images[drawn]), told[drawn])
     rows = packed.train_rows
     draw = torch.Generator(device="cpu").manual_seed(settings.seed & 0xFFFFFFFF)
@@ -84,9 +82,7 @@ def measure(
         "copied": {name: round(value, 5) for name, value in copied.items()},
     }
     if "own" in images:
-        features = RandomFeatures(channels=3, device="cpu")
-        real = features(uint8_to_model(packed.images[drawn]))
-        score = kid(features(uint8_to_model(images["own"])), real)
+        score = kid(RandomFeatures(channels=3, device="cpu")(uint8_to_model(images["own"])), real)
         result["kid_prompted"] = [round(v, 5) for v in (score.value, score.low, score.high)]
     result["gain"] = _gain(config, weights, packed, told, context)
     result["verdict"] = verdict(result)

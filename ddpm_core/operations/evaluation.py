@@ -83,7 +83,8 @@ def evaluate(
     features = RandomFeatures(channels=3, device="cpu")
     # KID's memory grows with the square of the reference: a fixed draw of a large dataset serves as well
     draw = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
-    reference = packed.images[draw[:_MOST_REFERENCE].sort().values]
+    drawn = draw[:_MOST_REFERENCE].sort().values
+    reference = packed.images[drawn]
     real = features(uint8_to_model(reference))
     found = kid(features(uint8_to_model(samples)), real)
     floor = real_floor(real)
@@ -102,6 +103,8 @@ def evaluate(
             config,
             weights,
             packed,
+            drawn,
+            real,
             context,
             count=count,
             settings=settings,
