@@ -9,6 +9,7 @@ asked for training images' words over that of the model without words.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +22,13 @@ from ddpm_core.dataset.words import words_of
 from ddpm_core.demo import unpack
 from ddpm_core.evaluation.alignment import Alignment, Classifier, alignment, recombined
 from ddpm_core.evaluation.neighbours import nearest
+from ddpm_core.model.config import READINGS, TextConfig
 from ddpm_core.model.diffusion import model_to_uint8, uint8_to_model
+from ddpm_core.operations import asking
+from ddpm_core.operations.alignment import prompt_of
+from ddpm_core.operations.context import Context
 from ddpm_core.operations.pictures import make_grid
-from ddpm_core.operations.telling import told_of
+from ddpm_core.operations.telling import tags_told, told_of
 from ddpm_core.sampling.generate import SampleSettings, generate
 from ddpm_core.sampling.guidance import BAND, DEFAULT_SCALE, Asked
 from ddpm_core.training.settings import PRESETS, RunConfig
@@ -31,6 +36,7 @@ from ddpm_core.training.trainer import Trainer
 from ddpm_core.workspace import Workspace
 
 from . import common
+from .encoder import MiniLM
 from .quality import Score
 
 
@@ -42,6 +48,7 @@ def run(argv: list[str] | None = None) -> int:
     options.add_argument("--scales", type=float, nargs="+", default=[DEFAULT_SCALE], help="CFG scales")
     options.add_argument("--band", type=float, nargs=2, default=list(BAND), help="shares of the timesteps")
     options.add_argument("--samples", type=int, default=512)
+    options.add_argument("--conditions", nargs="+", default=["tags"], choices=["tags", *READINGS])
     a = options.parse_args(argv)
     device = common.device_of(a)
     preset = PRESETS[a.preset]
@@ -52,10 +59,18 @@ def run(argv: list[str] | None = None) -> int:
         store = workspace.store("portraits")
         packed = pack(store, preset.model.unet.image_size, preset.train.crop)
         entries = tuple(word.entry for word in words_of(store).words)
-        plain = RunConfig(preset.model, preset.train)
-        worded = RunConfig(dataclasses.replace(preset.model, tags=entries), preset.train)
-        told = told_of(store, worded, packed)
-        classifier = Classifier(uint8_to_model(packed.images), told["tags"])
+        words = tags_told(store, entries, packed)
+        classifier = Classifier(uint8_to_model(packed.images), words)
+        context, models = Context(torch.device("cpu")), {"plain": preset.model}
+        for kind in a.conditions:
+            models[kind] = dataclasses.replace(preset.model, **({"tags": entries} if kind == "tags" else {}))
+            if kind != "tags":
+                encoder = MiniLM()
+                context.text_encoder = lambda encoder=encoder: encoder
+                text = TextConfig(kind, encoder.name, encoder.fingerprint, encoder.width, encoder.tokens)
+                models[kind] = dataclasses.replace(preset.model, text=text)
+        configs = {name: RunConfig(model, preset.train) for name, model in models.items()}
+        told = {name: told_of(store, config, packed, context) for name, config in configs.items()}
         score = Score(packed.images)
         for seed in a.seeds:
             trainers = {
@@ -64,9 +79,9 @@ def run(argv: list[str] | None = None) -> int:
                     packed.images,
                     device,
                     rows=packed.train_rows,
-                    told=told if config.model.tags else None,
+                    told=told[name],
                 )
-                for name, config in (("plain", plain), ("words", worded))
+                for name, config in configs.items()
             }
             seconds = dict.fromkeys(trainers, 0.0)
             for _ in range(0, a.steps, 20):  # in turns, so that both meet the same machine
@@ -85,24 +100,22 @@ def run(argv: list[str] | None = None) -> int:
             )
             common.say(str(rows[-1]))
             draw = torch.Generator(device="cpu").manual_seed(seed)
-            own = told["tags"][packed.train_rows[torch.randint(len(packed.train_rows), (a.samples,), generator=draw)]]
-            new = recombined(told["tags"], a.samples, seed)
-            for scale in a.scales:
-                row: dict[str, Any] = {
-                    "seed": seed,
-                    "model": "words",
-                    "scale": scale,
-                    "seconds": round(seconds["words"], 1),
-                }
+            own = words[packed.train_rows[torch.randint(len(packed.train_rows), (a.samples,), generator=draw)]]
+            new = recombined(words, a.samples, seed)
+            for kind, scale in itertools.product(a.conditions, a.scales):
+                row: dict[str, Any] = {"seed": seed, "model": kind, "scale": scale, "seconds": round(seconds[kind], 1)}
                 for name, asked in (("own", own), ("recombined", new)):
-                    wanted = Asked({"tags": asked}, None, scale, tuple(a.band))
-                    samples = sample(trainers["words"], len(asked), settings, wanted)
+                    prompts = [prompt_of(one, entries) for one in asked]
+                    question = asking.read(configs[kind].model, prompts, scale, context).asked
+                    assert question is not None
+                    wanted = dataclasses.replace(question, band=tuple(a.band))
+                    samples = sample(trainers[kind], len(asked), settings, wanted)
                     found = alignment(classifier, entries, uint8_to_model(samples), asked)
-                    row |= {f"{name}_{key}": value for key, value in shares(found, told["tags"], entries).items()}
+                    row |= {f"{name}_{key}": value for key, value in shares(found, words, entries).items()}
                     row[f"{name}_copied"] = copied(samples, packed)
                     if name == "own":
                         row |= score(samples)
-                        make_grid(samples[:64]).save(common.WORK / f"prompts-{a.preset}-{seed}-{scale:g}.png")
+                        make_grid(samples[:64]).save(common.WORK / f"prompts-{a.preset}-{kind}-{seed}-{scale:g}.png")
                 rows.append(row)
                 common.say(str(row))
             for trainer in trainers.values():
@@ -111,7 +124,7 @@ def run(argv: list[str] | None = None) -> int:
         mine["seconds"] / other["seconds"]
         for mine in rows
         for other in rows
-        if mine["model"] == "words" and other["model"] == "plain" and mine["seed"] == other["seed"]
+        if mine["model"] == a.conditions[0] and other["model"] == "plain" and mine["seed"] == other["seed"]
     ]
     result = {
         "what": f"prompts, {a.preset}, {a.steps} steps",

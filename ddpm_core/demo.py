@@ -124,7 +124,7 @@ def run(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[st
             "seconds": round(found.seconds, 3),
             "evaluations": found.evaluations,
         }
-        if not stop.is_set() and workspace.model_config(NAME).tags:
+        if not stop.is_set() and workspace.model_config(NAME).takes_prompts:
             result["asked"] = _asked(workspace, context)
         if not stop.is_set():
             screen.say("4/4  Comparing them with the dataset.")

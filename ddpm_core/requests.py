@@ -42,10 +42,11 @@ class TrainRequest:
     condition: str | None = option(
         None,
         label="Prompts",
-        info="auto = learn the words of the prompts where there are enough",
+        info="auto = the words of the prompts, where there are enough; text = the WebUI's text encoder",
         choices=CONDITIONS,
         shown="auto",
-        help="what the model learns to be told: the words of the prompts (tags), or nothing (default: auto)",
+        help="what the model learns to be told: the words of the prompts (tags), the prompts by the WebUI's text encoder "
+        "(text: pooled or cross-attention, by the number of images), or nothing (default: auto)",
     )
     resume: bool = option(False)
     init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
@@ -192,9 +193,14 @@ class SampleRequest:
         0.0, label="Eta (DDIM)", low=0, high=1, step=0.05, help="for ddim: 0 deterministic, 1 as noisy as ddpm"
     )
     weights: str = option(
-        "ema", label="Weights", info="ema = averaged over the training, usually better", choices=WEIGHTS
+        "ema",
+        label="Weights",
+        info="ema = averaged over the training, usually better; raw = as the last step left them",
+        choices=WEIGHTS,
     )
-    clip: bool = option(True, label="Clip x0", help="do not clip x0")
+    clip: bool = option(
+        True, label="Clip x0", info="Keeps the predicted image within the range of an image", help="do not clip x0"
+    )
     spacing: str = option("trailing", label="Timestep spacing", choices=SPACINGS)
     dynamic_threshold: float | None = option(
         None,

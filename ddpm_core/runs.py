@@ -14,7 +14,7 @@ from .files import write_json
 from .names import is_name
 from .parsing import read_json
 
-FORMAT = 4  # 1: of a model without words, which is still written so
+FORMAT = 5  # as of its model (``model/config.py``)
 FILE = "run.json"
 
 

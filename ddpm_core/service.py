@@ -116,6 +116,7 @@ class Service:
             host.room_for,
             enlarge,
             not host.generates,
+            host.text_encoder,
             lambda: self.jobs.closed,
         )
 
@@ -363,7 +364,13 @@ class Service:
 
         self._check_sampling(model, count, enlarging)
         workspace = self.workspace
-        context = Context(self.host.device(), stop=stop, report=report, enlarge=self.host.enlarge)
+        context = Context(
+            self.host.device(),
+            stop=stop,
+            report=report,
+            enlarge=self.host.enlarge,
+            text_encoder=self.host.text_encoder,
+        )
         found = sample(
             workspace,
             model,
@@ -387,9 +394,17 @@ class Service:
 
         def work(job: Job) -> dict[str, Any]:
             from .operations.evaluation import evaluate
+            from .operations.telling import encoder_of
 
-            worded = bool(workspace.model_config(model).tags)
-            result = evaluate(workspace, dataset, self.context_of(job), model=model, count=count, prompts=worded)
+            config, context = workspace.model_config(model), self.context_of(job)
+            worded = bool(config.tags)
+            if config.text is not None:
+                try:
+                    encoder_of(config.text, context)
+                    worded = True
+                except UserError as error:  # the rest can be judged all the same
+                    job.say(str(error))
+            result = evaluate(workspace, dataset, context, model=model, count=count, prompts=worded)
             job.artifacts["picture"] = Path(result.pop("neighbours"))
             return result
 

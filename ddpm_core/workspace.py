@@ -358,6 +358,7 @@ class Workspace:
             "name": path.stem,
             "kind": "unet",
             "tags": list(config.tags),
+            "text": None if config.text is None else f"{config.text.reading}, {config.text.name}",
             "bytes": path.stat().st_size,
             "size": list(config.unet.image_size),
             "config": config.to_json(),

@@ -40,14 +40,13 @@
 
     // -- the words that the chosen model knows: a click writes one into the prompt or takes it out again --------------------
 
-    const known = { model: null, words: [], error: "" };
+    const known = { model: null, words: [], encoder: "", error: "" };
 
     async function askWords(model) {
-        known.model = model; known.words = []; known.error = "";
-        let words = [];
-        let error = "";
-        try { words = (await get("model_words", { model })).words; } catch (failed) { error = failed.message; }
-        if (known.model === model) Object.assign(known, { words, error }); // another may have been chosen meanwhile
+        const found = { words: [], encoder: "", error: "" };
+        Object.assign(known, { model, ...found });
+        try { Object.assign(found, await get("model_words", { model })); } catch (failed) { found.error = failed.message; }
+        if (known.model === model) Object.assign(known, found); // another may have been chosen meanwhile
     }
 
     const promptField = () => root().querySelector("#ddpm_prompt textarea, #ddpm_prompt input");
@@ -75,7 +74,7 @@
         const model = inputValue("ddpm_model");
         if (model !== known.model) {
             if (status.models.includes(model)) askWords(model);
-            else Object.assign(known, { model: null, words: [], error: "" });
+            else Object.assign(known, { model: null, words: [], encoder: "", error: "" });
         }
         const field = promptField();
         const text = field ? field.value : "";
@@ -84,9 +83,10 @@
         const names = known.words.map((entry) => entry.split(" | ")[0].replace(/[\\()[\]]/g, "\\$&")); // brackets are emphasis
         const fitting = typed && !names.includes(typed) ? names.filter((word) => word.includes(typed)) : names;
         const offered = (fitting.length ? fitting : names).slice(0, ROOM);
-        redraw(node, [model, known.words.length, known.error, offered, there], () => {
+        redraw(node, [model, known.words.length, known.encoder, known.error, offered, there], () => {
             if (known.error) return el("div", "ddpm-failure", known.error);
             if (!known.model) return [];
+            if (known.encoder) return el("div", "ddpm-note", el("span", "", T("It reads whole prompts with the text encoder of the checkpoint")), " ", el("strong", "", known.encoder));
             if (!names.length) return el("div", "ddpm-note", T("This model was trained without prompts; a prompt changes nothing."));
             const chips = offered.map((word) => {
                 const chip = button(word, () => toggleWord(word));

@@ -59,11 +59,10 @@
             const name = inputValue(chosen);
             redraw(node, [lying, (status.trash || []).length, there, there.includes(name) ? name : "", node.dataset.message, node.dataset.done], () => {
                 const parts = [];
-                const first = el("div", "ddpm-line");
-                if (there.includes(name)) first.append(button(texts.remove, () => act(node, "delete", { kind, name }, "")), el("strong", "", name));
-                else first.append(el("span", "", texts.choose));
-                parts.push(first);
-                if (there.includes(name)) parts.push(...manage(node, kind, name, there));
+                if (there.includes(name)) {
+                    parts.push(el("div", "ddpm-line", el("strong", "", name)), ...manage(node, kind, name, there));
+                    parts.push(el("div", "ddpm-line", button(texts.remove, () => act(node, "delete", { kind, name }, ""))));
+                } else parts.push(el("div", "ddpm-line", el("span", "", texts.choose)));
                 parts.push(el("div", "ddpm-note", texts.what));
                 if (node.dataset.message) parts.push(el("div", "ddpm-failure", node.dataset.message));
                 if (node.dataset.done) parts.push(el("div", "ddpm-line", el("span", "", T("Done:")), el("strong", "", node.dataset.done)));

@@ -22,6 +22,7 @@ from ddpm_core.model.config import DiffusionConfig, ModelConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.layers import Init
 from ddpm_core.operations.alignment import verdict
+from ddpm_core.operations.context import Context
 from ddpm_core.sampling.generate import SampleSettings, generate
 from ddpm_core.sampling.guidance import Asked
 from ddpm_core.training.random import generator
@@ -290,7 +291,7 @@ def test_the_commands(cli: CommandLine, few: Path, tmp_path: Path) -> None:
 
 
 def test_a_preset_may_learn_no_words(few: Path, tmp_path: Path) -> None:
-    from ddpm_core.operations.configuring import configure, with_words
+    from ddpm_core.operations.configuring import configure, with_condition
     from ddpm_core.requests import TrainRequest
     from ddpm_core.workspace import Workspace
 
@@ -300,7 +301,7 @@ def test_a_preset_may_learn_no_words(few: Path, tmp_path: Path) -> None:
     def learnt(preset: str, condition: str | None) -> int:
         request = TrainRequest("m", "d", preset=preset, condition=condition)
         settings, _ = configure(workspace, request, torch.device("cpu"))
-        return len(with_words(settings, request, workspace.store("d")).model.tags)
+        return len(with_condition(settings, request, workspace.store("d"), Context(torch.device("cpu"))).model.tags)
 
     assert learnt("tiny-32", None) == learnt("tiny-32", "auto") == learnt("article-64", "tags") >= 4
     assert learnt("article-64", None) == learnt("article-64", "auto") == learnt("tiny-32", "none") == 0

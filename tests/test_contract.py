@@ -15,7 +15,7 @@ from contract import ADAPTER, CONTRACT, offered, used
 
 HOSTS = json.loads(CONTRACT.read_text(encoding="utf-8"))
 # looked for before use; older or other hosts lack them
-OPTIONAL = {"sd_schedulers.schedulers", "always_cpu"}
+OPTIONAL = {"sd_schedulers.schedulers", "sd_models.forge_model_reload", "always_cpu"}
 # its memory management moves models by itself, and says --cpu
 LACKING = {"neo": {"sd_models.send_model_to_cpu", "sd_models.send_model_to_device", "use_cpu"}}
 

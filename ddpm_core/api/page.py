@@ -180,7 +180,8 @@ def get_model_words(service: Service, values: dict[str, Any]) -> Any:
     name = _text(values, "model")
     if name not in service.workspace.model_names():
         raise UserError(f"There is no model {name!r}.")
-    return {"words": list(service.workspace.model_config(name).tags)}
+    config = service.workspace.model_config(name)
+    return {"words": list(config.tags), "encoder": config.text.name if config.text is not None else ""}
 
 
 def post_decide(service: Service, values: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +49,12 @@ def tags_of(prompt: str, steps: int = 20) -> Told:
         for word in _words(piece):
             found[word] = max(found.get(word, 0.0), weight)
     return found
+
+
+def plain_text(prompt: str, steps: int = 20, left_out: Collection[str] = ()) -> str:
+    """A prompt as a text encoder is told it: its pieces without the hosts' grammar, in lower case, between commas; without those
+    ``left_out``."""
+    return ", ".join(piece for piece, _ in _read(prompt, steps) if piece not in left_out)
 
 
 def _read(prompt: str, steps: int) -> list[tuple[str, float]]:

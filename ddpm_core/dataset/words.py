@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import write_json
 from ..parsing import read_json
 from .store import Store
-from .tags import JOIN, MOST_TEXT, Told, Vocabulary, Word, alone, tags_of, vocabulary
+from .tags import JOIN, MOST_TEXT, Told, Vocabulary, Word, alone, plain_text, tags_of, vocabulary
 
 FILE = "words.json"  # in a dataset's folder
 FORMAT = 1
@@ -82,6 +82,13 @@ def told_of(store: Store) -> dict[int, Told]:
     """The words of each kept item's prompt, by its id."""
     read = functools.lru_cache(maxsize=10_000)(tags_of)  # many items have one prompt
     return {item: read(prompt, steps) for item, (prompt, steps) in store.prompts().items()}
+
+
+def texts_of(store: Store) -> dict[int, str]:
+    """The prompt of each kept item as a text encoder is told it, by its id, without the words that a person left out."""
+    left_out = frozenset(choices_of(store).left_out)
+    read = functools.lru_cache(maxsize=10_000)(plain_text)
+    return {item: read(prompt, steps, left_out) for item, (prompt, steps) in store.prompts().items()}
 
 
 def words_of(store: Store) -> Words:

@@ -14,6 +14,7 @@ from PIL import Image
 from ..collector import Rule
 
 if TYPE_CHECKING:
+    from ..model.text import TextEncoder
     from ..requests import Generated, GenerationRequest
 
 
@@ -64,6 +65,10 @@ class Host(Protocol):
 
     def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
         """The picture at that size (width, height), None if that was cut short. Called by whoever may compute."""
+
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder of the host's own Stable Diffusion, as it is now; UserError where there is none. Called, as what it
+        returns, by whoever may compute."""
 
     def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> OutputPanel | None:
         """Build, in the page being built, the host's own panel for pictures and their texts; None where it has none."""

@@ -21,6 +21,7 @@ from .base import Host
 from .devices import best_device
 
 if TYPE_CHECKING:
+    from ..model.text import TextEncoder
     from ..requests import Generated, GenerationRequest
 
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -77,6 +78,11 @@ class StandaloneHost(Host):
         from ..operations.pictures import enlarge_plainly
 
         return enlarge_plainly(image, size, upscaler)
+
+    def text_encoder(self) -> TextEncoder:
+        from ..operations.context import no_text_encoder
+
+        return no_text_encoder()
 
     def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> None:
         return None

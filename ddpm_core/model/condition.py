@@ -1,4 +1,5 @@
-"""What a network is told beside an image and its timestep: each condition makes of its values a shift of the timestep's embedding.
+"""What a network is told beside an image and its timestep: each condition makes of its values a shift of the timestep's embedding, and
+perhaps something for the attention layers to read (``text.Reading``).
 
 A condition is a module, named in :func:`conditions_of` or in ``AUGMENTATIONS``; the network, the training, the checkpoints and the
 model file take it from there. One that is not told adds nothing.
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import text
 from .config import ModelConfig
 from .layers import Init, Linear
 
@@ -74,7 +76,10 @@ Make = Callable[[Init, int], nn.Module]
 # what a training tells of its own doing; no part of a model
 AUGMENTATIONS: Mapping[str, Make] = {"flip": FlipMark}
 # how a training thins out what it tells, by name
-DROPPED: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {"tags": Tags.dropped}
+DROPPED: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "tags": Tags.dropped,
+    "text": lambda values, generator: text.dropped(values, UNTOLD, generator),
+}
 
 
 def conditions_of(config: ModelConfig) -> dict[str, Make]:
@@ -82,4 +87,9 @@ def conditions_of(config: ModelConfig) -> dict[str, Make]:
     found: dict[str, Make] = {}
     if config.tags:
         found["tags"] = lambda init, width: Tags(init, width, len(config.tags))
+    encoder = config.text
+    if encoder is not None and encoder.reading == "pooled":
+        found["text"] = lambda init, width: text.Pooled(init, width, encoder)
+    elif encoder is not None:
+        found["text"] = lambda init, width: text.Tokens(init, width, encoder, config.unet)
     return found

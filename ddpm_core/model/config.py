@@ -10,9 +10,13 @@ from ..errors import UserError
 
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 PREDICTIONS = ("epsilon", "v", "x0")
+READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
+# of files: 1 without prompts, 4 with words, 5 with a text encoder; the numbers are those of tests/data/formats
+FORMAT = 5
 MOST_TAGS = 1024
 _MOST_LETTERS = 20_000
+_MOST_WIDTH, _MOST_TOKENS = 16_384, 4096
 
 T = TypeVar("T")
 
@@ -107,6 +111,14 @@ class UNetConfig:
         need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
         need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
 
+    @property
+    def attention_channels(self) -> tuple[int, ...]:
+        """Channels of each attention layer in the network's order: on the way down, in the middle, on the way up."""
+        levels = [c for c, there in zip(self.block_out_channels, self.attention_levels) if there]
+        down = [c for c in levels for _ in range(self.layers_per_block)]
+        up = [c for c in reversed(levels) for _ in range(self.layers_per_block + 1)]
+        return (*down, self.block_out_channels[-1], *up)
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -144,16 +156,56 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """The text encoder whose answers a model is told. ``reading``: how; ``name`` for people, ``fingerprint`` of its weights;
+    ``width`` of a token, ``tokens`` of a prompt."""
+
+    reading: str
+    name: str
+    fingerprint: str
+    width: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.reading not in READINGS:
+            raise UserError(f"There is no reading of texts {self.reading!r}; there are: {', '.join(READINGS)}.")
+        if not (_is_int(self.width, 1, _MOST_WIDTH) and _is_int(self.tokens, 1, _MOST_TOKENS)):
+            raise UserError("The text encoder's width or number of tokens is out of range.")
+        if not all(isinstance(text, str) and 0 < len(text) <= 200 for text in (self.name, self.fingerprint)):
+            raise UserError("The text encoder's name or fingerprint is no text.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the values for one image."""
+        return (self.width,) if self.reading == "pooled" else (self.tokens, self.width)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to sample from a set of weights. ``tags``: the words it can be told, in the order of their embeddings."""
+    """Everything needed to sample from a set of weights. ``tags``: the words it can be told, in the order of their embeddings;
+    ``text``: the text encoder that reads its prompts."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     tags: tuple[str, ...] = ()
+    text: TextConfig | None = None
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether it is told anything of a prompt."""
+        return bool(self.tags) or self.text is not None
+
+    @property
+    def format(self) -> int:
+        """The oldest format that can say all of it, so that older versions read what they can."""
+        return 5 if self.text is not None else 4 if self.tags else 1
 
     def to_json(self) -> dict[str, Any]:
         """JSON that :meth:`from_json` reads."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.text is None:
+            del values["text"]
+        return values
 
     @classmethod
     def from_json(cls, values: Any) -> ModelConfig:
@@ -171,4 +223,5 @@ class ModelConfig:
             unet=dataclass_from_json(UNetConfig, values["unet"], "network configuration"),
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
             tags=tuple(tags),
+            text=dataclass_from_json(TextConfig, values["text"], "text encoder") if values.get("text") else None,
         )

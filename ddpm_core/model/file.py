@@ -17,9 +17,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..parsing import parse_json, tensors_of
 from .build import build
-from .config import ModelConfig
+from .config import FORMAT, ModelConfig
 
-FORMAT = 4  # 1: without words, which is still written so; the numbers are those of tests/data/formats
 _KEY = "ddpm"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_HEADER_BYTES = 8 * 2**20
@@ -38,7 +37,7 @@ def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: 
     """Write a model file to exactly ``path`` (the caller renames). ``info`` is shown to people: plain JSON, no path, no prompt."""
     height, width = config.unet.image_size
     metadata = {
-        _KEY: json.dumps({"format": FORMAT if config.tags else 1, "config": config.to_json(), "info": info}),
+        _KEY: json.dumps({"format": config.format, "config": config.to_json(), "info": info}),
         # https://github.com/Stability-AI/ModelSpec
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "ddpm-unet-pixel",

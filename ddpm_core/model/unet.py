@@ -21,6 +21,7 @@ from .config import UNetConfig
 from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear
 from .products import enlarging, folded, pointwise
 from .products import linear as product
+from .text import Reading
 from .ways import Ways
 
 # a generator, or for fused kernels the seeds of each block, (blocks, 4) int32
@@ -31,12 +32,14 @@ DropoutSource = torch.Generator | Tensor | None
 class Around:
     """What every block gets besides its image: the timestep embedding after SiLU, (N, width), and the source of dropout.
 
-    ``shifts``: the embedding already projected for each block, (N, channels), if that is done for all at once.
+    ``shifts``: the embedding already projected for each block, (N, channels), if that is done for all at once. ``readings``: texts for
+    the attention layers.
     """
 
     temb: Tensor
     dropout: DropoutSource
     shifts: Sequence[Tensor] = ()
+    readings: Sequence[Reading] = ()
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
@@ -117,9 +120,16 @@ class Attention(nn.Module):
         self.to_v = Linear(init, channels, channels)
         self.to_out = nn.ModuleList([Linear(init, channels, channels, scale=0.0)])
         self.ways = init.ways
+        self.place = 0  # among the network's attention layers
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, around: Around) -> Tensor:
         """(N, C, H, W) to the same shape."""
+        x = self._attend(x)
+        for reading in around.readings:
+            x = reading(self.place, x)
+        return x
+
+    def _attend(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
         fused = self.ways.fused
         normed, x, _ = self.group_norm.fused(x, silu=False) if fused else (self.group_norm(x), x, None)
@@ -192,7 +202,7 @@ class DownBlock(nn.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, around)
             if hasattr(self, "attentions"):
-                x = self.attentions[i](x)
+                x = self.attentions[i](x, around)
             skips.append(x)
         if hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
@@ -224,7 +234,7 @@ class UpBlock(nn.Module):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, around, skips.pop())
             if hasattr(self, "attentions"):
-                x = self.attentions[i](x)
+                x = self.attentions[i](x, around)
         if hasattr(self, "upsamplers"):
             x = self.upsamplers[0](x)
         return x
@@ -242,7 +252,7 @@ class MidBlock(nn.Module):
     def forward(self, x: Tensor, around: Around) -> Tensor:
         """(N, C, H, W) to the same shape."""
         x = self.resnets[0](x, around)
-        return self.resnets[1](self.attentions[0](x), around)  # type: ignore[no-any-return]
+        return self.resnets[1](self.attentions[0](x, around), around)  # type: ignore[no-any-return]
 
 
 class UNet(nn.Module):
@@ -286,6 +296,8 @@ class UNet(nn.Module):
         for place, block in enumerate(blocks):
             block.place = place
         self.blocks = len(blocks)
+        for place, attention in enumerate(module for module in self.modules() if isinstance(module, Attention)):
+            attention.place = place
         # last, so that the weights before them are drawn alike with and without
         if conditions:
             self.conditions = nn.ModuleDict({name: make(init, temb_width) for name, make in conditions.items()})
@@ -307,10 +319,16 @@ class UNet(nn.Module):
         embedded = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         # every block begins with SiLU of the same embedding: once is enough
         temb = self.time_embedding(embedded)
+        readings: list[Reading] = []
         for name, values in (told or {}).items():
-            temb = temb + self.conditions[name](values, x.dtype)
+            found = self.conditions[name](values, x.dtype)
+            shift = found
+            if isinstance(found, tuple):
+                shift, reading = found
+                readings.append(reading)
+            temb = temb + shift
         temb = F.silu(temb)
-        around = Around(temb, dropout_source, self._shifts(temb) if self.ways.fused else ())
+        around = Around(temb, dropout_source, self._shifts(temb) if self.ways.fused else (), readings)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:

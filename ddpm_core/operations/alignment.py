@@ -12,7 +12,8 @@ from torch import Tensor
 from ..dataset.packing import Packed
 from ..dataset.store import Store
 from ..dataset.tags import JOIN, written
-from ..errors import Stopped
+from ..dataset.words import words_of
+from ..errors import Stopped, UserError
 from ..evaluation.alignment import SURE, Classifier, alignment, recombined
 from ..evaluation.features import RandomFeatures
 from ..evaluation.kid import kid
@@ -20,6 +21,7 @@ from ..evaluation.neighbours import nearest
 from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, uint8_to_model
+from ..model.values import Values
 from ..requests import Prompt
 from ..sampling.generate import SampleSettings
 from ..training.heldout import MOST_IMAGES, loss_by_band
@@ -27,7 +29,7 @@ from ..training.settings import RunConfig
 from ..workspace import Workspace
 from .context import Context
 from .sampling import sample
-from .telling import told_of
+from .telling import tags_told, told_of
 
 _ALARM = 2.0  # copies with words over copies without from which words are said to unlock them
 
@@ -49,8 +51,11 @@ def measure(
 ) -> dict[str, Any]:
     """Alignment with the dataset's own words and with recombined ones, KID of the former, copies of both, and what words are worth
     to the loss of seen and of held-out images. ``drawn``: indices of the images to compare with, ``real`` their features. ``copied_without``: the memorised fraction without words."""
-    told = told_of(store, RunConfig(config), packed)["tags"]
-    entries = config.tags
+    # a model that reads whole prompts is judged by the words that one with words would learn
+    entries = config.tags or tuple(word.entry for word in words_of(store).words)
+    if not entries:
+        raise UserError("The prompts of this dataset share no words by which the model could be judged.")
+    told = tags_told(store, entries, packed)
     context.progress(0, 1, "Learning to tell the words")
     classifier = Classifier(uint8_to_model(packed.images[drawn]), told[drawn])
     rows = packed.train_rows
@@ -63,7 +68,7 @@ def measure(
     for number, (name, wanted) in enumerate(asked.items(), 1):
         if len(wanted) < 16:
             continue
-        prompts = [_prompt(row, entries) for row in wanted]
+        prompts = [prompt_of(row, entries) for row in wanted]
         apart = dataclasses.replace(settings, seed=(settings.seed + 1_000_000 * number) % 2**62)
         made = sample(workspace, model, len(prompts), apart, context, prompts=prompts).images
         if context.stop.is_set():
@@ -84,17 +89,18 @@ def measure(
     if "own" in images:
         score = kid(RandomFeatures(channels=3, device="cpu")(uint8_to_model(images["own"])), real)
         result["kid_prompted"] = [round(v, 5) for v in (score.value, score.low, score.high)]
-    result["gain"] = _gain(config, weights, packed, told, context)
+    result["gain"] = _gain(config, weights, packed, told_of(store, RunConfig(config), packed, context), context)
     result["verdict"] = verdict(result)
     return result
 
 
-def _prompt(row: Tensor, entries: tuple[str, ...]) -> Prompt:
+def prompt_of(row: Tensor, entries: tuple[str, ...]) -> Prompt:
+    """The prompt that asks for the words of a row (K,)."""
     return Prompt(", ".join(written(entries[i].split(JOIN)[0]) for i in row.nonzero()[:, 0].tolist()))
 
 
 def _gain(
-    config: ModelConfig, weights: Mapping[str, Tensor], packed: Packed, told: Tensor, context: Context
+    config: ModelConfig, weights: Mapping[str, Tensor], packed: Packed, told: Mapping[str, Values], context: Context
 ) -> dict[str, dict[str, float]]:
     """Loss with other images' words less loss with the true ones, by band of timesteps, for seen and held-out images: a gain on the
     seen ones only means that the words are keys to single images."""
@@ -107,7 +113,6 @@ def _gain(
         rows = rows[:MOST_IMAGES]
         if len(rows) < 2:
             continue
-        shuffled = told[rows.roll(1)]
         losses = [
             loss_by_band(
                 net,
@@ -116,9 +121,9 @@ def _gain(
                 kind="mse",
                 dtype=torch.float32,
                 gpu_slice=context.gpu_slice,
-                told={"tags": values},
+                told=values,
             )
-            for values in (told[rows], shuffled)
+            for values in ({name: one[some] for name, one in told.items()} for some in (rows, rows.roll(1)))
         ]
         result[name] = {band: round(losses[1][band] - losses[0][band], 6) for band in losses[0]}
     return result

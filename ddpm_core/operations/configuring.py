@@ -9,16 +9,18 @@ import torch
 
 from ..dataset.packing import HOLDOUT_FROM
 from ..dataset.store import Store
-from ..dataset.words import FEWEST, words_of
+from ..dataset.words import FEWEST, texts_of, words_of
 from ..errors import UserError
-from ..model.config import ModelConfig
+from ..model.config import TextConfig
 from ..names import check_no_twin
 from ..requests import TrainRequest
 from ..runs import FILE
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..workspace import Workspace
+from .context import Context
 
 FEW_IMAGES = 300
+MANY_IMAGES, MANY_PROMPTS = 5000, 1000  # from which cross-attention is the reading of *text*
 
 
 def configure(workspace: Workspace, request: TrainRequest, device: torch.device) -> tuple[RunConfig, int]:
@@ -37,7 +39,7 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
                 f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave out the size."
             )
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
-        config = RunConfig(ModelConfig(unet, config.model.diffusion, config.model.tags), config.train)
+        config = RunConfig(dataclasses.replace(config.model, unet=unet), config.train)
     given: dict[str, Any] = {
         "batch_size": request.batch_size,
         "learning_rate": request.learning_rate,
@@ -54,18 +56,24 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     return config, steps
 
 
-def with_words(config: RunConfig, request: TrainRequest, store: Store) -> RunConfig:
-    """The configuration with the words that the model shall learn from a dataset, if any."""
+def with_condition(config: RunConfig, request: TrainRequest, store: Store, context: Context) -> RunConfig:
+    """The configuration with what the model shall be told of a dataset's prompts, if anything."""
     preset = get_preset(request.preset) if request.preset else None
     wanted = request.condition or "auto"
     if wanted == "auto" and preset is not None:
         wanted = preset.condition
-    if request.init_from and config.model.tags:
-        if request.condition == "none":
-            raise UserError(f"The model {request.init_from} knows words and keeps them; leave out the condition none.")
+    if request.init_from and config.model.takes_prompts:
+        own = ("tags",) if config.model.tags else ("text", config.model.text.reading if config.model.text else "")
+        if request.condition not in (None, "auto", *own):
+            raise UserError(
+                f"The model {request.init_from} takes prompts by {own[-1]} and goes on with that; leave out the condition "
+                f"{request.condition}."
+            )
         return config
     if wanted == "none":
         return config
+    if wanted not in ("auto", "tags"):
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, text=_text(wanted, store, context)))
     found = words_of(store).words
     if wanted == "auto" and len(found) < FEWEST:
         return config
@@ -77,6 +85,21 @@ def with_words(config: RunConfig, request: TrainRequest, store: Store) -> RunCon
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, tags=tuple(word.entry for word in found))
     )
+
+
+def _text(wanted: str, store: Store, context: Context) -> TextConfig:
+    """How texts are read. With few images and prompts each prompt's tokens would be the key to its images, so *text* is pooled there."""
+    texts = [text for text in texts_of(store).values() if text]
+    if len(set(texts)) < 2:
+        raise UserError(
+            "The images of this dataset have no prompts, or all the same one: there is nothing to tell them apart by; choose the "
+            "condition none."
+        )
+    with context.gpu_slice():
+        encoder = context.text_encoder()
+    many = len(texts) >= MANY_IMAGES and len(set(texts)) >= MANY_PROMPTS
+    reading = wanted if wanted != "text" else "cross-attention" if many else "pooled"
+    return TextConfig(reading, encoder.name, encoder.fingerprint, encoder.width, encoder.tokens)
 
 
 def check_free(workspace: Workspace, name: str) -> None:

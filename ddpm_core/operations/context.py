@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
+from ..model.text import TextEncoder
 from .pictures import Enlarge, enlarge_plainly
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
 GpuSlice = Callable[[], AbstractContextManager[object]]
+
+
+def no_text_encoder() -> TextEncoder:
+    """Where there is none: UserError says so."""
+    raise UserError(
+        "There is no text encoder here: models that read prompts by one are trained and used in the WebUI; alone, train with tags."
+    )
 
 
 @dataclass
@@ -34,6 +43,7 @@ class Context:
     enlarge: Enlarge = enlarge_plainly  # a host has upscalers of its own
     # whether nobody else uses the device: training may then compile kernels and keep its memory between slices
     alone: bool = True
+    text_encoder: Callable[[], TextEncoder] = no_text_encoder  # of the host's Stable Diffusion
     leaving: Callable[[], bool] = lambda: False  # whether a stop is that of the whole program
 
     def progress(self, done: int, total: int, text: str) -> None:

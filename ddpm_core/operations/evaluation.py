@@ -66,7 +66,7 @@ def evaluate(
             )
     else:
         size, crop, name, about, learned_from = (64, 64), "center", Path(str(images)).name, {}, None
-    if prompts and (model is None or not config.tags):
+    if prompts and (model is None or not config.takes_prompts):
         raise UserError(f"{name} was trained without prompts: there are no words to judge.")
     packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress, context.stop)
     if len(packed.ids) < 8:

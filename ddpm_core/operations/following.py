@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..dataset.packing import Packed
 from ..errors import UserError
+from ..model.values import Values, digest_of
 from ..names import is_name
 from ..runs import Run
 from ..training.settings import RunConfig
@@ -32,7 +32,7 @@ def help_along(workspace: Workspace, context: Context, team: Team) -> dict[str, 
     run = Run.from_json(json.loads(told))
     config = RunConfig.from_json(run.config)
     packed: Packed | None = None
-    values: dict[str, Tensor] = {}
+    values: dict[str, Values] = {}
     try:
         packed = pictures_of(workspace, run, config, Context(context.device))
         values = told_in_run(workspace, run, config, packed, _folder(workspace, run), context)
@@ -53,7 +53,7 @@ def _folder(workspace: Workspace, run: Run) -> Path:
     return workspace.root / "runs" / (name if isinstance(name, str) and is_name(name) else "-")
 
 
-def agree(team: Team, run: Run, packed: Packed | None, told: Mapping[str, Tensor]) -> None:
+def agree(team: Team, run: Run, packed: Packed | None, told: Mapping[str, Values]) -> None:
     """UserError on every process where one has other pictures than the leader."""
     # the pictures themselves, not their names: another Pillow may resize otherwise
     digest = hashlib.sha256()
@@ -62,7 +62,7 @@ def agree(team: Team, run: Run, packed: Packed | None, told: Mapping[str, Tensor
         for part in torch.split(packed.images, 4096):
             digest.update(part.numpy().tobytes())
     for name in sorted(told):
-        digest.update(name.encode() + told[name].numpy().tobytes())
+        digest.update(name.encode() + digest_of(told[name]))
     team.agree(
         digest.hexdigest(),
         f"Process {{rank}} has other images than process 0 in its dataset {run.dataset!r}; copy the dataset's folder "

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import __version__
 from ..dataset import infotext
-from ..dataset.tags import Vocabulary
 from ..errors import UserError
 from ..evaluation.neighbours import to_image
 from ..model import file as model_file
@@ -22,10 +21,10 @@ from ..model.diffusion import Diffusion, model_to_uint8
 from ..options import WEIGHTS
 from ..requests import Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
-from ..sampling.guidance import Asked
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
+from . import asking
 from .context import Context
 
 
@@ -115,8 +114,8 @@ def sample(
     size = enlarging.target(width, height) if enlarging else (width, height)
     device = context.device
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
-    asked, words, unknown = _asked(config, each, settings.cfg_scale)
-    _say_unknown(title, config, each, unknown, context)
+    question = asking.read(config, each, settings.cfg_scale, context)
+    asking.say_unknown(title, config, each, question.unknown, context)
     with context.gpu_slice():
         net = network_of(config, tensors, device)
         diffusion = Diffusion(config.diffusion, device)
@@ -141,7 +140,7 @@ def sample(
         dtype=dtype,
         stop=context.stop,
         progress=progress,
-        asked=asked,
+        asked=question.asked,
     )
     pixels = model_to_uint8(images)
     seeds = [settings.seed + i for i in range(len(images))]
@@ -155,36 +154,7 @@ def sample(
             picture, done = (picture, None) if larger is None else (larger, enlarging)
         pictures.append(picture)
         texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step, each[number]))
-    return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, words, unknown)
-
-
-def _asked(
-    config: ModelConfig, prompts: Sequence[Prompt], scale: float
-) -> tuple[Asked | None, list[str], list[tuple[str, str]]]:
-    """What the network is told of each picture, None where there is nothing; the words of all, and those it does not know."""
-    known = Vocabulary(config.tags)
-    read = {prompt: (known.match(prompt.text), known.match(prompt.negative)) for prompt in dict.fromkeys(prompts)}
-    words = list(dict.fromkeys(word for positive, _ in read.values() for word in positive.words))
-    unknown = dict(pair for positive, negative in read.values() for pair in (*positive.unknown, *negative.unknown))
-    if not any(positive.words or negative.words for positive, negative in read.values()):
-        return None, [], list(unknown.items())
-    positive, negative = (
-        torch.tensor([read[prompt][side].values for prompt in prompts], dtype=torch.float32) for side in (0, 1)
-    )
-    return Asked({"tags": positive}, {"tags": negative}, scale), words, list(unknown.items())
-
-
-def _say_unknown(
-    title: str, config: ModelConfig, prompts: Sequence[Prompt], unknown: Sequence[tuple[str, str]], context: Context
-) -> None:
-    if not any((prompt.text + prompt.negative).strip() for prompt in prompts):
-        return
-    if not config.tags:
-        context.say(f"{title} was trained without prompts; the prompt changes nothing.")
-    elif unknown:
-        named = ", ".join(f"{word!r} (nearest: {near!r})" if near else repr(word) for word, near in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        context.say(f"{title} does not know {named}{more}.")
+    return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
 
 
 def sample_text(
@@ -207,7 +177,7 @@ def sample_text(
         "Sampler": settings.definition.label,
         **(
             {"CFG scale": f"{settings.cfg_scale:g}"}
-            if config.tags and prompt and (prompt.text + prompt.negative).strip()
+            if config.takes_prompts and prompt and (prompt.text + prompt.negative).strip()
             else {}
         ),
         "Seed": str(seed),
@@ -228,5 +198,5 @@ def sample_text(
         values["DDPM dynamic threshold"] = f"{settings.dynamic_threshold:g}"
     if enlarging is not None:
         values["DDPM upscaler"] = enlarging.upscaler
-    prompt = prompt if prompt and config.tags else Prompt()  # what it does not know is none of its
+    prompt = prompt if prompt and config.takes_prompts else Prompt()  # what it does not know is none of its
     return infotext.build(infotext.Infotext(prompt.text.strip(), prompt.negative.strip(), values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from ..dataset.packing import Packed
 from ..dataset.store import Store
 from ..dataset.tags import Told, Vocabulary
-from ..dataset.words import choices_of
+from ..dataset.words import choices_of, texts_of
 from ..dataset.words import told_of as words_told_of
-from ..errors import UserError
+from ..errors import Stopped, UserError
 from ..files import replace_with
+from ..model.config import TextConfig
+from ..model.text import TextEncoder, mean_token
+from ..model.values import Shared, Values
 from ..parsing import tensors_of
 from ..runs import Run
 from ..training.settings import RunConfig
@@ -22,13 +26,24 @@ from ..workspace import Workspace
 from .context import Context
 
 FILE = "told.safetensors"  # in a run's folder
+_AT_ONCE = 16  # texts to an encoder
+_MOST_HALF = 65504.0
 
 
-def told_of(store: Store, config: RunConfig, packed: Packed) -> dict[str, Tensor]:
-    """Values of the model's conditions for each packed image, by name: "tags" (N, K) float32; empty for a model without words."""
-    if not config.model.tags:
-        return {}
-    known = Vocabulary(config.model.tags)
+def told_of(store: Store, config: RunConfig, packed: Packed, context: Context) -> dict[str, Values]:
+    """Values of the model's conditions for each packed image, by name; empty for a model without prompts."""
+    found: dict[str, Values] = {}
+    if config.model.tags:
+        found["tags"] = tags_told(store, config.model.tags, packed)
+    if config.model.text is not None:
+        texts = texts_of(store)
+        found["text"] = shared([texts.get(item, "") for item in packed.ids], config.model.text, context)
+    return found
+
+
+def tags_told(store: Store, entries: Sequence[str], packed: Packed) -> Tensor:
+    """The weights of these words for each packed image, (N, K) float32."""
+    known = Vocabulary(entries)
     found = words_told_of(store)
     choices = choices_of(store)
     merged = {name: group for group in choices.merged for name in group}
@@ -40,37 +55,92 @@ def told_of(store: Store, config: RunConfig, packed: Packed) -> dict[str, Tensor
             for name in merged.get(word, (word,)):  # whichever of them the model knows
                 words[name] = max(words.get(name, 0.0), weight)
         rows.append(known.values({word: weight for word, weight in words.items() if word not in left_out}))
-    return {"tags": torch.tensor(rows, dtype=torch.float32).reshape(len(packed.ids), len(config.model.tags))}
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(packed.ids), len(entries))
 
 
-def remember_told(folder: Path, packed: Packed, told: dict[str, Tensor]) -> None:
+def shared(texts: Sequence[str], config: TextConfig, context: Context) -> Shared:
+    """What the encoder makes of each text, one row for each that is distinct; zeros for an empty one, for which no encoder is needed.
+
+    UserError where the host has no encoder, or another one than the model's.
+    """
+    different = sorted({text for text in texts if text})
+    table = torch.zeros((1 + len(different), *config.shape), dtype=torch.float16)
+    if different:
+        encoder = encoder_of(config, context)
+        for start in range(0, len(different), _AT_ONCE):
+            if context.stop.is_set():
+                raise Stopped("Stopped while the prompts were read by the text encoder.")
+            context.progress(start, len(different), "Reading prompts")
+            with context.gpu_slice():
+                tokens = encoder.encode(different[start : start + _AT_ONCE])
+            if tokens.shape[1:] != (config.tokens, config.width) or not bool(torch.isfinite(tokens).all()):
+                raise UserError(
+                    f"The text encoder {encoder.name} gave no usable answer; load its checkpoint again, or train with tags."
+                )
+            told = tokens if config.reading == "cross-attention" else mean_token(tokens)
+            table[1 + start : 1 + start + len(told)] = told.clamp(-_MOST_HALF, _MOST_HALF).half()
+    place = {text: i for i, text in enumerate(different, 1)}
+    return Shared(table, torch.tensor([place.get(text, 0) for text in texts], dtype=torch.int64))
+
+
+def encoder_of(config: TextConfig, context: Context) -> TextEncoder:
+    """The host's text encoder; UserError where it is not the model's."""
+    with context.gpu_slice():
+        encoder = context.text_encoder()
+    if encoder.fingerprint != config.fingerprint or (encoder.tokens, encoder.width) != (config.tokens, config.width):
+        raise UserError(
+            f"This model reads prompts by the text encoder of {config.name}, and the one that is loaded, of {encoder.name}, is another; "
+            "choose that checkpoint in the WebUI, or leave the prompts empty."
+        )
+    return encoder
+
+
+def remember_told(folder: Path, packed: Packed, told: Mapping[str, Values]) -> None:
     """Write what is told into a run's folder."""
     if told:
-        values = {"ids": torch.tensor(packed.ids, dtype=torch.int64), **told}
+        values = {"ids": torch.tensor(packed.ids, dtype=torch.int64)}
+        for name, one in told.items():
+            parts = {f"{name}.table": one.table, f"{name}.index": one.index} if isinstance(one, Shared) else {name: one}
+            values |= parts
         folder.mkdir(parents=True, exist_ok=True)
         replace_with(folder / FILE, lambda temporary: save_file(values, temporary))
 
 
 def told_in_run(
     workspace: Workspace, run: Run, config: RunConfig, packed: Packed, folder: Path, context: Context
-) -> dict[str, Tensor]:
+) -> dict[str, Values]:
     """What a run began with; where its file is gone, from the prompts as they are now."""
-    if not config.model.tags:
+    if not config.model.takes_prompts:
         return {}
     if not (folder / FILE).exists():
         context.say("What this run was told of its images is gone; it is read from the prompts again.")
-        told = told_of(workspace.store(run.dataset), config, packed)
+        told = told_of(workspace.store(run.dataset), config, packed, context)
         if folder.exists():
             remember_told(folder, packed, told)
         return told
     path = folder / FILE
     with tensors_of(path, f"The words of the run, {path}, are damaged", "; delete that file, it is made anew.") as file:
-        ids, tags = file.get_tensor("ids"), file.get_tensor("tags")
+        ids = file.get_tensor("ids")
         if ids.shape != (len(packed.ids),) or ids.tolist() != packed.ids:
             raise ValueError("they are of other images")
-        if tags.shape != (len(packed.ids), len(config.model.tags)) or tags.dtype != torch.float32:
-            raise ValueError("they are of another model")
-        if not bool(torch.isfinite(tags).all()):
-            raise ValueError("they are no numbers")
-        return {"tags": tags}
+        found: dict[str, Values] = {}
+        if config.model.tags:
+            found["tags"] = _checked(file.get_tensor("tags"), (len(packed.ids), len(config.model.tags)), torch.float32)
+        if config.model.text is not None:
+            index, table = file.get_tensor("text.index"), file.get_tensor("text.table")
+            _checked(table, (len(table), *config.model.text.shape), torch.float16)
+            if index.shape != (len(packed.ids),) or index.dtype != torch.int64:
+                raise ValueError("they are of another model")
+            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(table):
+                raise ValueError("they are no texts")
+            found["text"] = Shared(table, index)
+        return found
     raise UserError(f"The words of the run, {path}, cannot be read.")
+
+
+def _checked(values: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if values.shape != shape or values.dtype != dtype:
+        raise ValueError("they are of another model")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("they are no numbers")
+    return values

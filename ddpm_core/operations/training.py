@@ -19,9 +19,10 @@ from ..dataset.packing import Packed, pack
 from ..errors import Stopped, UserError
 from ..files import FolderLock, replace_with
 from ..model import file as model_file
+from ..model.values import Values
 from ..names import check_name, is_name
 from ..requests import TrainRequest
-from ..runs import FILE, FORMAT, Run
+from ..runs import FILE, Run
 from ..training import how as hows
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
@@ -33,7 +34,7 @@ from ..training.settings import RunConfig
 from ..training.team import Team
 from ..training.trainer import Trainer
 from ..workspace import Workspace
-from .configuring import check_free, configure, expectations, with_words
+from .configuring import check_free, configure, expectations, with_condition
 from .context import Context
 from .following import agree, help_along
 from .pictures import make_grid
@@ -54,7 +55,7 @@ class Prepared:
     run: Run
     config: RunConfig
     packed: Packed
-    told: dict[str, Tensor]
+    told: dict[str, Values]
     checkpoints: CheckpointFolder
 
     @property
@@ -155,12 +156,12 @@ def _begin(
     packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress, context.stop)
     chosen = precision.choose(config.train.precision, context.device)
     config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
-    config = with_words(config, request, store)
+    config = with_condition(config, request, store, context)
     run = Run(
         config=config.to_json(),
         dataset=request.dataset,
         fingerprint=packed.fingerprint,
-        format=FORMAT if config.model.tags else 1,
+        format=config.model.format,
         images=len(packed.ids),
         steps=steps,
         minutes=request.minutes,
@@ -170,7 +171,7 @@ def _begin(
     )
     try:
         run.write(folder)
-        remember_told(folder, packed, told_of(store, config, packed))
+        remember_told(folder, packed, told_of(store, config, packed, context))
     except BaseException:
         _forget(folder)
         raise

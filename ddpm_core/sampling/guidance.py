@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..model.values import Values, dense
 from .denoiser import Network
 
 DEFAULT_SCALE, MOST_SCALE = 2.0, 30.0
@@ -32,16 +33,16 @@ class Asked:
     one inside ``band``; outside of it, and with w = 1, the answer is c.
     """
 
-    told: Mapping[str, Tensor]
-    negative: Mapping[str, Tensor] | None = None
+    told: Mapping[str, Values]
+    negative: Mapping[str, Values] | None = None
     scale: float = DEFAULT_SCALE
     band: tuple[float, float] = BAND
 
     def network(self, network: ToldNetwork, rows: slice, timesteps: int, device: torch.device) -> Network:
         """The network for the images ``rows``; ``timesteps`` of the diffusion process in all."""
-        told = {name: values[rows].to(device) for name, values in self.told.items()}
+        told = {name: dense(values[rows]).to(device) for name, values in self.told.items()}
         against = {name: torch.zeros_like(values) for name, values in told.items()}
-        against |= {name: values[rows].to(device) for name, values in (self.negative or {}).items()}
+        against |= {name: dense(values[rows]).to(device) for name, values in (self.negative or {}).items()}
         low, high = (round(edge * timesteps) for edge in self.band)
 
         def guided(x: Tensor, times: Tensor) -> Tensor:

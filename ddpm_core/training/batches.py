@@ -11,6 +11,7 @@ from torch import Tensor
 from ..model.condition import DROPPED
 from ..model.diffusion import uint8_to_model
 from ..model.unet import DropoutSource
+from ..model.values import Values, dense
 from .pictures import open_pictures, to_device
 from .random import DROPOUT, NOISE, TIMES, TOLD, DataOrder, generator, mix
 from .settings import TrainSettings
@@ -38,7 +39,7 @@ class Batches:
         rows: Tensor,
         part: slice,
         device: torch.device,
-        told: Mapping[str, Tensor],
+        told: Mapping[str, Values],
     ) -> None:
         """``images`` uint8 (N, C, H, W) on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on; ``told``: values
         of conditions for each of ``images``, on the CPU."""
@@ -72,7 +73,7 @@ class Batches:
         found = {}
         for number, (name, values) in enumerate(self._told.items()):
             drawn = generator("cpu", self._settings.seed, TOLD, step, number)
-            chosen = DROPPED[name](values[self._order.batch(step)], drawn)
+            chosen = DROPPED[name](dense(values[self._order.batch(step)]), drawn)
             found[name] = to_device(chosen[self._part], self._device)
         return found
 
@@ -82,7 +83,7 @@ class Batches:
 
     def some_told(self, count: int) -> dict[str, Tensor]:
         """What there is to tell of :meth:`some`."""
-        return {name: values[:count] for name, values in self._told.items()}
+        return {name: dense(values[:count]) for name, values in self._told.items()}
 
     def close(self) -> None:
         """End the reading ahead and free the images."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image
 from ..model.unet import UNet
+from ..model.values import Values, dense
 from .random import generator
 
 # fractions of the timesteps: fine detail is decided at low noise, layout at high noise
@@ -33,7 +34,7 @@ def loss_by_band(
     dtype: torch.dtype,
     gpu_slice: Callable[[], AbstractContextManager[object]],
     batch_size: int = 64,
-    told: Mapping[str, Tensor] | None = None,
+    told: Mapping[str, Values] | None = None,
 ) -> dict[str, float]:
     """Mean unweighted loss of uint8 images (N, C, H, W) in each band; the same noise and timesteps at every call.
 
@@ -55,7 +56,7 @@ def loss_by_band(
             with gpu_slice(), torch.no_grad():
                 x0 = uint8_to_model(images[part].to(device))
                 t, eps = times[part].to(device), noise[part].to(device)
-                values = {name: value[part].to(device) for name, value in (told or {}).items()}
+                values = {name: dense(value[part]).to(device) for name, value in (told or {}).items()}
                 output = net(diffusion.add_noise(x0, eps, t).to(dtype), t, told=values)
                 losses.append(loss_per_image(kind, output, diffusion.target(x0, eps, t)).cpu())
         result[name] = float(torch.cat(losses).mean())

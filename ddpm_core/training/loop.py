@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import UserError, is_out_of_memory
 from ..files import replace_with
 from ..model.diffusion import model_to_uint8
+from ..model.values import Values, dense
 from ..parsing import open_regular, parse_json
 from ..sampling.generate import SampleSettings, generate
 from ..sampling.guidance import Asked
@@ -111,7 +112,7 @@ class Held:
     """Images that are not trained on, uint8 (N, C, H, W), and what there is to tell of each."""
 
     images: Tensor
-    told: Mapping[str, Tensor] = field(default_factory=dict)
+    told: Mapping[str, Values] = field(default_factory=dict)
 
 
 class MetricsFollower:
@@ -314,8 +315,10 @@ class TrainingLoop:
         """Images from fixed noise by the averaged weights, uint8 (N, C, H, W); a model with words is asked for those of images that
         are held out, if any are."""
         trainer = self.trainer
-        words = self.held.told if len(self.held.images) >= PREVIEW_COUNT else trainer.batches.some_told(PREVIEW_COUNT)
-        enough = {name: values for name, values in words.items() if len(values) >= PREVIEW_COUNT}
+        some = trainer.batches.some_told(PREVIEW_COUNT)
+        if len(self.held.images) >= PREVIEW_COUNT:
+            some = {name: dense(values[:PREVIEW_COUNT]) for name, values in self.held.told.items()}
+        enough = {name: values for name, values in some.items() if len(values) >= PREVIEW_COUNT}
 
         def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
             with self.out.gpu_slice():

@@ -209,7 +209,7 @@ class RunConfig:
                 raise UserError(f"There is no setting {key!r}; the settings are: {', '.join(known)}.")
             changes[owner][key] = _parse_like(getattr(parts[owner], key), key, text)
         unet, diffusion, train = (dataclasses.replace(part, **changes[name]) for name, part in parts.items())
-        return RunConfig(ModelConfig(unet, diffusion, self.model.tags), train)
+        return RunConfig(dataclasses.replace(self.model, unet=unet, diffusion=diffusion), train)
 
 
 def _parse_like(example: Any, key: str, text: str) -> Any:

@@ -15,6 +15,8 @@ from ..errors import UserError, is_out_of_memory
 from ..model.build import build
 from ..model.condition import conditions_of
 from ..model.diffusion import Diffusion
+from ..model.text import Pooled, Tokens
+from ..model.values import Values, distinct
 from . import how as hows
 from . import precision
 from .batches import Batches, Dropout
@@ -56,7 +58,7 @@ class Trainer:
         rows: Tensor | None = None,
         team: Team | None = None,
         how: How | None = None,
-        told: Mapping[str, Tensor] | None = None,
+        told: Mapping[str, Values] | None = None,
     ) -> None:
         """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default; ``how`` a step is
         computed, the fastest way that works by default; ``told``: values of the model's conditions for each of ``images``."""
@@ -79,6 +81,11 @@ class Trainer:
         )
         for parameter in self.ema.parameters():
             parameter.requires_grad_(False)
+        for net in (self.net, self.ema):
+            for name in net.can_be_told:
+                condition = net.conditions[name]
+                if isinstance(condition, (Pooled, Tokens)):
+                    condition.fit(distinct(told[name]).to(self.device))
         self.state = self._register()
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows
@@ -204,7 +211,7 @@ class Trainer:
         """Begin a new run from the weights of a model."""
         # words that are new to it must not disturb what it knows
         own = {
-            n: torch.zeros_like(p) if n.endswith(".embedding") else p
+            n: torch.zeros_like(p) if n.endswith((".embedding", ".direct.weight", ".direct.bias")) else p
             for n, p in self.net.named_parameters()
             if n.startswith("conditions.") and n not in weights
         }

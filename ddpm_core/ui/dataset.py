@@ -175,8 +175,8 @@ def _asking(service: Service, name: Any) -> None:
     known = service.host.generation_choices()
     gr.HTML(note(_ASKING))
     with gr.Row():
-        prompt = gr.Textbox(label="Prompt to collect", lines=2, elem_id=ids.ASK_PROMPT)
-        negative = gr.Textbox(label="Negative prompt to collect", lines=2, elem_id=ids.ASK_NEGATIVE)
+        prompt = gr.Textbox(label="Prompt (Stable Diffusion)", lines=2, elem_id=ids.ASK_PROMPT)
+        negative = gr.Textbox(label="Negative prompt (Stable Diffusion)", lines=2, elem_id=ids.ASK_NEGATIVE)
     with gr.Row():
         each_line = gr.Checkbox(
             label="One prompt per line",

@@ -124,10 +124,11 @@ def build(service: Service) -> dict[str, Any]:
         except UserError as error:
             return gr.update(), gr.update(), failure(str(error))
         there = run.dataset in service.workspace.dataset_names()
+        reached = service.workspace.steps_reached(name)
         return (
             gr.update(value=run.dataset) if there else gr.update(),
             gr.update(value=run.steps) if run.steps < 10**9 else gr.update(),
-            note(_settings_of(name, service.workspace.steps_reached(name), config, run.dataset)),
+            note(_settings_of(name, reached, config, run.dataset)) if reached else "",  # else it has only just begun
         )
 
     def chosen_preset(name: Any) -> Any:

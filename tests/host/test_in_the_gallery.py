@@ -374,6 +374,36 @@ def test_prompts_drive_our_images(host: WebUI) -> None:
     assert texts_of(alone)[-1].startswith(expected)
 
 
+def test_prompts_are_read_by_the_text_encoder(host: WebUI) -> None:
+    """A model that reads prompts by the host's own text encoder: trained, asked beside a generation and alone, and no trace left."""
+    seeded = {"prompt": "(dark skin:1.2), pink background", "negative_prompt": "glasses", "seed": 11}
+    before = host.txt2img(**seeded)
+    for reading in ("pooled", "cross-attention"):
+        name = f"reads-{reading}"
+        done = host.job_done(train(host, name, 30, dataset="worded", condition=reading, settings=SMALL))
+        assert done["state"] == "done", done["error"]
+        after = host.txt2img(**seeded)
+        assert pixels(after, 0) == pixels(before, 0) and texts_of(after) == texts_of(before), "a training left a trace"
+        values = (name, 1, "DDIM", 4, -1, NATIVE, "ema", 3)
+        made = host.txt2img(**seeded, **beside(*values))
+        assert pixels(made, 0) == pixels(before, 0) and texts_of(made)[0] == texts_of(before)[0]
+        (first,) = ours(texts_of(made))
+        assert texts_of(made)[first].startswith(
+            "(dark skin:1.2), pink background\nNegative prompt: glasses\nSteps: 4, "
+        )
+        assert "DDPM error" not in made["info"]
+        assert pixels(host.txt2img(**seeded, **beside(*values)), first) == pixels(made, first)
+        for other in ({**seeded, "prompt": "light skin"}, {**seeded, "negative_prompt": ""}):
+            assert pixels(host.txt2img(**other, **beside(*values)), first) != pixels(made, first), other
+        # the weight of a word is the host's, and none of what is read
+        weighed = {**seeded, "prompt": "(dark skin:1.4), pink background"}
+        assert pixels(host.txt2img(**weighed, **beside(*values)), first) == pixels(made, first)
+        again = host.txt2img(**seeded)
+        assert pixels(again, 0) == pixels(before, 0) and texts_of(again) == texts_of(before), "a sampling left a trace"
+        shown = host.get(f"ddpm/v1/models/{name}")
+        assert reading in shown["text"]
+
+
 def test_a_plot_of_two_models_by_three_step_counts(host: WebUI) -> None:
     before = files(host)
     made = plot(host, ("[DDPM] Steps", "2, 4, 8"), ("[DDPM] Model", "first, second"), seed=110, width=128, height=128)

@@ -21,6 +21,7 @@ from .facts import data_path, every_folder_allowed, flag, models_path, option
 from .memory import ModelMemory
 
 if TYPE_CHECKING:
+    from ...model.text import TextEncoder
     from ...requests import Generated, GenerationRequest
     from ..base import OutputPanel
 
@@ -106,6 +107,11 @@ class WebUIHost(Host):
         from .upscaling import enlarge
 
         return enlarge(image, size, upscaler)
+
+    def text_encoder(self) -> TextEncoder:
+        from .encoder import WebUITextEncoder
+
+        return WebUITextEncoder(self.memory.before_generation)
 
     def output_panel(self, pictures: Callable[[], list[tuple[Image.Image, str]]]) -> OutputPanel:
         from .pages.panel import WebUIPanel

@@ -47,7 +47,13 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
         # someone else's file may say anything: the host shows descriptions as HTML if told to, and acts on some metadata
         known = model_file.known_of(info)
         seen = f"{width}x{height}, {known.get('images', '?')} images, {known.get('steps', '?')} steps"
-        seen += f", {len(config.tags)} words" if config.tags else ", no words"
+        seen += (
+            f", {len(config.tags)} words"
+            if config.tags
+            else f", prompts by {config.text.name}"
+            if config.text is not None
+            else ", no words"
+        )
         metadata = {"size": f"{width}x{height}", **known, "config": config.to_json()}
         return {
             "name": name,

@@ -1,0 +1,99 @@
+"""The text encoder of the host's Stable Diffusion: SD 1, SD 2 and SDXL, on A1111, reForge, Forge and Forge Neo."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from modules import devices, extra_networks, processing, prompt_parser, sd_models
+from torch import Tensor
+
+from ...dataset.tags import written
+from ...errors import UserError
+from .facts import option
+
+# of a prompt the first 75 tokens and its two ends are read, as Stable Diffusion 1 was trained
+_TOKENS = 77
+_KINDS = {"is_sd1": "Stable Diffusion 1", "is_sd2": "Stable Diffusion 2", "is_sdxl": "SDXL"}
+_NOT_LOADED = (
+    "The WebUI has no checkpoint loaded whose text encoder could read prompts; generate an image with Stable Diffusion 1, 2 or XL "
+    "first, and try again."
+)
+
+
+class WebUITextEncoder:
+    """As ``model.text.TextEncoder``, of the checkpoint that is loaded now. Called with the host's queue lock held."""
+
+    def __init__(self, bring_back: Callable[[], None]) -> None:
+        """``bring_back``: puts the host's models where they can compute."""
+        self._bring_back = bring_back
+        model = sd_models.model_data.sd_model  # not shared.sd_model, which would load one
+        kind = next((name for attribute, name in _KINDS.items() if getattr(model, attribute, False)), None)
+        if kind is None and hasattr(sd_models, "forge_model_reload"):  # Forge loads with the first generation
+            sd_models.forge_model_reload()
+            model = sd_models.model_data.sd_model
+            kind = next((name for attribute, name in _KINDS.items() if getattr(model, attribute, False)), None)
+        if kind is None:
+            raise UserError(_NOT_LOADED)
+        self._model = model
+        self._skip = int(option("CLIP_stop_at_last_layers", 1))
+        self.tokens = _TOKENS
+        self.width = self.encode(["a"]).shape[-1]
+        info = getattr(model, "sd_checkpoint_info", None)
+        self.name = str(getattr(info, "name_for_extra", "") or kind)[:200]
+        self.fingerprint = f"{_digest(model)}-skip{self._skip}"
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Plain texts to (N, 77, width) float32 on the CPU."""
+        self._bring_back()
+        with _without_traces(), torch.no_grad(), devices.autocast():
+            if hasattr(self._model, "set_clip_skip"):
+                self._model.set_clip_skip(self._skip)
+            # networks of the generation before are still in the encoder; the next one brings its own
+            extra_networks.activate(processing.StableDiffusionProcessingTxt2Img(), {})
+            prompts = prompt_parser.SdConditioning([written(text) for text in texts], width=512, height=512)
+            found = self._model.get_learned_conditioning(prompts)
+            if isinstance(found, dict):
+                found = found["crossattn"]
+            return torch.tensor(found[:, :_TOKENS].float().cpu().numpy())
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """What the host remembers of an encoding for the next picture's generation text is as before."""
+    places: list[tuple[Any, str]] = []
+    hijack = sys.modules.get("modules.sd_hijack")
+    engine = sys.modules.get("backend.text_processing.classic_engine")
+    if hijack is not None and hasattr(hijack, "model_hijack"):
+        places += [(hijack.model_hijack, name) for name in ("extra_generation_params", "comments")]
+    if engine is not None:
+        places.append((engine, "last_extra_generation_params"))
+    before = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
+    for place, name, value in before:
+        setattr(place, name, value.copy())
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _digest(model: Any) -> str:
+    """Names an encoder by its norms and positions, in half precision: alike on every host and device, and no network changes them."""
+    forge = getattr(getattr(getattr(model, "forge_objects", None), "clip", None), "cond_stage_model", None)
+    parts = [forge] if forge is not None else [getattr(model, n, None) for n in ("cond_stage_model", "conditioner")]
+    found = set()
+    for part in parts:
+        for name, value in part.named_parameters() if isinstance(part, torch.nn.Module) else ():
+            if not ("norm" in name or ".ln_" in name or "position" in name):
+                continue
+            if value.is_meta:
+                raise UserError(_NOT_LOADED)
+            found.add(hashlib.sha256(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()).digest())
+    if not found:
+        raise UserError(_NOT_LOADED)
+    return hashlib.sha256(b"".join(sorted(found))).hexdigest()[:32]

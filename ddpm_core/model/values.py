@@ -1,0 +1,43 @@
+"""Values of a condition for each image: a tensor, or a table of which images share the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shared:
+    """``table`` (U, ...) in any float type, and for each image its row, ``index`` (N,) int64: a prompt's tokens are large, and many
+    images have the same. Taking rows of it takes those images."""
+
+    table: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Tensor | slice) -> Shared:
+        return Shared(self.table, self.index[rows])
+
+
+Values = Tensor | Shared
+
+
+def dense(values: Values) -> Tensor:
+    """A float32 row for each image."""
+    return values.table[values.index].float() if isinstance(values, Shared) else values
+
+
+def distinct(values: Values) -> Tensor:
+    """Float32 rows, each once where that is known, those that are all zero left out."""
+    rows = values.table[torch.unique(values.index)].float() if isinstance(values, Shared) else values
+    return rows[(rows != 0).flatten(1).any(1)]
+
+
+def digest_of(values: Values) -> bytes:
+    """All bytes of it, to be compared."""
+    parts = (values.table, values.index) if isinstance(values, Shared) else (values,)
+    return b"".join(part.contiguous().numpy().tobytes() for part in parts)
