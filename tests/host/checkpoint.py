@@ -54,6 +54,9 @@ def _weights(name: str, shape: list[int], generator: torch.Generator) -> torch.T
             "sqrt_alphas_cumprod": products.sqrt(),
             "sqrt_one_minus_alphas_cumprod": (1 - products).sqrt(),
         }[name].float()
+    if name.endswith("final_layer_norm.bias"):
+        # A1111 divides by the mean of what the text encoder says, which is never zero but for random weights
+        return torch.full(shape, 0.1)
     if len(shape) == 1:
         return torch.ones(shape) if _is_norm(name) and name.endswith("weight") else torch.zeros(shape)
     decoder = name.startswith(("first_stage_model.decoder", "first_stage_model.post_quant"))
