@@ -17,15 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import DATA, CommandLine, random_pictures
+from encoders import WordVectors
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddpm_core.dataset.schema import VERSION as SCHEMA_VERSION
 from ddpm_core.model.file import FORMAT as MODEL_FORMAT
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.sampling import sample
+from ddpm_core.requests import Prompt
 from ddpm_core.runs import FORMAT as RUN_FORMAT
+from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
+from ddpm_core.workspace import Workspace
 
 FORMATS = sorted((DATA / "formats").glob("*.zip"))
 NEWEST = FORMATS[-1]
@@ -70,7 +77,14 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
     line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", "--out", out)
     with Image.open(out / "00000-1.png") as mine, Image.open(tmp_path / "ws" / "expected.png") as before:
         assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
-    if version >= 4:  # with words
+    if version == 5:  # with a text encoder
+        encoder = WordVectors()
+        context = Context(torch.device("cpu"), text_encoder=lambda: encoder)
+        prompts = [Prompt("(red:1.1), bright")]
+        found = sample(Workspace(tmp_path / "ws"), "m", 1, SampleSettings("ddim", 5, seed=1), context, prompts=prompts)
+        with Image.open(tmp_path / "ws" / "expected-red-bright.png") as before:
+            assert np.abs(np.asarray(found.pictures[0], int) - np.asarray(before, int)).max() <= 2
+    if version == 4:  # with words
         assert sorted(line.run("models", "show", "m")["config"]["tags"]) == TAGS
         asked = ("--prompt", "red, bright", "--out", tmp_path / "red")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
