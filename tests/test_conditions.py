@@ -366,3 +366,46 @@ def test_the_verdict_says_what_the_figures_say() -> None:
     assert "unlock copies: 20.0 % with them, 1.0 % without" in verdict(unlocked)
     assert "cannot be judged" in verdict({**base, "alignment": {}})
     assert json.dumps(base)
+
+
+def test_an_export_takes_words_by_its_own_pipeline(tmp_path: Path) -> None:
+    """The same images as ours from the same noise, prompts and guidance; and without the pipeline's code a plain one, as before."""
+    from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline
+
+    from ddpm_core.model.export import to_diffusers
+    from ddpm_core.sampling.guidance import BAND
+
+    model = ModelConfig(NET, tags=("red", "green | verde", "blue (sky)"))
+    net = shaken(model)
+    weights = {name: value.detach() for name, value in net.named_parameters()}
+    folder = tmp_path / "out"
+    files = to_diffusers(model_file.ModelFile(model, weights, {}), folder)
+    assert {path.name for path in files} >= {"pipeline.py", "words.json", "words.safetensors"}
+    plain = DDPMPipeline.from_pretrained(folder)
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
+    assert pipe.words() == list(model.tags)
+    pipe.scheduler = DDIMScheduler.from_config(plain.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    prompts, negatives = ["(Red:1.3), verde", r"blue \(sky\)", "green"], ["blue (sky)", "", "red"]
+    values = torch.tensor([[1.3, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    against = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert torch.equal(pipe.told(prompts), values) and torch.equal(pipe.told(negatives), against)
+    for scale in (1.0, 2.5):
+        asked = Asked({"tags": values}, {"tags": against}, scale)
+        settings = SampleSettings("ddim", 8, seed=4)
+        ours, _ = generate(net, Diffusion(model.diffusion), (3, 16, 16), 3, settings, asked=asked)
+        noise = torch.stack(
+            [torch.randn((3, 16, 16), generator=torch.Generator().manual_seed(4 + i)) for i in range(3)]
+        )
+        found = pipe(prompts, negatives, num_inference_steps=8, guidance_scale=scale, latents=noise, output_type="np")
+        theirs = torch.tensor(found.images).permute(0, 3, 1, 2)
+        torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), rtol=0, atol=2e-4)
+    with pytest.warns(UserWarning, match="does not know 'zebra'"):
+        pipe.told(["zebra"])
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("exported_pipeline", folder / "pipeline.py")
+    assert spec is not None and spec.loader is not None
+    written = module_from_spec(spec)
+    spec.loader.exec_module(written)
+    assert written.BAND == BAND

@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "ddpm_core"
-FILES = sorted(PACKAGE.rglob("*.py"))
+# the pipeline that goes with an export is written for diffusers, and none of ours
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent.name != "assets"]
 # a layer may import itself and what stands below it
 LAYERS = [
     {"__init__", "text"},

@@ -1,4 +1,7 @@
-"""Export to diffusers: a folder that ``DDPMPipeline.from_pretrained`` opens, same pictures from the same noise."""
+"""Export to diffusers: a folder that ``DDPMPipeline.from_pretrained`` opens, same pictures from the same noise.
+
+A model with words has beside it a pipeline of its own, ``pipeline.py``, which a person loads by ``custom_pipeline``.
+"""
 
 from __future__ import annotations
 
@@ -89,11 +92,23 @@ def to_diffusers(model: ModelFile, target: Path) -> list[Path]:
             (target / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             files.append(target / name)
         weights = target / "unet" / "diffusion_pytorch_model.safetensors"
-        # the conditions have no place in UNet2DModel: exported is the network that is told nothing
+        # the conditions have no place in UNet2DModel: this is the network that is told nothing
         tensors = {k: v.contiguous() for k, v in model.weights.items() if not k.startswith("conditions.")}
         write_readable(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        return [*files, weights]
+        return [*files, weights, *(_words(model, target) if model.config.tags else ())]
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"The export could not be written to {target} ({error}); make room or choose another folder."
         ) from None
+
+
+def _words(model: ModelFile, target: Path) -> list[Path]:
+    """What ``pipeline.py`` reads, and itself."""
+    pipeline, known, weights = (target / name for name in ("pipeline.py", "words.json", "words.safetensors"))
+    pipeline.write_bytes((Path(__file__).parent.parent / "assets" / "pipeline.py").read_bytes())
+    words = {"words": list(model.config.tags)}
+    known.write_text(json.dumps(words, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    prefix = "conditions.tags."
+    tensors = {k[len(prefix) :]: v.contiguous() for k, v in model.weights.items() if k.startswith(prefix)}
+    write_readable(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    return [pipeline, known, weights]
