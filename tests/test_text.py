@@ -374,3 +374,31 @@ def test_few_images_are_read_pooled_and_those_without_prompts_not_at_all(few: Pa
         db.execute("UPDATE items SET prompt = ''")
     with pytest.raises(UserError, match="no prompts"):
         with_condition(found, asked, store, at_host(encoder))
+
+
+def test_a_model_is_judged_by_the_words_of_its_prompts(few: Path, tmp_path: Path) -> None:
+    """Through the command line for one with words, and with its encoder for one that reads texts."""
+    from conftest import CommandLine
+
+    from ddpm_core.operations.evaluation import evaluate
+
+    workspace, encoder = ready(few, tmp_path), WordVectors()
+    line = CommandLine(workspace.root)
+    settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    options = ("--preset", "tiny-32", "--size", 16, "--steps", 3, "--precision", "fp32", *settings)
+    line.run("train", "--model", "words", "--dataset", "d", "--condition", "tags", *options)
+    line.run("train", "--model", "none", "--dataset", "d", "--condition", "none", *options)
+    asked = ("evaluate", "--dataset", "d", "--count", 16, "--steps", 2, "--prompts")
+    found = line.run(*asked, "--model", "words")
+    assert found["words"] == len(line.run("models", "show", "words")["tags"])
+    assert set(found["copied"]) >= {"none", "own"} and set(found["gain"]) == {"seen", "held_out"}
+    assert found["verdict"] and len(found["kid_prompted"]) == 3 and set(found["alignment"]) <= set(found["told_apart"])
+    assert "trained without prompts" in str(line.run(*asked, "--model", "none", code=2)["error"])
+
+    train(workspace, request("m", condition="cross-attention"), at_host(encoder))
+    how = SampleSettings(steps=2)
+    judged = evaluate(workspace, "d", at_host(encoder), model="m", count=16, settings=how, prompts=True)
+    assert judged["words"] == found["words"] and judged["verdict"] and set(judged["gain"]) == {"seen", "held_out"}
+    with pytest.raises(UserError, match="no text encoder here"):
+        evaluate(workspace, "d", Context(torch.device("cpu")), model="m", count=16, settings=how, prompts=True)
+    assert "no text encoder here" in str(line.run(*asked, "--model", "m", code=2)["error"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,6 +78,9 @@ class Host(Protocol):
 
     def generation_choices(self) -> dict[str, list[str]]:
         """Names of the host's ``samplers``, ``schedulers`` (which older hosts do not have) and ``styles``."""
+
+    def styled(self, prompt: str, negative: str, styles: Sequence[str]) -> tuple[str, str]:
+        """Prompt and negative prompt with some of those ``styles``."""
 
     def collecting_rule(self) -> Rule:
         """How to collect until a person says otherwise."""

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,9 @@ class StandaloneHost(Host):
 
     def generation_choices(self) -> dict[str, list[str]]:
         return {"samplers": [], "schedulers": [], "styles": []}
+
+    def styled(self, prompt: str, negative: str, styles: Sequence[str]) -> tuple[str, str]:
+        return prompt, negative
 
     def collecting_rule(self) -> Rule:
         return Rule()

@@ -67,6 +67,8 @@ def build(service: Service) -> dict[str, Any]:
             )
             negative = gr.Textbox(label="Negative prompt", lines=1, elem_id=ids.NEGATIVE)
             live("model_words")
+            known = service.host.generation_choices()["styles"]
+            styles = gr.Dropdown(label="Styles", choices=known, value=[], multiselect=True, visible=bool(known))
             scale = widget(fields["cfg_scale"], elem_id=ids.CFG_SCALE)
             with gr.Row():
                 sampler = gr.Dropdown(
@@ -120,13 +122,16 @@ def build(service: Service) -> dict[str, Any]:
             live("sample")
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
-    not_in_defaults(model, against, step, prompt, negative, scale)
+    not_in_defaults(model, against, step, prompt, negative, scale, styles)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
-        name, label, calls, total, number, enlarge, times, checkpoint, text, not_text, strictly, *others = values
+        name, label, calls, total, number, enlarge, times, checkpoint, text, not_text, strictly, looks, *others = values
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
+        asked, unwanted = service.host.styled(
+            str(text or ""), str(not_text or ""), [str(look) for look in looks] if isinstance(looks, list) else []
+        )
         enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
         service.start_sampling(
             SampleRequest(
@@ -138,8 +143,8 @@ def build(service: Service) -> dict[str, Any]:
                 checkpoint_step=None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step"),
                 upscaler=enlarged,
                 factor=decimal(times, "Scale by", 1.0) if enlarged else 1.0,
-                prompt=str(text or ""),
-                negative_prompt=str(not_text or ""),
+                prompt=asked,
+                negative_prompt=unwanted,
                 cfg_scale=value_of(fields["cfg_scale"], strictly),
                 **{field.name: value_of(field, value) for field, value in zip(more, others)},
             )
@@ -172,7 +177,7 @@ def build(service: Service) -> dict[str, Any]:
         names = service.workspace.dataset_names()
         return gr.update(choices=[_NEWEST, *kept], value=_NEWEST), gr.update(value=own if own in names else dataset)
 
-    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, *widgets]
+    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, *widgets]
     model.change(of_model, inputs=[model, against], outputs=[step, against], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,11 @@ class WebUIHost(Host):
         from .choices import generation_choices
 
         return generation_choices()
+
+    def styled(self, prompt: str, negative: str, styles: Sequence[str]) -> tuple[str, str]:
+        from .choices import styled
+
+        return styled(prompt, negative, styles)
 
     def collecting_rule(self) -> Rule:
         return Rule(bool(option("ddpm_collect", False)), str(option("ddpm_collect_dataset", "collected")))

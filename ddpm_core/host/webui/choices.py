@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from modules import sd_samplers, shared
 
 
@@ -20,3 +22,10 @@ def generation_choices() -> dict[str, list[str]]:
         "schedulers": schedulers,
         "styles": list(shared.prompt_styles.styles),
     }
+
+
+def styled(prompt: str, negative: str, styles: Sequence[str]) -> tuple[str, str]:
+    """Both prompts with these styles, as the host's own generations have them."""
+    known = shared.prompt_styles
+    chosen = list(styles)
+    return known.apply_styles_to_prompt(prompt, chosen), known.apply_negative_styles_to_prompt(negative, chosen)

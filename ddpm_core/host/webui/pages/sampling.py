@@ -20,6 +20,7 @@ from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
 from ....sampling.guidance import DEFAULT_SCALE
 from ....service import Result, Service
+from ..choices import styled
 from ..facts import option
 from ..naming import save_image
 
@@ -102,10 +103,14 @@ def sample(
 
 def prompts_of(p: Any) -> list[Prompt]:
     """The prompts of a generation, one for each of its pictures; of a text that is too long its beginning."""
-    # a script that generates by itself comes before the host has made its lists
-    texts = getattr(p, "all_prompts", None) or p.prompt
-    others = getattr(p, "all_negative_prompts", None) or p.negative_prompt
-    texts, others = (values if isinstance(values, list) else [values] for values in (texts, others))
+    texts, others = getattr(p, "all_prompts", None), getattr(p, "all_negative_prompts", None)
+    if not texts or not others:  # a script that generates by itself comes before the host has made its lists
+        texts, others = (
+            value if isinstance(value, list) else [value] for value in (p.prompt or "", p.negative_prompt or "")
+        )
+        styles = list(getattr(p, "styles", None) or [])
+        texts = [styled(str(text), "", styles)[0] for text in texts]
+        others = [styled("", str(other), styles)[1] for other in others]
     pairs = zip(texts, [*others, *[others[-1]] * len(texts)])
     return [Prompt(str(text)[:MOST_TEXT], str(other)[:MOST_TEXT]) for text, other in pairs]
 
