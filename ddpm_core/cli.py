@@ -113,7 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
         ("--merge", "take these for one word"),
     ):
         p.add_argument(flag, nargs="+", default=[], metavar="WORD", help=text)
-    p.add_argument("--undo", action="store_true", help="take the last choice back")
+    p.add_argument("--undo", action="store_true", help="take the last choice or edit back")
+    p.add_argument("--items", nargs="+", type=int, default=[], metavar="ID", help="images whose words are edited")
+    p.add_argument("--add", nargs="+", default=[], metavar="WORD", help="add words to these images")
+    p.add_argument("--remove", nargs="+", default=[], metavar="WORD", help="take words from these images")
     for name, text in (("keep", "Keep items."), ("reject", "Reject items.")):
         p = command(name, text, actions)
         p.add_argument("name")

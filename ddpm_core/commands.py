@@ -108,6 +108,8 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
             words.undo(store)
         if a.keep or a.drop or a.merge:
             words.choose(store, a.keep, a.drop, a.merge)
+        if a.items or a.add or a.remove:
+            words.edit(store, a.items, a.add, a.remove)
         return words.words_of(store).to_json()
     if a.action == "delete":
         return {"changed": 1, "deleted": workspace.delete_dataset(a.name)}

@@ -323,7 +323,32 @@
             const decide = first && first.status === "kept" ? T("Reject (X)") : T("Keep (X)");
             const acts = el("div", "ddpm-line", item.has_copy || this.marked.size ? button(decide, () => { this.toggle(); this.node.focus(); }) : null,
                 this.marked.size ? counted(this.marked.size, T("selected")) : null);
+            if (item.added && item.added.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words added:")), " ", item.added.join(", ")));
+            if (item.removed && item.removed.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words removed:")), " ", item.removed.join(", ")));
+            if (first && first.status === "kept") parts.push(this.wordsField());
             this.detail.replaceChildren(...(item.has_copy ? parts.splice(0, 1) : []), acts, ...parts);
+        },
+
+        /** Words for the selected images, beside those of their prompts. */
+        wordsField() {
+            const field = el("input", "ddpm-name");
+            field.value = this.typedWords || "";
+            field.placeholder = T("red hair, hat"); field.setAttribute("aria-label", T("Words of the selected images"));
+            field.addEventListener("input", () => { this.typedWords = field.value; });
+            const edit = (what) => button(what === "add" ? T("Add words") : T("Remove words"), () => this.editWords({ [what]: field.value }));
+            return el("div", "ddpm-line", field, edit("add"), edit("remove"));
+        },
+
+        async editWords(values) {
+            const items = this.chosen().filter((item) => item.status === "kept");
+            try {
+                const answer = await post("edit_words", { dataset: this.dataset, ids: items.map((item) => item.id), ...values });
+                for (const { id, added, removed } of answer.items) Object.assign(this.items.find((item) => item.id === id) || {}, { added, removed });
+                this.typedWords = "";
+                window.ddpm.edits = (window.ddpm.edits || 0) + 1; // the panel of words looks again
+                this.select(this.selected, true);
+                this.detail.append(el("div", "ddpm-line", el("span", "", T("Done:")), counted(answer.changed, T("images")), el("span", "ddpm-dim", T("Undo is in Words."))));
+            } catch (error) { this.detail.append(el("div", "ddpm-failure", error.message)); }
         },
 
         async toggle() {

@@ -84,9 +84,11 @@
         const dataset = status.datasets.includes(name) ? name : null;
         // decisions and harvests change what the prompts share
         const harvest = status.jobs.harvest;
-        const version = [dataset, harvest && harvest.id + harvest.state, status.collecting.collected].join();
+        const version = [dataset, harvest && harvest.id + harvest.state, status.collecting.collected, window.ddpm.edits].join();
         const other = dataset !== panel.dataset;
-        if (version === panel.version || panel.busy || (!other && Date.now() - panel.read < PATIENCE)) return;
+        const edited = panel.edits !== window.ddpm.edits; // by a person, who looks at once
+        panel.edits = window.ddpm.edits;
+        if (version === panel.version || panel.busy || (!other && !edited && Date.now() - panel.read < PATIENCE)) return;
         if (other) { panel.found = null; panel.marked.clear(); } // else what is shown stays until the answer comes
         Object.assign(panel, { dataset, version, error: "", read: Date.now() });
         show();

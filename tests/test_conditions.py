@@ -249,6 +249,13 @@ def test_the_commands(cli: CommandLine, few: Path, tmp_path: Path) -> None:
     dropped = cli.run("dataset", "tags", "d", "--drop", entries[0])
     assert entries[0] not in [one["word"] for one in dropped["tags"]]
     assert cli.run("dataset", "tags", "d", "--undo")["tags"] == shown["tags"]
+    edited = cli.run("dataset", "tags", "d", "--items", 1, 2, "--add", entries[0], "--remove", entries[1])
+    counts = [{one["word"]: one["count"] for one in each["tags"]} for each in (shown, edited)]
+    assert counts[0] != counts[1] and counts[1][entries[1]] <= counts[0][entries[1]]
+    assert cli.run("dataset", "tags", "d", "--undo")["tags"] == shown["tags"]
+    assert "None of these images" in str(
+        cli.run("dataset", "tags", "d", "--items", 999, "--add", "hat", code=2)["error"]
+    )
     cli.run("train", "--model", "m", "--dataset", "d", "--steps", 4, *OPTIONS)
     assert cli.run("models", "show", "m")["tags"] == entries
     # what it was told is kept with the run, whatever a person decides afterwards

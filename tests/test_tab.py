@@ -315,6 +315,16 @@ def test_words_and_prompts(page: Page, few: Path, tmp_path: Path) -> None:
     page.js("[...document.querySelectorAll('#ddpm_words .ddpm-button')].find((b) => b.textContent === 'Undo').click()")
     page.wait(lambda: page.all("#ddpm_words .ddpm-word")[0].text == first, "the word to be back")
 
+    # words of single images: typed beside the review, shown there and counted in the panel, taken back by its Undo
+    page.wait(lambda: page.all(".ddpm-detail .ddpm-name"), "the field for words")
+    typed = page.all(".ddpm-detail .ddpm-name")[0]
+    typed.send_keys("Straw_hat, " + first.rsplit(" ", 1)[0])
+    press = "[...document.querySelectorAll('.ddpm-detail .ddpm-button')].find((b) => b.textContent === arguments[0]).click()"
+    page.js(press, "Add words")
+    page.wait(lambda: "Words added: straw hat" in page.text(), "the words that were added")
+    page.shot("words-of-an-image")
+    page.js("[...document.querySelectorAll('#ddpm_words .ddpm-button')].find((b) => b.textContent === 'Undo').click()")
+
     page.tab("Generate")
     page.write("#ddpm_model", "m")
     here = ".ddpm-words .ddpm-word"
@@ -340,3 +350,6 @@ def test_words_and_prompts(page: Page, few: Path, tmp_path: Path) -> None:
     page.wait(lambda: f"{words[0]}, zebra, {words[1]}\nSteps" in page.text(), "the text with the prompt")
     assert "CFG scale: 2" in page.text()
     assert not page.own_errors()
+    page.tab("Dataset")
+    page.js(press, "Add words")
+    page.wait(lambda: "Write the words to add" in page.text(), "the sentence for no words")

@@ -237,3 +237,60 @@ def test_choices_are_remembered_and_undone(tmp_path: Path, few: Path) -> None:
     (store.folder / words.FILE).write_text("{")
     with pytest.raises(UserError, match="damaged"):
         words.words_of(store)
+
+
+# -- words of single images -----------------------------------------------------------------------------------------------------
+
+
+def test_words_of_single_images_are_edited_and_taken_back(tmp_path: Path, few: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+    store = workspace.store("d")
+    before, texts = words.told_of(store), words.texts_of(store)
+    first, second, *_ = before
+    gone = next(iter(before[first]))
+    assert words.edit(store, [first, second, 999], ["Straw_Hat, (smiling:1.2)"], [gone]) == 2
+    told = words.told_of(store)
+    assert gone not in told[first] and told[first]["straw hat"] == 1.0 and told[second]["smiling"] == 1.0
+    assert {one: told[one] for one in told if one not in (first, second)} == {
+        one: before[one] for one in before if one not in (first, second)
+    }
+    assert words.texts_of(store)[first].endswith("straw hat, smiling")
+    assert gone not in words.texts_of(store)[first].split(", ")
+    assert words.changed_of(store)[second] == words.Changed(("straw hat", "smiling"), (gone,))
+    # a choice and an edit are taken back in their order; what was added is removed, and the other way round
+    words.choose(store, [], ["straw hat"])
+    assert "straw hat" not in words.texts_of(store)[first].split(", ")
+    words.edit(store, [first], [gone], ["straw hat"])
+    assert gone in words.told_of(store)[first] and "straw hat" not in words.told_of(store)[first]
+    assert words.undo(store) == 1 and words.told_of(store) == told
+    assert words.undo(store) == 1 and not words.choices_of(store).left_out and words.told_of(store) == told
+    assert words.undo(store) == 1 and words.told_of(store) == before and words.texts_of(store) == texts
+    words.edit(store, [second], ["hat"], [])
+    assert words.changed_of(store) == {second: words.Changed(("hat",), ())}, "what was undone is gone"
+
+
+def test_edits_that_make_no_sense_change_nothing(tmp_path: Path, few: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+    store = workspace.store("d")
+    one = next(iter(store.prompts()))
+    for ids, add, problem in (
+        ([one], [], "Write the words"),
+        ([one], [" , "], "Write the words"),
+        ([999], ["hat"], "None of these images"),
+        ([one], [", ".join(f"w{i}" for i in range(200))], "At most"),
+        ([one], ["x" * 500], "At most"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            words.edit(store, ids, add, [])
+    assert not (store.folder / words.FILE).exists()
+    words.choose(store, [], [next(iter(words.told_of(store)[one]))])
+    assert '"format": 1' in (store.folder / words.FILE).read_text(), "as older versions read it"
+    words.edit(store, [one], ["hat"], [])
+    whole = (store.folder / words.FILE).read_text()
+    for old, new in (('"edits": 1', '"edits": 7'), ('"ids": [', '"ids": ["x",'), ('"format": 2', '"format": 3')):
+        assert old in whole
+        (store.folder / words.FILE).write_text(whole.replace(old, new))
+        with pytest.raises(UserError):
+            words.told_of(store)

@@ -24,10 +24,10 @@ from ddpm_core.model.condition import UNTOLD
 from ddpm_core.model.config import ModelConfig, TextConfig
 from ddpm_core.model.layers import Init
 from ddpm_core.model.text import COMPONENTS, NOISE, CrossAttention, Pooled, dropped, whitening
-from ddpm_core.model.values import Shared, dense, digest_of, distinct
+from ddpm_core.model.values import Shared, dense, digest_of, distinct, drawn
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.sampling import sample
-from ddpm_core.operations.telling import FILE, shared
+from ddpm_core.operations.telling import FILE, VARIANTS, shared, variants
 from ddpm_core.operations.training import train
 from ddpm_core.requests import Prompt, TrainRequest
 from ddpm_core.sampling.generate import SampleSettings, generate
@@ -52,7 +52,7 @@ def reading(kind: str, **changes: Any) -> Any:
 def told(kind: str, texts: list[str], encoder: WordVectors | None = None) -> Shared:
     encoder = encoder or WordVectors()
     context = Context(torch.device("cpu"), text_encoder=lambda: encoder)
-    return shared(texts, text_config(kind, encoder), context)
+    return shared([variants(text, 1) for text in texts], text_config(kind, encoder), context)
 
 
 def text_trainer(kind: str, **changes: Any) -> Trainer:
@@ -98,6 +98,7 @@ def test_a_pooled_answer_is_told_as_the_formula_says() -> None:
     values[3] = 0.0
     p = {name: value.detach().double() for name, value in made.named_parameters()}
     white = values.double() @ p["whitening.weight"].T + p["whitening.bias"]
+    white = 3 * torch.tanh(white / 3)
     direct = white @ p["direct.weight"].T + p["direct.bias"]
     hidden = direct @ p["linear_1.weight"].T + p["linear_1.bias"]
     expected = direct + (hidden * torch.sigmoid(hidden)) @ p["linear_2.weight"].T + p["linear_2.bias"]
@@ -181,7 +182,30 @@ def test_values_are_shared_by_images_of_one_prompt() -> None:
     some = values[torch.tensor([2, 4])]
     assert torch.equal(dense(some), whole[[2, 4]]) and torch.equal(dense(values[1:3]), whole[1:3])
     assert len(distinct(values)) == 3 and len(distinct(some)) == 1
+    many = Shared(values.table, torch.tensor([[1, 2], [3, 3], [2, 0]]))
+    assert torch.equal(dense(many), many.table[[1, 3, 2]].float())
+    assert torch.equal(many.at(torch.tensor([1, 0, 1])), many.table[[2, 3, 0]].float())
+    seen = {tuple(drawn(many, generator("cpu", i, 3))[0].flatten().tolist()) for i in range(30)}
+    assert seen == {tuple(many.table[i].float().flatten().tolist()) for i in (1, 2)}, (
+        "either of an image's rows is drawn"
+    )
     assert digest_of(values) != digest_of(some) and digest_of(values) == digest_of(values[:])
+
+
+def test_a_training_is_told_parts_of_prompts_too() -> None:
+    text = "portrait, red hair, a hat, smiling"
+    found = variants(text, 6)
+    assert found[0] == text and variants(text, 6) == found and len(set(found)) > 3
+    pieces = text.split(", ")
+    for part in found[1:]:
+        some = part.split(", ")
+        assert 0 < len(some) < 4 and some == [piece for piece in pieces if piece in some], "in their order"
+    assert all(
+        set(part.split()) < {"an", "old", "man", "with", "a", "beard"}
+        for part in variants("an old man with a beard", 4)[1:]
+    )
+    assert variants("hat", 3) == ("hat",) * 3 and variants("", 2) == ("", "")
+    assert set(VARIANTS) == set(READINGS)
 
 
 # -- training -----------------------------------------------------------------------------------------------------------------
@@ -286,7 +310,7 @@ def test_the_whole_way(kind: str, few: Path, tmp_path: Path) -> None:
     train(workspace, request("m", condition=kind), at_host(encoder))
     assert workspace.model_config("m").text == text_config(kind, encoder)
     assert workspace.run("m").format == 5
-    assert len(encoder.read) == len(set(encoder.read)) > 4, "each prompt is read once"
+    assert len(encoder.read) == len(set(encoder.read)) > 4, "each text is read once"
     # what it was told is kept with the run: it goes on without any encoder
     train(workspace, request("m", dataset=None, preset=None, size=None, precision=None, settings={}, resume=True, steps=4),
           Context(torch.device("cpu")))  # fmt: skip

@@ -84,9 +84,19 @@ def fresh_status(service: Service, values: dict[str, Any]) -> Response | None:
 def get_items(service: Service, values: dict[str, Any]) -> Any:
     """Return one page of a dataset's items."""
     search = _text(values, "search", 1000) if "search" in values else ""
-    return service.watch.items(
-        _text(values, "dataset"), _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60), search
+    dataset = _text(values, "dataset")
+    found = service.watch.items(
+        dataset, _text(values, "view"), _number(values, "page", 0), _number(values, "size", 60), search
     )
+    try:
+        edited = words.changed_of(service.workspace.store(dataset))
+    except UserError:  # the panel of words says what is wrong with them
+        edited = {}
+    return {**found, "items": [_with_words(item, edited.get(item["id"])) for item in found["items"]]}
+
+
+def _with_words(item: dict[str, Any], changed: words.Changed | None) -> dict[str, Any]:
+    return item if changed is None else {**item, "added": list(changed.add), "removed": list(changed.remove)}
 
 
 def shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
@@ -173,6 +183,18 @@ def post_words(service: Service, values: dict[str, Any]) -> Any:
     else:
         raise UserError("Words are kept, dropped or merged.")
     return words.words_of(store).to_json()
+
+
+def post_edit_words(service: Service, values: dict[str, Any]) -> Any:
+    """Add words to images of a dataset, or take words from them; ``words`` of the dataset undoes it."""
+    ids = values.get("ids")
+    if not isinstance(ids, list) or len(ids) > 10_000 or not all(isinstance(i, int) for i in ids):
+        raise UserError("The request lacks the ids of images.")
+    texts = [_text(values, name, 10_000) if values.get(name) else "" for name in ("add", "remove")]
+    store = service.workspace.store(_text(values, "dataset"))
+    changed = words.edit(store, ids, *([text] if text else [] for text in texts))
+    edited = words.changed_of(store)
+    return {"changed": changed, "items": [_with_words({"id": i}, edited.get(i, words.Changed())) for i in ids]}
 
 
 def get_model_words(service: Service, values: dict[str, Any]) -> Any:
@@ -306,6 +328,7 @@ GETS: dict[str, Handler] = {
 POSTS: dict[str, Handler] = {
     "decide": post_decide,
     "words": post_words,
+    "edit_words": post_edit_words,
     "undo": post_undo,
     "stop": post_stop,
     "cancel": post_cancel,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,24 @@ from ..errors import UserError
 from ..files import write_json
 from ..parsing import read_json
 from .store import Store
-from .tags import JOIN, MOST_TEXT, Told, Vocabulary, Word, alone, plain_text, tags_of, vocabulary
+from .tags import JOIN, MOST_LETTERS, MOST_TEXT, Told, Vocabulary, Word, alone, plain_text, tags_of, vocabulary
 
 FILE = "words.json"  # in a dataset's folder
-FORMAT = 1
+FORMAT = 2  # 1: without edits of single images, which is still written so
 FEWEST = 4  # words from which a new model learns them unasked
+MOST_EDITED = 100  # words at a time
 _MOST_STEPS_BACK = 100
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a person decided: words ``left_out``, words ``kept`` against the rules, and those ``merged`` into one each."""
+    """What a person decided: words ``left_out``, words ``kept`` against the rules, and those ``merged`` into one each; ``edits``: how many
+    of the record's edits of single images count."""
 
     left_out: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     merged: tuple[tuple[str, ...], ...] = ()
+    edits: int = 0
 
     @classmethod
     def from_json(cls, values: Any) -> Choices:
@@ -38,7 +42,43 @@ class Choices:
         merged = values.get("merged", [])
         if not isinstance(merged, list):
             raise ValueError("its merged words are none")
-        return cls(_texts(values.get("left_out", [])), _texts(values.get("kept", [])), tuple(_texts(m) for m in merged))
+        edits = values.get("edits", 0)
+        if not isinstance(edits, int) or isinstance(edits, bool) or edits < 0:
+            raise ValueError("its number of edits is none")
+        texts = [_texts(values.get(name, [])) for name in ("left_out", "kept")]
+        return cls(texts[0], texts[1], tuple(_texts(m) for m in merged), edits)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Words that a person added to images, by their ids, or took from them."""
+
+    ids: tuple[int, ...]
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: Any) -> Edit:
+        """ValueError where a value is missing or of another kind."""
+        if not isinstance(values, dict) or not isinstance(values.get("ids"), list):
+            raise ValueError("an edit is none")
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in values["ids"]):
+            raise ValueError("an edit is of no images")
+        return cls(tuple(values["ids"]), _texts(values.get("add", [])), _texts(values.get("remove", [])))
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What edits make of an image's words: those that were added and removed in the end."""
+
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Record:
+    history: list[Choices]
+    edits: list[Edit]
 
 
 def _texts(values: Any) -> tuple[str, ...]:
@@ -75,20 +115,46 @@ class Words:
 
 def choices_of(store: Store) -> Choices:
     """What a person decided about a dataset's words; UserError where the record is damaged."""
-    return _history(store.folder)[-1]
+    return _record(store.folder).history[-1]
+
+
+def changed_of(store: Store) -> dict[int, Changed]:
+    """Of the images whose words a person edited what came of it, by their ids."""
+    record = _record(store.folder)
+    found: dict[int, tuple[dict[str, None], dict[str, None]]] = {}
+    for edit in record.edits[: record.history[-1].edits]:
+        for one in edit.ids:
+            added, removed = found.setdefault(one, ({}, {}))
+            for word in edit.add:
+                removed.pop(word, None)
+                added[word] = None
+            for word in edit.remove:
+                added.pop(word, None)
+                removed[word] = None
+    return {one: Changed(tuple(added), tuple(removed)) for one, (added, removed) in found.items()}
 
 
 def told_of(store: Store) -> dict[int, Told]:
-    """The words of each kept item's prompt, by its id."""
+    """The words of each kept item, by its id: its prompt's, as a person edited them."""
     read = functools.lru_cache(maxsize=10_000)(tags_of)  # many items have one prompt
-    return {item: read(prompt, steps) for item, (prompt, steps) in store.prompts().items()}
+    found = {item: read(prompt, steps) for item, (prompt, steps) in store.prompts().items()}
+    for one, changed in changed_of(store).items():
+        if one in found:
+            kept = {word: weight for word, weight in found[one].items() if word not in changed.remove}
+            found[one] = {**dict.fromkeys(changed.add, 1.0), **kept}
+    return found
 
 
 def texts_of(store: Store) -> dict[int, str]:
     """The prompt of each kept item as a text encoder is told it, by its id, without the words that a person left out."""
     left_out = frozenset(choices_of(store).left_out)
     read = functools.lru_cache(maxsize=10_000)(plain_text)
-    return {item: read(prompt, steps, left_out) for item, (prompt, steps) in store.prompts().items()}
+    found = {item: read(prompt, steps, left_out) for item, (prompt, steps) in store.prompts().items()}
+    for one, changed in changed_of(store).items():
+        if one in found:
+            pieces = [piece for piece in found[one].split(", ") if piece and piece not in changed.remove]
+            found[one] = ", ".join([*pieces, *(word for word in changed.add if word not in {*pieces, *left_out})])
+    return found
 
 
 def words_of(store: Store) -> Words:
@@ -128,18 +194,40 @@ def choose(store: Store, keep: list[str], drop: list[str], merge: list[str] | No
             raise UserError("Name two words or more to make them one.")
         joined = dict.fromkeys([*(w for group in merged if set(group) & set(merge) for w in group), *merge])
         merged = [*(group for group in merged if not set(group) & set(merge)), tuple(joined)]
-    new = Choices(tuple(left_out), tuple(kept), tuple(merged))
+    new = dataclasses.replace(old, left_out=tuple(left_out), kept=tuple(kept), merged=tuple(merged))
     if new != old:
-        _write(store.folder, [*_history(store.folder), new])
+        record = _record(store.folder)
+        _write(store.folder, _Record([*record.history, new], record.edits))
     return new
 
 
+def edit(store: Store, ids: Sequence[int], add: Sequence[str], remove: Sequence[str]) -> int:
+    """Add words to images, or take some from them, by the images' ids; remembered for :func:`undo`. How many images they were.
+
+    UserError without words or images, or for too many words.
+    """
+    added, removed = (tuple(dict.fromkeys(word for text in texts for word in tags_of(text))) for texts in (add, remove))
+    if not added and not removed:
+        raise UserError("Write the words to add or to remove, with commas between them.")
+    if len(added) + len(removed) > MOST_EDITED or any(len(word) > MOST_LETTERS for word in (*added, *removed)):
+        raise UserError(f"At most {MOST_EDITED} words of at most {MOST_LETTERS} characters can be changed at a time.")
+    there = set(store.prompts())
+    chosen = tuple(one for one in dict.fromkeys(ids) if one in there)
+    if not chosen:
+        raise UserError("None of these images is kept in the dataset; choose others.")
+    record = _record(store.folder)
+    last = record.history[-1]
+    edits = [*record.edits[: last.edits], Edit(chosen, added, removed)]  # what was undone is gone
+    _write(store.folder, _Record([*record.history, dataclasses.replace(last, edits=len(edits))], edits))
+    return len(chosen)
+
+
 def undo(store: Store) -> int:
-    """Take the last choice back; how many were."""
-    history = _history(store.folder)
-    if len(history) < 2:
+    """Take the last choice or edit back; how many were."""
+    record = _record(store.folder)
+    if len(record.history) < 2:
         return 0
-    _write(store.folder, history[:-1])
+    _write(store.folder, _Record(record.history[:-1], record.edits))
     return 1
 
 
@@ -153,20 +241,34 @@ def _spelt(word: str, known: set[str]) -> str:
     return found
 
 
-def _history(folder: Path) -> list[Choices]:
+def _record(folder: Path) -> _Record:
     path = folder / FILE
     if not path.exists() and not path.is_symlink():
-        return [Choices()]
+        return _Record([Choices()], [])
     values = read_json(path, "list of words")
     try:
         if values["format"] > FORMAT:
             raise UserError(f"The words in {path} were chosen with a newer version; update this extension.")
-        found = [Choices.from_json(one) for one in values["history"]]
+        history = [Choices.from_json(one) for one in values["history"]]
+        edits = [Edit.from_json(one) for one in values.get("edits", [])]
+        if any(one.edits > len(edits) for one in history):
+            raise ValueError("edits are missing")
     except (ValueError, TypeError, KeyError):
         raise UserError(f"The list of words {path} is damaged; delete that file, and choose again.") from None
-    return found or [Choices()]
+    return _Record(history or [Choices()], edits)
 
 
-def _write(folder: Path, history: list[Choices]) -> None:
-    kept = [history[0], *history[1:][-_MOST_STEPS_BACK:]]
-    write_json(folder / FILE, {"format": FORMAT, "history": [dataclasses.asdict(one) for one in kept]})
+def _write(folder: Path, record: _Record) -> None:
+    kept = [record.history[0], *record.history[1:][-_MOST_STEPS_BACK:]]
+    values: dict[str, Any] = {"format": 1, "history": [dataclasses.asdict(one) for one in kept]}
+    if record.edits:
+        edits = [dataclasses.asdict(one) for one in record.edits[: kept[-1].edits]]
+        values.update(
+            format=FORMAT,
+            edits=edits,
+            history=[{**one, "edits": min(one["edits"], len(edits))} for one in values["history"]],
+        )
+    else:
+        for one in values["history"]:
+            del one["edits"]
+    write_json(folder / FILE, values)

@@ -19,6 +19,7 @@ from .config import TextConfig, UNetConfig
 from .layers import GroupNorm, Init, Linear
 
 COMPONENTS = 64  # of a pooled answer's principal components
+_WIDEST = 3.0  # a prompt unlike all that were learnt may be far out along a component; it is told as no more than so many deviations
 # Gaussian noise on what a training tells, of the values' spread within a batch: no prompt is a key to its image (Somepalli et al. 2023)
 NOISE = 0.2
 _LEAST_VARIANCE = 1e-5  # of a component, of the largest's: what is less is rounding
@@ -59,7 +60,8 @@ class Pooled(nn.Module):
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """(N, D) to (N, width); zero for an image that is told nothing."""
-        told = self.direct(self.whitening(values.float()).to(dtype))
+        white = self.whitening(values.float())
+        told = self.direct((_WIDEST * torch.tanh(white / _WIDEST)).to(dtype))
         found = told + self.linear_2(F.silu(self.linear_1(told)))
         return found * (values != 0).any(1, keepdim=True).to(dtype)  # type: ignore[no-any-return]
 

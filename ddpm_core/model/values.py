@@ -10,8 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shared:
-    """``table`` (U, ...) in any float type, and for each image its row, ``index`` (N,) int64: a prompt's tokens are large, and many
-    images have the same. Taking rows of it takes those images."""
+    """``table`` (U, ...) in any float type, and for each image its rows, ``index`` (N, V) int64: a prompt's tokens are large, and many
+    images have the same. Of an image's V rows the first says all that is known of it; a training takes one of them at random. Taking
+    rows of it takes those images."""
 
     table: Tensor
     index: Tensor
@@ -22,13 +23,25 @@ class Shared:
     def __getitem__(self, rows: Tensor | slice) -> Shared:
         return Shared(self.table, self.index[rows])
 
+    def at(self, variant: Tensor | int) -> Tensor:
+        """A float32 row for each image: its ``variant``, one for all or (N,) int64."""
+        index = self.index[:, variant] if isinstance(variant, int) else self.index.gather(1, variant[:, None])[:, 0]
+        return self.table[index].float()
+
 
 Values = Tensor | Shared
 
 
 def dense(values: Values) -> Tensor:
     """A float32 row for each image."""
-    return values.table[values.index].float() if isinstance(values, Shared) else values
+    return values.at(0) if isinstance(values, Shared) else values
+
+
+def drawn(values: Values, generator: torch.Generator) -> Tensor:
+    """As :func:`dense`, with any of an image's rows."""
+    if not isinstance(values, Shared):
+        return values
+    return values.at(torch.randint(values.index.shape[1], (len(values),), generator=generator, device="cpu"))
 
 
 def distinct(values: Values) -> Tensor:

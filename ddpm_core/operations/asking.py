@@ -45,7 +45,7 @@ def read(config: ModelConfig, prompts: Sequence[Prompt], scale: float, context: 
         texts = [plain_text(prompt.text) for prompt in prompts]
         others = [plain_text(prompt.negative) for prompt in prompts]
         if any(texts) or any(others):
-            both = shared([*texts, *others], config.text, context)
+            both = shared([(text,) for text in (*texts, *others)], config.text, context)
             positive["text"], negative["text"] = both[: len(texts)], both[len(texts) :]
     if positive:
         found.asked = Asked(positive, negative, scale)

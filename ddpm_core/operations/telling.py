@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +29,8 @@ from .context import Context
 
 FILE = "told.safetensors"  # in a run's folder
 _AT_ONCE = 16  # texts to an encoder
+# texts that a training draws from for an image; token by token they are large
+VARIANTS = {"pooled": 4, "cross-attention": 2}
 _MOST_HALF = 65504.0
 
 
@@ -37,7 +41,10 @@ def told_of(store: Store, config: RunConfig, packed: Packed, context: Context) -
         found["tags"] = tags_told(store, config.model.tags, packed)
     if config.model.text is not None:
         texts = texts_of(store)
-        found["text"] = shared([texts.get(item, "") for item in packed.ids], config.model.text, context)
+        each = [texts.get(item, "") for item in packed.ids]
+        count = VARIANTS[config.model.text.reading]
+        read = functools.cache(lambda text: variants(text, count))
+        found["text"] = shared([read(text) for text in each], config.model.text, context)
     return found
 
 
@@ -58,12 +65,28 @@ def tags_told(store: Store, entries: Sequence[str], packed: Packed) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(len(packed.ids), len(entries))
 
 
-def shared(texts: Sequence[str], config: TextConfig, context: Context) -> Shared:
-    """What the encoder makes of each text, one row for each that is distinct; zeros for an empty one, for which no encoder is needed.
+def variants(text: str, count: int) -> tuple[str, ...]:
+    """A text and ``count`` - 1 shorter ones, of some of its pieces in their order, the same at every try. People ask for less than a
+    prompt says, and a training that saw whole prompts only would not know what to do; nor can the whole be the key to one image."""
+    pieces, joint = [piece for piece in text.split(", ") if piece], ", "
+    if len(pieces) == 1:  # a sentence
+        pieces, joint = text.split(), " "
+    if len(pieces) < 2:
+        return (text,) * count
+    random = Random(text)
+    found = [text]
+    for _ in range(count - 1):
+        some = sorted(random.sample(range(len(pieces)), random.randint(1, len(pieces) - 1)))
+        found.append(joint.join(pieces[i] for i in some))
+    return tuple(found)
+
+
+def shared(texts: Sequence[Sequence[str]], config: TextConfig, context: Context) -> Shared:
+    """What the encoder makes of each image's texts, one row for each that is distinct; zeros for an empty one, for which no encoder is needed.
 
     UserError where the host has no encoder, or another one than the model's.
     """
-    different = sorted({text for text in texts if text})
+    different = sorted({text for each in texts for text in each if text})
     table = torch.zeros((1 + len(different), *config.shape), dtype=torch.float16)
     if different:
         encoder = encoder_of(config, context)
@@ -80,7 +103,7 @@ def shared(texts: Sequence[str], config: TextConfig, context: Context) -> Shared
             told = tokens if config.reading == "cross-attention" else mean_token(tokens)
             table[1 + start : 1 + start + len(told)] = told.clamp(-_MOST_HALF, _MOST_HALF).half()
     place = {text: i for i, text in enumerate(different, 1)}
-    return Shared(table, torch.tensor([place.get(text, 0) for text in texts], dtype=torch.int64))
+    return Shared(table, torch.tensor([[place.get(text, 0) for text in each] for each in texts], dtype=torch.int64))
 
 
 def encoder_of(config: TextConfig, context: Context) -> TextEncoder:
@@ -129,9 +152,9 @@ def told_in_run(
         if config.model.text is not None:
             index, table = file.get_tensor("text.index"), file.get_tensor("text.table")
             _checked(table, (len(table), *config.model.text.shape), torch.float16)
-            if index.shape != (len(packed.ids),) or index.dtype != torch.int64:
+            if index.ndim != 2 or not index.numel() or len(index) != len(packed.ids) or index.dtype != torch.int64:
                 raise ValueError("they are of another model")
-            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(table):
+            if not 0 <= int(index.min()) <= int(index.max()) < len(table):
                 raise ValueError("they are no texts")
             found["text"] = Shared(table, index)
         return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model.condition import DROPPED
 from ..model.diffusion import uint8_to_model
 from ..model.unet import DropoutSource
-from ..model.values import Values, dense
+from ..model.values import Values, dense, drawn
 from .pictures import open_pictures, to_device
 from .random import DROPOUT, NOISE, TIMES, TOLD, DataOrder, generator, mix
 from .settings import TrainSettings
@@ -72,8 +72,8 @@ class Batches:
     def _words(self, step: int) -> dict[str, Tensor]:
         found = {}
         for number, (name, values) in enumerate(self._told.items()):
-            drawn = generator("cpu", self._settings.seed, TOLD, step, number)
-            chosen = DROPPED[name](dense(values[self._order.batch(step)]), drawn)
+            random = generator("cpu", self._settings.seed, TOLD, step, number)
+            chosen = DROPPED[name](drawn(values[self._order.batch(step)], random), random)
             found[name] = to_device(chosen[self._part], self._device)
         return found
 
