@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -294,3 +295,25 @@ def test_edits_that_make_no_sense_change_nothing(tmp_path: Path, few: Path) -> N
         (store.folder / words.FILE).write_text(whole.replace(old, new))
         with pytest.raises(UserError):
             words.told_of(store)
+
+
+def test_two_pages_may_edit_at_once(tmp_path: Path, few: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+    one, *_ = workspace.store("d").prompts()
+    failures: list[BaseException] = []
+
+    def page(number: int) -> None:
+        try:
+            for i in range(6):
+                words.edit(workspace.store("d"), [one], [f"word {number} {i}"], [])
+        except BaseException as error:
+            failures.append(error)
+
+    pages = [threading.Thread(target=page, args=(number,)) for number in range(3)]
+    for thread in pages:
+        thread.start()
+    for thread in pages:
+        thread.join()
+    assert not failures
+    assert len(words.changed_of(workspace.store("d"))[one].add) == 18, "an edit was lost"

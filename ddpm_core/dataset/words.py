@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -113,6 +114,21 @@ class Words:
         }
 
 
+Action = TypeVar("Action", bound=Callable[..., Any])
+_guard = threading.Lock()
+
+
+def _one_at_a_time(action: Action) -> Action:
+    """Two pages may change the record at once: each reads it and writes it whole."""
+
+    @functools.wraps(action)
+    def alone_there(*values: Any, **named: Any) -> Any:
+        with _guard:
+            return action(*values, **named)
+
+    return cast(Action, alone_there)
+
+
 def choices_of(store: Store) -> Choices:
     """What a person decided about a dataset's words; UserError where the record is damaged."""
     return _record(store.folder).history[-1]
@@ -178,6 +194,7 @@ def words_of(store: Store) -> Words:
     return Words(found, len(told), unique, median, [Word((w,), counts[w]) for w in rest], choices)
 
 
+@_one_at_a_time
 def choose(store: Store, keep: list[str], drop: list[str], merge: list[str] | None = None) -> Choices:
     """Take words that were left out, leave words out, make words one; remembered for :func:`undo`. UserError for unknown ones."""
     known = {word for one in told_of(store).values() for word in one}
@@ -201,6 +218,7 @@ def choose(store: Store, keep: list[str], drop: list[str], merge: list[str] | No
     return new
 
 
+@_one_at_a_time
 def edit(store: Store, ids: Sequence[int], add: Sequence[str], remove: Sequence[str]) -> int:
     """Add words to images, or take some from them, by the images' ids; remembered for :func:`undo`. How many images they were.
 
@@ -222,6 +240,7 @@ def edit(store: Store, ids: Sequence[int], add: Sequence[str], remove: Sequence[
     return len(chosen)
 
 
+@_one_at_a_time
 def undo(store: Store) -> int:
     """Take the last choice or edit back; how many were."""
     record = _record(store.folder)

@@ -8,6 +8,7 @@ order of summation (and the masks of dropout, which each draws for its part).
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -195,6 +196,8 @@ class Team:
                     self._announce(_END, 0)
                 elif self.leads:
                     self.tell("")
+        # a network that was joined to the group refers to itself: it would keep the group, and its threads, until the interpreter ends
+        gc.collect()
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
 
