@@ -22,7 +22,7 @@ COMPONENTS = 64  # of a pooled answer's principal components
 _WIDEST = 3.0  # a prompt unlike all that were learnt may be far out along a component; it is told as no more than so many deviations
 # Gaussian noise on what a training tells, of the values' spread within a batch: no prompt is a key to its image (Somepalli et al. 2023)
 NOISE = 0.2
-_LEAST_VARIANCE = 1e-5  # of a component, of the largest's: what is less is rounding
+_LEAST_VARIANCE = 1e-3  # of a component, of the largest's: less would be rounding in bfloat16, made large
 
 
 class TextEncoder(Protocol):
