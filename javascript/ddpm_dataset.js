@@ -341,11 +341,13 @@
 
         async editWords(values) {
             const items = this.chosen().filter((item) => item.status === "kept");
+            const { dataset } = this;
             try {
-                const answer = await post("edit_words", { dataset: this.dataset, ids: items.map((item) => item.id), ...values });
+                const answer = await post("edit_words", { dataset, ids: items.map((item) => item.id), ...values });
+                window.ddpm.edits = (window.ddpm.edits || 0) + 1; // the panel of words looks again
+                if (dataset !== this.dataset) return; // another one has images of the same numbers
                 for (const { id, added, removed } of answer.items) Object.assign(this.items.find((item) => item.id === id) || {}, { added, removed });
                 this.typedWords = "";
-                window.ddpm.edits = (window.ddpm.edits || 0) + 1; // the panel of words looks again
                 this.select(this.selected, true);
                 this.detail.append(el("div", "ddpm-line", el("span", "", T("Done:")), counted(answer.changed, T("images")), el("span", "ddpm-dim", T("Undo is in Words."))));
             } catch (error) { this.detail.append(el("div", "ddpm-failure", error.message)); }
@@ -437,6 +439,8 @@
             action();
         },
     };
+
+    window.ddpm.reviewAgain = () => { if (review.node && review.dataset) review.load(review.selected); };
 
     draw.review = function (node) {
         if (node.dataset.mounted) return;

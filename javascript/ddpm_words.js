@@ -25,6 +25,7 @@
         try {
             const found = await post("words", { dataset, action, words });
             if (panel.dataset === dataset) { panel.found = found; panel.marked.clear(); }
+            if (action === "undo") window.ddpm.reviewAgain(); // it may have been an edit of an image that is shown
         } catch (error) { panel.error = error.message; }
         panel.busy = false;
         show();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -317,3 +319,22 @@ def test_two_pages_may_edit_at_once(tmp_path: Path, few: Path) -> None:
         thread.join()
     assert not failures
     assert len(words.changed_of(workspace.store("d"))[one].add) == 18, "an edit was lost"
+
+
+def test_words_are_taken_out_of_sentences_and_only_where_they_are(tmp_path: Path, few: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    workspace.harvest("d", [few])
+    store = workspace.store("d")
+    one, other, *_ = store.prompts()
+    with contextlib.closing(sqlite3.connect(store.folder / "dataset.sqlite")) as db, db:
+        prompt = "a girl with a red hat is sitting on a hatbox, smiling"
+        db.execute("UPDATE items SET prompt = ? WHERE id = ?", (prompt, one))
+    words.edit(store, [one], [], ["hat"])
+    assert words.texts_of(store)[one] == "a girl with a red is sitting on a hatbox, smiling"
+    assert "hat" not in words.told_of(store)[one] and "hatbox" in words.told_of(store)[one]
+    with pytest.raises(UserError, match="None of these images has the word 'smilng'; did you mean 'smiling'"):
+        words.edit(store, [one], [], ["smilng"])
+    with pytest.raises(UserError, match="at most 5 words"):
+        words.edit(store, [one], ["a long dress with small white flowers"], [])
+    words.edit(store, [other], ["cap | beanie"], [])
+    assert words.changed_of(store)[other].add == ("cap", "beanie")

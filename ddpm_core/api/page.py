@@ -188,7 +188,11 @@ def post_words(service: Service, values: dict[str, Any]) -> Any:
 def post_edit_words(service: Service, values: dict[str, Any]) -> Any:
     """Add words to images of a dataset, or take words from them; ``words`` of the dataset undoes it."""
     ids = values.get("ids")
-    if not isinstance(ids, list) or len(ids) > 10_000 or not all(isinstance(i, int) for i in ids):
+    if (
+        not isinstance(ids, list)
+        or len(ids) > MOST_IDS
+        or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+    ):
         raise UserError("The request lacks the ids of images.")
     texts = [_text(values, name, 10_000) if values.get(name) else "" for name in ("add", "remove")]
     store = service.workspace.store(_text(values, "dataset"))

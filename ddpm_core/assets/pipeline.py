@@ -7,6 +7,7 @@
 Without ``custom_pipeline`` the folder is a plain ``DDPMPipeline`` that takes no words. ``words.json`` lists what it knows.
 """
 
+import inspect
 import json
 import re
 import warnings
@@ -88,6 +89,9 @@ class WordsPipeline(DiffusionPipeline):
         shape = (len(prompts), self.unet.config.in_channels, height, width)
         x = randn_tensor(shape, generator=generator, device=device, dtype=dtype) if latents is None else latents
         self.scheduler.set_timesteps(num_inference_steps, device=device)
+        x = x * self.scheduler.init_noise_sigma
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if "generator" in accepted else {}
         low, high = (round(edge * self.scheduler.config.num_train_timesteps) for edge in BAND)
         for t in self.progress_bar(self.scheduler.timesteps):
             given = self.scheduler.scale_model_input(x, t).to(dtype)
@@ -97,7 +101,7 @@ class WordsPipeline(DiffusionPipeline):
                 both = self.unet(torch.cat([given, given]), t, class_labels=torch.cat([told, against])).sample
                 positive, negative = both.chunk(2)
                 out = negative + guidance_scale * (positive - negative)
-            x = self.scheduler.step(out, t, x, generator=generator).prev_sample
+            x = self.scheduler.step(out, t, x, **options).prev_sample
         images = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from ..errors import UserError
 from ..files import write_json
 from ..parsing import read_json
 from .store import Store
-from .tags import JOIN, MOST_LETTERS, MOST_TEXT, Told, Vocabulary, Word, alone, plain_text, tags_of, vocabulary
+from .tags import JOIN, MOST_LETTERS, MOST_TEXT, PROSE, Told, Vocabulary, Word, alone, plain_text, tags_of, vocabulary
 
 FILE = "words.json"  # in a dataset's folder
 FORMAT = 2  # 1: without edits of single images, which is still written so
 FEWEST = 4  # words from which a new model learns them unasked
 MOST_EDITED = 100  # words at a time
+MOST_EDITS = 500_000  # of single images, all together: the record is read whole
 _MOST_STEPS_BACK = 100
 
 
@@ -168,9 +170,18 @@ def texts_of(store: Store) -> dict[int, str]:
     found = {item: read(prompt, steps, left_out) for item, (prompt, steps) in store.prompts().items()}
     for one, changed in changed_of(store).items():
         if one in found:
-            pieces = [piece for piece in found[one].split(", ") if piece and piece not in changed.remove]
+            pieces = [_without(piece, changed.remove) for piece in found[one].split(", ")]
+            pieces = [piece for piece in pieces if piece]
             found[one] = ", ".join([*pieces, *(word for word in changed.add if word not in {*pieces, *left_out})])
     return found
+
+
+def _without(piece: str, words: Sequence[str]) -> str:
+    """A piece of a prompt without some words, also where it is a sentence that has them in it."""
+    for word in words:
+        if word in piece:
+            piece = " ".join(re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", piece).split())
+    return piece
 
 
 def words_of(store: Store) -> Words:
@@ -224,7 +235,12 @@ def edit(store: Store, ids: Sequence[int], add: Sequence[str], remove: Sequence[
 
     UserError without words or images, or for too many words.
     """
-    added, removed = (tuple(dict.fromkeys(word for text in texts for word in tags_of(text))) for texts in (add, remove))
+    pieces = [[part for text in texts for part in text.replace(JOIN, ",").split(",")] for texts in (add, remove)]
+    if any(len(part.split()) > PROSE for parts in pieces for part in parts):
+        raise UserError(
+            f"A word to add or to remove can be a phrase of at most {PROSE} words; put commas between words."
+        )
+    added, removed = (tuple(dict.fromkeys(word for part in parts for word in tags_of(part))) for parts in pieces)
     if not added and not removed:
         raise UserError("Write the words to add or to remove, with commas between them.")
     if len(added) + len(removed) > MOST_EDITED or any(len(word) > MOST_LETTERS for word in (*added, *removed)):
@@ -233,8 +249,16 @@ def edit(store: Store, ids: Sequence[int], add: Sequence[str], remove: Sequence[
     chosen = tuple(one for one in dict.fromkeys(ids) if one in there)
     if not chosen:
         raise UserError("None of these images is kept in the dataset; choose others.")
+    told = told_of(store)
+    for word in removed:
+        if not any(word in told[one] for one in chosen):
+            near = Vocabulary(sorted({name for one in chosen for name in told[one]})).nearest(word)
+            hint = f"; did you mean {near!r}?" if near else "."
+            raise UserError(f"None of these images has the word {word!r}{hint}")
     record = _record(store.folder)
     last = record.history[-1]
+    if sum(len(one.ids) for one in record.edits[: last.edits]) + len(chosen) > MOST_EDITS:
+        raise UserError("There are too many edits of single images in this dataset; undo some of them first.")
     edits = [*record.edits[: last.edits], Edit(chosen, added, removed)]  # what was undone is gone
     _write(store.folder, _Record([*record.history, dataclasses.replace(last, edits=len(edits))], edits))
     return len(chosen)
@@ -265,6 +289,10 @@ def _record(folder: Path) -> _Record:
     if not path.exists() and not path.is_symlink():
         return _Record([Choices()], [])
     values = read_json(path, "list of words")
+    return _parsed(path, values)
+
+
+def _parsed(path: Path, values: Any) -> _Record:
     try:
         if values["format"] > FORMAT:
             raise UserError(f"The words in {path} were chosen with a newer version; update this extension.")

@@ -93,3 +93,13 @@ def conditions_of(config: ModelConfig) -> dict[str, Make]:
     elif encoder is not None:
         found["text"] = lambda init, width: text.Tokens(init, width, encoder, config.unet)
     return found
+
+
+def examples(config: ModelConfig, count: int) -> dict[str, Tensor]:
+    """Values of each condition of a model for ``count`` images, of the right shapes and not nothing."""
+    found = {}
+    if config.tags:
+        found["tags"] = torch.ones((count, len(config.tags)), device="cpu")
+    if config.text is not None:
+        found["text"] = torch.ones((count, *config.text.shape), device="cpu")
+    return found

@@ -53,7 +53,10 @@ class Pooled(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Begin with the whitening of ``values``, one row (D,) for each distinct prompt."""
+        """Begin with the whitening of ``values``, one row (D,) for each distinct prompt, on the CPU; without any as it is."""
+        values = values[(values != 0).any(1)]
+        if not len(values):
+            return
         weight, bias = whitening(values, COMPONENTS)
         self.whitening.weight.copy_(weight)
         self.whitening.bias.copy_(bias)
@@ -140,7 +143,8 @@ class Tokens(nn.Module):
 
     def fit(self, values: Tensor) -> None:
         """As :meth:`Pooled.fit`, for tokens (U, T, D)."""
-        self.pooled.fit(mean_token(values))
+        if len(values):  # a piece at a time: they are large
+            self.pooled.fit(torch.cat([mean_token(part.float()) for part in torch.split(values, 64)]))
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Reading]:
         """(N, T, D) to (N, width), and what the attention layers read."""

@@ -44,10 +44,13 @@ def drawn(values: Values, generator: torch.Generator) -> Tensor:
     return values.at(torch.randint(values.index.shape[1], (len(values),), generator=generator, device="cpu"))
 
 
-def distinct(values: Values) -> Tensor:
-    """Float32 rows, each once where that is known, those that are all zero left out."""
-    rows = values.table[torch.unique(values.index)].float() if isinstance(values, Shared) else values
-    return rows[(rows != 0).flatten(1).any(1)]
+def distinct(values: Values, most: int) -> Tensor:
+    """Rows as they are stored, each once where that is known; of more than ``most`` so many, evenly spread."""
+    shared = isinstance(values, Shared)
+    rows = torch.unique(values.index) if shared else torch.arange(len(values))
+    if len(rows) > most:
+        rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
+    return values.table[rows] if isinstance(values, Shared) else values[rows]
 
 
 def digest_of(values: Values) -> bytes:

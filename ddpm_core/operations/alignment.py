@@ -13,7 +13,7 @@ from ..dataset.packing import Packed
 from ..dataset.store import Store
 from ..dataset.tags import JOIN, written
 from ..dataset.words import words_of
-from ..errors import Stopped, UserError
+from ..errors import Stopped
 from ..evaluation.alignment import SURE, Classifier, alignment, recombined
 from ..evaluation.features import RandomFeatures
 from ..evaluation.kid import kid
@@ -21,7 +21,6 @@ from ..evaluation.neighbours import nearest
 from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, uint8_to_model
-from ..model.values import Values
 from ..requests import Prompt
 from ..sampling.generate import SampleSettings
 from ..training.heldout import MOST_IMAGES, loss_by_band
@@ -54,7 +53,8 @@ def measure(
     # a model that reads whole prompts is judged by the words that one with words would learn
     entries = config.tags or tuple(word.entry for word in words_of(store).words)
     if not entries:
-        raise UserError("The prompts of this dataset share no words by which the model could be judged.")
+        none: dict[str, Any] = {"alignment": {}, "words": 0, "copied": {"none": round(copied_without, 5)}}
+        return {**none, "gain": _gain(config, weights, packed, store, context), "verdict": verdict(none)}
     told = tags_told(store, entries, packed)
     context.progress(0, 1, "Learning to tell the words")
     classifier = Classifier(uint8_to_model(packed.images[drawn]), told[drawn])
@@ -89,7 +89,7 @@ def measure(
     if "own" in images:
         score = kid(RandomFeatures(channels=3, device="cpu")(uint8_to_model(images["own"])), real)
         result["kid_prompted"] = [round(v, 5) for v in (score.value, score.low, score.high)]
-    result["gain"] = _gain(config, weights, packed, told_of(store, RunConfig(config), packed, context), context)
+    result["gain"] = _gain(config, weights, packed, store, context)
     result["verdict"] = verdict(result)
     return result
 
@@ -100,7 +100,7 @@ def prompt_of(row: Tensor, entries: tuple[str, ...]) -> Prompt:
 
 
 def _gain(
-    config: ModelConfig, weights: Mapping[str, Tensor], packed: Packed, told: Mapping[str, Values], context: Context
+    config: ModelConfig, weights: Mapping[str, Tensor], packed: Packed, store: Store, context: Context
 ) -> dict[str, dict[str, float]]:
     """Loss with other images' words less loss with the true ones, by band of timesteps, for seen and held-out images: a gain on the
     seen ones only means that the words are keys to single images."""
@@ -113,6 +113,8 @@ def _gain(
         rows = rows[:MOST_IMAGES]
         if len(rows) < 2:
             continue
+        told = told_of(store, RunConfig(config), packed, context, rows)
+        others = torch.arange(len(rows)).roll(1)
         losses = [
             loss_by_band(
                 net,
@@ -123,7 +125,7 @@ def _gain(
                 gpu_slice=context.gpu_slice,
                 told=values,
             )
-            for values in ({name: one[some] for name, one in told.items()} for some in (rows, rows.roll(1)))
+            for values in (told, {name: one[others] for name, one in told.items()})
         ]
         result[name] = {band: round(losses[1][band] - losses[0][band], 6) for band in losses[0]}
     return result

@@ -34,15 +34,20 @@ VARIANTS = {"pooled": 4, "cross-attention": 2}
 _MOST_HALF = 65504.0
 
 
-def told_of(store: Store, config: RunConfig, packed: Packed, context: Context) -> dict[str, Values]:
-    """Values of the model's conditions for each packed image, by name; empty for a model without prompts."""
+def told_of(
+    store: Store, config: RunConfig, packed: Packed, context: Context, rows: Tensor | None = None
+) -> dict[str, Values]:
+    """Values of the model's conditions for each packed image, by name; empty for a model without prompts. ``rows``: of these images
+    only, and no parts of their prompts."""
     found: dict[str, Values] = {}
     if config.model.tags:
-        found["tags"] = tags_told(store, config.model.tags, packed)
+        tags = tags_told(store, config.model.tags, packed)
+        found["tags"] = tags if rows is None else tags[rows]
     if config.model.text is not None:
         texts = texts_of(store)
-        each = [texts.get(item, "") for item in packed.ids]
-        count = VARIANTS[config.model.text.reading]
+        ids = packed.ids if rows is None else [packed.ids[row] for row in rows.tolist()]
+        each = [texts.get(item, "") for item in ids]
+        count = 1 if rows is not None else VARIANTS[config.model.text.reading]
         read = functools.cache(lambda text: variants(text, count))
         found["text"] = shared([read(text) for text in each], config.model.text, context)
     return found
@@ -110,12 +115,21 @@ def encoder_of(config: TextConfig, context: Context) -> TextEncoder:
     """The host's text encoder; UserError where it is not the model's."""
     with context.gpu_slice():
         encoder = context.text_encoder()
+    if encoder.fingerprint != config.fingerprint and _weights(encoder.fingerprint) == _weights(config.fingerprint):
+        raise UserError(
+            f"This model reads prompts with the Clip skip {config.fingerprint.rpartition('-skip')[2]} that it was trained with; set that "
+            "in the WebUI's settings, or leave the prompts empty."
+        )
     if encoder.fingerprint != config.fingerprint or (encoder.tokens, encoder.width) != (config.tokens, config.width):
         raise UserError(
             f"This model reads prompts by the text encoder of {config.name}, and the one that is loaded, of {encoder.name}, is another; "
             "choose that checkpoint in the WebUI, or leave the prompts empty."
         )
     return encoder
+
+
+def _weights(fingerprint: str) -> str:
+    return fingerprint.rpartition("-skip")[0] or fingerprint
 
 
 def remember_told(folder: Path, packed: Packed, told: Mapping[str, Values]) -> None:

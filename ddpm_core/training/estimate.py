@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.build import build
+from ..model.condition import examples
 from . import precision
 from .mixed import CastCopy
 from .settings import RunConfig
@@ -35,6 +36,7 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
     small = min(4, config.train.batch_size)
     # our own generator: a host's seeded generation may be running beside this
     numbers = torch.Generator(device="cpu").manual_seed(0)
+    told = {name: values.to(device) for name, values in examples(config.model, small).items()}
     x = torch.randn((small, unet.in_channels, *unet.image_size), generator=numbers, device="cpu").to(device, dtype)
     t = torch.zeros(small, dtype=torch.long, device=device)
     if dtype != torch.float32:  # as the trainer does
@@ -49,13 +51,13 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        loss = net(x, t).float().square().mean()
+        loss = net(x, t, told=told).float().square().mean()
     torch.autograd.grad(loss, parameters)
     began = time.perf_counter()
     times: list[float] = []
     while not times or (time.perf_counter() - began < most_seconds and len(times) < 5):
         start = time.perf_counter()
-        grads = torch.autograd.grad(net(x, t).float().square().mean(), parameters)
+        grads = torch.autograd.grad(net(x, t, told=told).float().square().mean(), parameters)
         float(grads[0].sum())  # waits for the device
         times.append(time.perf_counter() - start)
     count = sum(p.numel() for p in parameters)

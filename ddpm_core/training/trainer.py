@@ -28,6 +28,8 @@ from .state import Trainable, Trainables
 from .step import Step
 from .team import Team
 
+_MOST_FITTED = 4096  # texts by which a whitening is found
+
 Say = Callable[[str], None]
 
 
@@ -85,7 +87,7 @@ class Trainer:
             for name in net.can_be_told:
                 condition = net.conditions[name]
                 if isinstance(condition, (Pooled, Tokens)):
-                    condition.fit(distinct(told[name]).to(self.device))
+                    condition.fit(distinct(told[name], _MOST_FITTED))
         self.state = self._register()
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows

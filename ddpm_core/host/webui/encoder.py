@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from modules import devices, extra_networks, processing, prompt_parser, sd_models
+from modules import devices, extra_networks, processing, prompt_parser, sd_models, shared
 from torch import Tensor
 
 from ...dataset.tags import written
@@ -31,26 +31,32 @@ class WebUITextEncoder:
     def __init__(self, bring_back: Callable[[], None]) -> None:
         """``bring_back``: puts the host's models where they can compute."""
         self._bring_back = bring_back
+        if hasattr(
+            sd_models, "forge_model_reload"
+        ):  # Forge loads the checkpoint that is chosen with the next generation
+            try:
+                sd_models.forge_model_reload()
+            except Exception as error:  # there is none, or it cannot be read
+                raise UserError(_NOT_LOADED) from error
         model = sd_models.model_data.sd_model  # not shared.sd_model, which would load one
         kind = next((name for attribute, name in _KINDS.items() if getattr(model, attribute, False)), None)
-        if kind is None and hasattr(sd_models, "forge_model_reload"):  # Forge loads with the first generation
-            sd_models.forge_model_reload()
-            model = sd_models.model_data.sd_model
-            kind = next((name for attribute, name in _KINDS.items() if getattr(model, attribute, False)), None)
         if kind is None:
             raise UserError(_NOT_LOADED)
-        self._model = model
-        self._skip = int(option("CLIP_stop_at_last_layers", 1))
+        self._model, self._skip = model, _skip()
+        self._checkpoint = getattr(model, "sd_checkpoint_info", None)
         self.tokens = _TOKENS
         self.width = self.encode(["a"]).shape[-1]
-        info = getattr(model, "sd_checkpoint_info", None)
-        self.name = str(getattr(info, "name_for_extra", "") or kind)[:200]
+        self.name = str(getattr(self._checkpoint, "name_for_extra", "") or kind)[:200]
         self.fingerprint = f"{_digest(model)}-skip{self._skip}"
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Plain texts to (N, 77, width) float32 on the CPU."""
+        """Plain texts to (N, 77, width) float32 on the CPU; UserError where the host has another checkpoint now."""
+        model = sd_models.model_data.sd_model
+        same = model is self._model and getattr(model, "sd_checkpoint_info", None) is self._checkpoint
+        if not same or _skip() != self._skip:
+            raise UserError("The WebUI's checkpoint or Clip skip was changed while prompts were read; start again.")
         self._bring_back()
-        with _without_traces(), torch.no_grad(), devices.autocast():
+        with _without_traces(), _without_networks(), torch.no_grad(), devices.autocast():
             if hasattr(self._model, "set_clip_skip"):
                 self._model.set_clip_skip(self._skip)
             # networks of the generation before are still in the encoder; the next one brings its own
@@ -62,6 +68,22 @@ class WebUITextEncoder:
             return torch.tensor(found[:, :_TOKENS].float().cpu().numpy())
 
 
+def _skip() -> int:
+    return int(option("CLIP_stop_at_last_layers", 1))
+
+
+@contextlib.contextmanager
+def _without_networks() -> Iterator[None]:
+    """*Add network to prompt* (and hypernetwork) would be added to ours, too."""
+    data = shared.opts.data
+    before = {name: data[name] for name in ("sd_lora", "sd_hypernetwork") if name in data}
+    data.update(dict.fromkeys(before, "None"))
+    try:
+        yield
+    finally:
+        data.update(before)
+
+
 @contextlib.contextmanager
 def _without_traces() -> Iterator[None]:
     """What the host remembers of an encoding for the next picture's generation text is as before."""
@@ -70,8 +92,8 @@ def _without_traces() -> Iterator[None]:
     engine = sys.modules.get("backend.text_processing.classic_engine")
     if hijack is not None and hasattr(hijack, "model_hijack"):
         places += [(hijack.model_hijack, name) for name in ("extra_generation_params", "comments")]
-    if engine is not None:
-        places.append((engine, "last_extra_generation_params"))
+    arguments = getattr(sys.modules.get("backend.args"), "dynamic_args", None)
+    places += [(place, "last_extra_generation_params") for place in (engine, arguments) if place is not None]
     before = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
     for place, name, value in before:
         setattr(place, name, value.copy())

@@ -50,7 +50,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
         seen += (
             f", {len(config.tags)} words"
             if config.tags
-            else f", prompts by {config.text.name}"
+            else ", prompts by a text encoder"
             if config.text is not None
             else ", no words"
         )
