@@ -377,7 +377,14 @@ def test_the_verdict_says_what_the_figures_say() -> None:
 
 def test_an_export_takes_words_by_its_own_pipeline(tmp_path: Path) -> None:
     """The same images as ours from the same noise, prompts and guidance; and without the pipeline's code a plain one, as before."""
-    from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline
+    from diffusers import (
+        DDIMScheduler,
+        DDPMPipeline,
+        DiffusionPipeline,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        UniPCMultistepScheduler,
+    )
 
     from ddpm_core.model.export import to_diffusers
     from ddpm_core.sampling.guidance import BAND
@@ -407,6 +414,12 @@ def test_an_export_takes_words_by_its_own_pipeline(tmp_path: Path) -> None:
         found = pipe(prompts, negatives, num_inference_steps=8, guidance_scale=scale, latents=noise, output_type="np")
         theirs = torch.tensor(found.images).permute(0, 3, 1, 2)
         torch.testing.assert_close(theirs, (ours / 2 + 0.5).clamp(0, 1), rtol=0, atol=2e-4)
+    # other schedulers take other arguments and other noise; all lead to about the same image
+    near = pipe(prompts[:1], num_inference_steps=40, guidance_scale=1, latents=noise[:1], output_type="np").images
+    for other in (EulerDiscreteScheduler, UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        pipe.scheduler = other.from_config(plain.scheduler.config)
+        found = pipe(prompts[:1], num_inference_steps=40, guidance_scale=1, latents=noise[:1], output_type="np").images
+        assert abs(found - near).mean() < 0.1, other.__name__
     with pytest.warns(UserWarning, match="does not know 'zebra'"):
         pipe.told(["zebra"])
     from importlib.util import module_from_spec, spec_from_file_location
