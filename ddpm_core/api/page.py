@@ -194,9 +194,10 @@ def post_edit_words(service: Service, values: dict[str, Any]) -> Any:
         or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     ):
         raise UserError("The request lacks the ids of images.")
-    texts = [_text(values, name, 10_000) if values.get(name) else "" for name in ("add", "remove")]
+    add = _text(values, "add", 10_000) if values.get("add") else ""
+    remove = _text(values, "remove", 10_000) if values.get("remove") else ""
     store = service.workspace.store(_text(values, "dataset"))
-    changed = words.edit(store, ids, *([text] if text else [] for text in texts))
+    changed = words.edit(store, ids, [add] if add else [], [remove] if remove else [])
     edited = words.changed_of(store)
     return {"changed": changed, "items": [_with_words({"id": i}, edited.get(i, words.Changed())) for i in ids]}
 

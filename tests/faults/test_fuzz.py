@@ -186,7 +186,7 @@ PLAIN: dict[str, Any] = {
         "folders": ["pictures"],
     },
     **{"prompt": "a prompt", "preset": "tiny-32", "steps": 2, "count": 1, "sampler": "ddim", "weights": "ema"},
-    **{"spacing": "leading", "clip": False, "condition": "none", "words": ["red"]},
+    **{"spacing": "leading", "clip": False, "condition": "none", "words": ["red"], "add": "hat", "remove": ""},
     **{"batch_size": 2, "width": 64, "height": 64, "precision": "fp32", "settings": {}, "minutes": 0.01, "place": "x"},
     **{"eta": 0.0, "seed": 1, "factor": 2.0, "learning_rate": 1e-3, "cfg_scale": 7.0, "negative_prompt": ""},
 }
