@@ -394,7 +394,7 @@ class Service:
 
         def work(job: Job) -> dict[str, Any]:
             from .operations.evaluation import evaluate
-            from .operations.telling import encoder_of
+            from .operations.texts import encoder_of
 
             config, context = workspace.model_config(model), self.context_of(job)
             worded = bool(config.tags)

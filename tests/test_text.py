@@ -27,7 +27,8 @@ from ddpm_core.model.text import COMPONENTS, NOISE, CrossAttention, Pooled, drop
 from ddpm_core.model.values import Shared, dense, digest_of, distinct, drawn
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.sampling import sample
-from ddpm_core.operations.telling import FILE, VARIANTS, shared, variants
+from ddpm_core.operations.telling import FILE
+from ddpm_core.operations.texts import VARIANTS, shared, variants
 from ddpm_core.operations.training import train
 from ddpm_core.requests import Prompt, TrainRequest
 from ddpm_core.sampling.generate import SampleSettings, generate

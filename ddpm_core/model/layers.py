@@ -147,6 +147,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, fused: bool) -> Tensor:
     return kernels.linear(x, weight, bias)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention: q (N, L, C) to k and v (N, T, C), to (N, L, C). ``mask``: which are read, broadcast to (N, heads, L, T)."""
+    n, length, c = q.shape
+    q, k, v = (part.view(n, -1, heads, c // heads).transpose(1, 2) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return mixed.transpose(1, 2).reshape(n, length, c)
+
+
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     """Inverted dropout from our own generator; without a generator (sampling, evaluation) the identity."""
     if rate == 0.0 or generator is None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import TextConfig, UNetConfig
-from .layers import GroupNorm, Init, Linear
+from .layers import GroupNorm, Init, Linear, attend
 
 COMPONENTS = 64  # of a pooled answer's principal components
 _WIDEST = 3.0  # a prompt unlike all that were learnt may be far out along a component; it is told as no more than so many deviations
@@ -102,15 +102,11 @@ class CrossAttention(nn.Module):
         """``tokens`` (N, T, width), of which those are read that are ``there`` (N, T); an image without any stays as it is."""
         n, c, height, width = x.shape
         pixels = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
-        q, k, v = (
-            part.view(n, -1, self.heads, c // self.heads).transpose(1, 2)
-            for part in (self.to_q(pixels), self.to_k(tokens), self.to_v(tokens))
-        )
         told = there.any(1)
         mask = there.clone()
         mask[:, 0] |= ~told  # a softmax over nothing is no number
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        out = self.to_out(mixed.transpose(1, 2).reshape(n, height * width, c)).view(n, height, width, c)
+        mixed = attend(self.to_q(pixels), self.to_k(tokens), self.to_v(tokens), self.heads, mask[:, None, None, :])
+        out = self.to_out(mixed).view(n, height, width, c)
         return x + out.permute(0, 3, 1, 2) * told[:, None, None, None].to(x.dtype)  # type: ignore[no-any-return]
 
 

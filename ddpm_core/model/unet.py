@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import aside
 from .condition import Make
 from .config import UNetConfig
-from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, dropout, linear
+from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, attend, dropout, linear
 from .products import enlarging, folded, pointwise
 from .products import linear as product
 from .text import Reading
@@ -141,8 +141,8 @@ class Attention(nn.Module):
             parts = linear(tokens, weight, bias, fused=fused).chunk(3, dim=-1)
         else:
             parts = tuple(layer(tokens) for layer in layers)
-        q, k, v = (part.view(n, -1, self.heads, c // self.heads).transpose(1, 2) for part in parts)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        q, k, v = parts
+        mixed = attend(q, k, v, self.heads)
         if fused:
             last: Any = self.to_out[0]
             out = product(mixed, last.weight.to(x.dtype)).view(n, height, width, c).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ from ..model.values import Values
 from ..requests import Prompt
 from ..sampling.guidance import Asked
 from .context import Context
-from .telling import shared
+from .texts import shared
 
 
 @dataclass

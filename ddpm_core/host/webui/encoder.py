@@ -31,9 +31,8 @@ class WebUITextEncoder:
     def __init__(self, bring_back: Callable[[], None]) -> None:
         """``bring_back``: puts the host's models where they can compute."""
         self._bring_back = bring_back
-        if hasattr(
-            sd_models, "forge_model_reload"
-        ):  # Forge loads the checkpoint that is chosen with the next generation
+        # Forge loads the checkpoint that is chosen with the next generation
+        if hasattr(sd_models, "forge_model_reload"):
             try:
                 sd_models.forge_model_reload()
             except Exception as error:  # there is none, or it cannot be read
