@@ -192,8 +192,10 @@ class Collector:
             if not closing and began - rested < 50 * last_cost:
                 continue
             datasets.discard(name)
+            from .dataset import ranking
+
             try:
-                self._workspace().store(name).rank_suspects()
+                ranking.rank(self._workspace().store(name))
             except UserError as error:
                 self.error = str(error)
             except Exception as error:

@@ -115,7 +115,9 @@ def run_dataset(a: argparse.Namespace, stop: threading.Event, screen: Screen) ->
         return {"changed": 1, "deleted": workspace.delete_dataset(a.name)}
     if a.action == "restore":
         return {"changed": 1, "restored": workspace.restore_dataset(a.name)}
-    files = workspace.export_dataset(a.name, Path(a.folder))
+    from .dataset import handing_out
+
+    files = handing_out.export(workspace.store(a.name), Path(a.folder))
     return {"changed": len(files), "files": files}
 
 

@@ -50,6 +50,36 @@ def _opened(path: Path | str, follow: bool) -> tuple[int, int]:
     return handle, found.st_size
 
 
+class Growing:
+    """A file of lines that others append to, read piece by piece. Not for several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._head = b""
+        self._file: tuple[int, int] = (0, 0)  # device and inode
+        self._read = 0
+
+    def added(self) -> tuple[bytes, bool]:
+        """The whole lines added since the last call, and whether it is another file than then, read from its beginning.
+
+        OSError where there is none.
+        """
+        with open_regular(self._path) as file:
+            status = os.fstat(file.fileno())
+            # an inode may be used again: what the file begins with must be the same, too
+            same = (status.st_dev, status.st_ino) == self._file and status.st_size >= self._read
+            is_another = not same or file.read(len(self._head)) != self._head
+            if is_another:
+                self._read, self._head = 0, b""
+                self._file = (status.st_dev, status.st_ino)
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # a line that is just being written comes next time
+        self._head = self._head or whole[:300]
+        self._read += len(whole)
+        return whole, is_another
+
+
 def read_regular(path: Path | str, most: int = _MOST_BYTES) -> bytes:
     """The content of a file of a workspace; OSError for what :func:`open_regular` refuses, and for more than ``most`` bytes."""
     handle, size = _opened(path, follow=False)

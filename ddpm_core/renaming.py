@@ -47,13 +47,15 @@ def merge_datasets(workspace: Workspace, into: str, sources: list[str]) -> dict[
 
     What a person has decided there holds here. What is there already, by its bytes or its pixels, is not added.
     """
+    from .dataset import merging, ranking
+
     into = check_name(into, "dataset")
     stores = [workspace.store(check_name(name, "dataset")) for name in sources]
     if not sources or into in sources:
         raise UserError("Name one or more other datasets to merge.")
     target = workspace.store(into, create=True)
-    added = sum(target.absorb(store) for store in stores)
-    return {"dataset": into, "added": added, "suspects": target.rank_suspects(), "counts": target.counts()}
+    added = sum(merging.absorb(target, store) for store in stores)
+    return {"dataset": into, "added": added, "suspects": ranking.rank(target), "counts": target.counts()}
 
 
 def _check_free(new: str, others: list[str], kind: str, target: Path, old: str) -> None:

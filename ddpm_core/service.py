@@ -5,7 +5,6 @@ The tab and the HTTP routes are two doors to this one object; neither holds stat
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import tempfile
@@ -13,7 +12,6 @@ import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,35 +26,18 @@ from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.context import Context
 from .requests import COLLECTION_STATE, Collection, Enlarging, Prompt, SampleRequest, TrainRequest
+from .results import Emerging, Result, Save, keep
 from .watch import Watch
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .dataset.wanted import Wanted
-    from .operations.sampling import Sampled
     from .sampling.generate import SampleSettings
 
-_EMERGING_MOST = 16
-_ANIMATED_MOST = 9
-_MOST_FRAMES = 60
 _POLITE_SECONDS = 0.02  # between two looks of a training that lets a sampling go first
 _SAMPLE_BATCH = 64
 _SAMPLE_BATCH_CPU = 8  # as quick there, and an interrupt loses less
 _MOST_PIXELS = 2**28  # of one sampling, held in memory until all are saved: 1 GiB
-
-
-@dataclass
-class Result:
-    """One generated picture in memory, and where it was saved, if the host saves pictures."""
-
-    image: Image.Image
-    text: str
-    seed: int
-    path: Path | None
-
-
-# picture, generation text, seed, number within the sampling -> its file, where it is kept
-Save = Callable[[Image.Image, str, int, int], "Path | None"]
 
 
 class Service:
@@ -294,24 +275,9 @@ class Service:
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
-            from .model.diffusion import model_to_uint8
             from .operations.sampling import sample
 
-            frames: list[Tensor] = []
-            last = 0
-
-            def emerging(done: int, total: int, x0: Tensor) -> None:
-                nonlocal last
-                with self.host.gpu_slice():
-                    seen = model_to_uint8(x0[:_EMERGING_MOST]).cpu()
-                job.artifacts["emerging"] = (done, seen)
-                calls = total // -(-count // len(x0))  # of the first batch, of which the animation is made
-                if done <= min(calls, last):
-                    frames.clear()  # for want of memory it has begun anew with fewer pictures
-                last = done
-                if done <= calls and (done % max(1, calls // _MOST_FRAMES) == 0 or done == calls):
-                    frames.append(seen[:_ANIMATED_MOST])
-
+            emerging = Emerging(job, count, self.host.gpu_slice)
             found = sample(
                 workspace,
                 model,
@@ -327,8 +293,8 @@ class Service:
             )
             results: list[Result] = []
             job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
-            job.artifacts["frames"] = frames
-            failure = _keep(workspace, found, self.host.save_image, results)
+            job.artifacts["frames"] = emerging.frames
+            failure = keep(workspace, found, self.host.save_image, results)
             if failure is not None:
                 raise failure
             return {
@@ -384,7 +350,7 @@ class Service:
             emerging=emerging,
         )
         results: list[Result] = []
-        return results, _keep(workspace, found, save, results)
+        return results, keep(workspace, found, save, results)
 
     def start_evaluation(self, model: str, dataset: str, count: int) -> Job:
         """Evaluate a model in the background."""
@@ -504,24 +470,3 @@ class Service:
             "images": count,
             "warnings": expectations(count) if count else [],
         }
-
-
-def _keep(workspace: Workspace, found: Sampled, save: Save, results: list[Result]) -> UserError | None:
-    """Add pictures to the results, remember that they are ours, and save them; what went wrong first, if anything."""
-    failure: UserError | None = None
-    for image, seed, text in zip(found.pictures, found.seeds, found.texts):
-        result = Result(image, text, seed, None)
-        results.append(result)
-        if failure is not None:
-            continue
-        try:
-            workspace.own.remember(image)  # before the host tells everyone of a new picture
-            result.path = save(image, text, seed, len(results) - 1)
-        except UserError as error:
-            failure = error
-        except OSError as error:
-            failure = UserError(f"The images could not be kept ({error.strerror or 'disk error'}); make room.")
-        if result.path is not None:
-            with contextlib.suppress(OSError):  # somebody may have moved it at once
-                workspace.own.remember(image, result.path.read_bytes())
-    return failure

@@ -26,7 +26,7 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from .dataset.store import Store
     from .dataset.views import Views
-    from .training.loop import MetricsFollower
+    from .training.metrics import MetricsFollower
 
 _CURVE_POINTS = 400
 _STATUS_SECONDS = (
@@ -162,7 +162,7 @@ class Watch:
 
     def curves(self, model: str) -> dict[str, Any]:
         """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
-        from .training.loop import MetricsFollower
+        from .training.metrics import MetricsFollower
 
         folder = self._workspace().run_folder(model)
         path = folder / "metrics.jsonl"

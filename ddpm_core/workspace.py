@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, below, sweep
 from .names import check_name, check_no_twin, is_name
-from .parsing import read_regular
 from .runs import FILE as RUN_FILE
 from .runs import Run
 from .trash import Trash
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
     from .dataset.wanted import Wanted
     from .model.config import ModelConfig
 
-_ENOUGH_BYTES, _ENOUGH_SECONDS = 4 * 2**20, 1.0  # of several pictures at once
 Progress = Callable[[int, int, str], None]
 
 
@@ -224,62 +220,6 @@ class Workspace:
         """Undo the last decision in a dataset."""
         return len(self.store(name).undo())
 
-    def export_dataset(self, name: str, target: Path) -> list[str]:
-        """Copy the kept pictures, each with its prompt in a text file of the same name, into a folder."""
-        from .dataset.reading import read_copy
-
-        store = self.store(name)
-        items = [item for item in store.items(status=KEPT) if item["has_copy"]]
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            names = {f"{item['id']:06d}{suffix}" for item in items for suffix in (".png", ".txt")}
-            taken = sorted(names & {path.name for path in target.iterdir()})
-            if taken:
-                raise UserError(f"{target} already has a file {taken[0]}; choose an empty folder.")
-            files = []
-            for item in items:
-                path, out = store.copy_path(item["sha256"]), target / f"{item['id']:06d}.png"
-                if path.suffix == ".png":
-                    shutil.copyfile(path, out)
-                else:
-                    read_copy(path).save(out, format="PNG")
-                if item["prompt"]:
-                    out.with_suffix(".txt").write_text(item["prompt"], encoding="utf-8")
-                files.append(str(out))
-        except OSError as error:
-            raise UserError(
-                f"The images could not be written to {target} ({error.strerror}); make room or choose another folder."
-            ) from None
-        return files
-
-    def thumbnail(self, name: str, item_id: int, size: tuple[int, int] | None, crop: str = "center") -> bytes:
-        """An item's picture as stored (WebP or PNG), or (with ``size``, height and width) a PNG as the network sees it."""
-        try:
-            return _seen(self.store(name).copy_of(item_id), size, crop)
-        except OSError:
-            raise UserError(f"The copy of item {item_id} is missing or damaged.") from None
-
-    def thumbnails(
-        self, name: str, ids: Sequence[int], size: tuple[int, int] | None, crop: str = "center"
-    ) -> list[bytes]:
-        """Several items' pictures as :meth:`thumbnail` gives them, in order; ``b""`` for one that has none, or a damaged one.
-
-        Ends early after 4 MiB or a second, at least one picture.
-        """
-        until = time.monotonic() + _ENOUGH_SECONDS
-        copies = self.store(name).copies_of(ids)
-        found: list[bytes] = []
-        total = 0
-        for item_id in ids:
-            try:
-                found.append(_seen(copies[item_id], size, crop))
-            except (KeyError, OSError, UserError):
-                found.append(b"")
-            total += len(found[-1])
-            if total >= _ENOUGH_BYTES or time.monotonic() > until:
-                break
-        return found
-
     # -- runs and models ----------------------------------------------------------------------------------------------
 
     def run_folder(self, name: str) -> Path:
@@ -459,19 +399,6 @@ class Workspace:
     def empty_trash(self) -> int:
         """Delete for good what lies in the trash; how many things that were."""
         return self._trash.empty()
-
-
-def _seen(copy: Path | str, size: tuple[int, int] | None, crop: str) -> bytes:
-    """A stored picture as it is, or (with ``size``) a PNG as the network sees it; OSError for one that cannot be read."""
-    from .dataset.reading import MAX_COPY_BYTES, read_copy
-
-    if size is None:
-        return read_regular(copy, MAX_COPY_BYTES)
-    from .dataset.packing import fit
-
-    out = io.BytesIO()
-    fit(read_copy(Path(copy)), size, crop).save(out, format="PNG", compress_level=1)
-    return out.getvalue()
 
 
 def _is_there(path: Path) -> bool:

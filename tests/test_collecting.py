@@ -126,12 +126,12 @@ def test_collecting_goes_on_after_a_failure(
     collector = Collector(lambda: workspace)
     collector.set_rule(Rule(True, "live"))
     monkeypatch.setattr("ddpm_core.collector._RANK_AFTER_SECONDS", 0.05)
-    store = workspace.store("live", create=True)
+    workspace.store("live", create=True)
 
-    def broken() -> int:
+    def broken(store: object) -> int:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(store, "rank_suspects", broken)
+    monkeypatch.setattr("ddpm_core.dataset.ranking.rank", broken)
     collector.offer_file(save(tmp_path / "00001-1.png", blocks(1)))
     end = time.monotonic() + 10
     while not collector.status()["error"] and time.monotonic() < end:

@@ -264,7 +264,7 @@ def test_copies_are_lossless_and_those_of_before_stay_in_use(tmp_path: Path, mon
     folder = random_pictures(tmp_path / "in", 2)
     store = Store(tmp_path / "d")
     with monkeypatch.context() as without:
-        without.setattr("ddpm_core.dataset.store._writes_webp", lambda: False)
+        without.setattr("ddpm_core.dataset.copies._writes_webp", lambda: False)
         harvest(store, [folder])
     harvest(store, [random_pictures(folder / "more", 2, seed=1)])
     kinds = set()

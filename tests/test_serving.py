@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from ddpm_core import workspace
 from ddpm_core.api import page
+from ddpm_core.dataset import handing_out
 from ddpm_core.host.server import build_app
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.service import Service
@@ -139,7 +139,7 @@ def test_large_pictures_come_a_few_at_a_time(six: Any, monkeypatch: pytest.Monke
     ids, ask = six
     whole = ask(ids)
     for enough, count in [(1, 1), (len(whole[0]), 1), (len(whole[0]) + 1, 2), (10**9, 6)]:
-        monkeypatch.setattr(workspace, "_ENOUGH_BYTES", enough)
+        monkeypatch.setattr(handing_out, "_ENOUGH_BYTES", enough)
         asked, found = list(ids), []
         while asked:
             came = ask(asked)
@@ -152,5 +152,5 @@ def test_large_pictures_come_a_few_at_a_time(six: Any, monkeypatch: pytest.Monke
 def test_slow_pictures_come_a_few_at_a_time(six: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, ask = six
     whole = ask(ids)
-    monkeypatch.setattr(workspace, "_ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(handing_out, "_ENOUGH_SECONDS", 0.0)
     assert ask(ids) == whole[:1]

@@ -30,7 +30,7 @@ LAYERS = [
     {"operations"},
     {"jobs", "collector"},
     {"host"},
-    {"watch"},
+    {"watch", "results"},
     {"service"},
     {"api", "ui", "commands"},
     {"demo"},

@@ -112,7 +112,10 @@ def shown_as(values: dict[str, Any]) -> tuple[tuple[int, int] | None, str]:
 
 def get_thumb(service: Service, values: dict[str, Any]) -> Response:
     """Return one item's image as PNG or WebP."""
-    data = service.workspace.thumbnail(_text(values, "dataset"), _number(values, "id"), *shown_as(values))
+    from ..dataset import handing_out
+
+    store = service.workspace.store(_text(values, "dataset"))
+    data = handing_out.thumbnail(store, _number(values, "id"), *shown_as(values))
     kind = "image/webp" if data.startswith(b"RIFF") else "image/png"
     return Response(data, media_type=kind, headers=_FOREVER)
 
@@ -123,10 +126,12 @@ def get_thumbs(service: Service, values: dict[str, Any]) -> Response:
     Where they are large, or the disk is slow, the answer has fewer, at least one; the page asks again for the rest. One that is
     missing has length 0.
     """
+    from ..dataset import handing_out
+
     ids = [_number({"ids": part}, "ids") for part in _text(values, "ids", 18 * _MOST_TOGETHER).split(",")]
     if len(ids) > _MOST_TOGETHER:
         raise UserError(f"At most {_MOST_TOGETHER} images come in one answer.")
-    found = service.workspace.thumbnails(_text(values, "dataset"), ids, *shown_as(values))
+    found = handing_out.thumbnails(service.workspace.store(_text(values, "dataset")), ids, *shown_as(values))
     data = b"".join(part for picture in found for part in (len(picture).to_bytes(4, "big"), picture))
     # pictures are compressed as they are: the WebUI would do it once more
     headers = {**(_FOREVER if all(found) else _NEVER), "Content-Encoding": "identity"}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..files import temporary_beside
-from . import KEEP_SIZE, programs
+from . import KEEP_SIZE, programs, ranking
 from .checks import USUAL_SMALLEST, check_content, check_size
 from .infotext import Infotext
 from .own import OwnPictures, pixels_of
@@ -141,7 +141,7 @@ def _settle(store: Store, result: HarvestResult) -> None:
         result.kept += moved if small > 0 else -moved
         result.rejected["too_small"] -= moved if small > 0 else -moved
         result.rejected += Counter()  # without those that are zero
-    result.suspects = store.rank_suspects()
+    result.suspects = ranking.rank(store)
 
 
 def _listed(

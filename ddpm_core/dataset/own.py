@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..parsing import Growing
+
 
 class OwnPictures:
     """A list on disk of hashes of every picture we saved; appended to, never rewritten.
@@ -19,22 +21,16 @@ class OwnPictures:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._guard = threading.Lock()
-        self._read_bytes = 0
+        self._file = Growing(path)
         self._hashes: set[str] = set()
         self._sizes: set[tuple[int, int]] = set()
 
     def _refresh(self) -> None:
         with self._guard:
             try:
-                if self._path.stat().st_size == self._read_bytes:
-                    return
-                with open(self._path, "rb") as file:
-                    file.seek(self._read_bytes)
-                    new = file.read()
+                new, _ = self._file.added()
             except OSError:
                 return
-            new = new[: new.rfind(b"\n") + 1]  # a line that another process is still writing waits
-            self._read_bytes += len(new)
             for line in new.decode("ascii", "replace").splitlines():
                 size, _, hashes = line.partition(" ")
                 width, _, height = size.partition("x")

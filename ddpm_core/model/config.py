@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import UserError
+from .prediction import PREDICTIONS
 
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
-PREDICTIONS = ("epsilon", "v", "x0")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
 # of files: 1 without prompts, 4 with words, 5 with a text encoder; the numbers are those of tests/data/formats

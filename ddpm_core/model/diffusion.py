@@ -1,8 +1,4 @@
-"""The forward process and the three things a network can predict.
-
-With a = alphas_cumprod[t]:  x_t = sqrt(a) x0 + sqrt(1-a) eps  (Ho et al. 2020, eq. 4)  and
-v = sqrt(a) eps - sqrt(1-a) x0  (Salimans & Ho 2022, appendix D).
-"""
+"""The forward process. With a = alphas_cumprod[t]:  x_t = sqrt(a) x0 + sqrt(1-a) eps  (Ho et al. 2020, eq. 4)."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
+from .prediction import PREDICTIONS
 from .schedule import make_alphas_cumprod
 
 
@@ -18,6 +15,7 @@ class Diffusion:
 
     def __init__(self, config: DiffusionConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
+        self.prediction = PREDICTIONS[config.prediction]
         self.alphas_cumprod = make_alphas_cumprod(config).to(device)
         self.sqrt_alpha = self.alphas_cumprod.sqrt()
         self.sqrt_one_minus_alpha = (1.0 - self.alphas_cumprod).sqrt()
@@ -34,38 +32,14 @@ class Diffusion:
         return alpha * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network should answer at x_t: ``noise``, v or ``x0``."""
-        if self.config.prediction == "epsilon":
-            return noise
-        if self.config.prediction == "x0":
-            return x0
+        """What the network should answer at x_t, like ``x0``."""
         alpha, sigma = self._coefficients(timesteps)
-        return alpha * noise - sigma * x0
+        return self.prediction.target(x0, noise, alpha, sigma)
 
     def to_x0_and_epsilon(self, output: Tensor, x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """The network's answer at (x, t) as a predicted image and the noise that goes with it."""
         alpha, sigma = self._coefficients(timesteps)
-        return to_x0_and_epsilon(self.config.prediction, output, x, alpha, sigma)
-
-
-def to_x0_and_epsilon(
-    prediction: str, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Convert a prediction to (x0, epsilon). ``alpha`` = sqrt(abar_t), ``sigma`` = sqrt(1 - abar_t), broadcastable."""
-    if prediction == "epsilon":
-        return (x - sigma * output) / alpha, output
-    if prediction == "x0":
-        return output, (x - alpha * output) / sigma
-    return alpha * x - sigma * output, alpha * output + sigma * x
-
-
-def from_x0_and_epsilon(prediction: str, x0: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The inverse of :func:`to_x0_and_epsilon`: what a network of this prediction type would have answered."""
-    if prediction == "epsilon":
-        return epsilon
-    if prediction == "x0":
-        return x0
-    return alpha * epsilon - sigma * x0
+        return self.prediction.to_x0_and_epsilon(output, x, alpha, sigma)
 
 
 def uint8_to_model(images: Tensor) -> Tensor:

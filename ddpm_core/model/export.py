@@ -16,9 +16,9 @@ from ..errors import UserError
 from ..files import write_readable
 from .config import ModelConfig
 from .file import ModelFile
+from .prediction import PREDICTIONS
 
 _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "scaled_linear", "sigmoid": "sigmoid"}
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def unet_config(config: ModelConfig) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def scheduler_config(config: ModelConfig) -> dict[str, Any]:
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
-        "prediction_type": _PREDICTIONS[diffusion.prediction],
+        "prediction_type": PREDICTIONS[diffusion.prediction].in_diffusers,
         "variance_type": "fixed_small",
         "clip_sample": True,
         "clip_sample_range": 1.0,

@@ -34,10 +34,5 @@ def timestep_weights(kind: str, diffusion: Diffusion, gamma: float = 5.0) -> Ten
     if kind == "uniform":
         return torch.ones_like(snr)
     clipped = snr.clamp(max=gamma)
-    if diffusion.config.prediction == "epsilon":
-        weights = clipped / snr
-    elif diffusion.config.prediction == "x0":
-        weights = clipped
-    else:
-        weights = clipped / (snr + 1.0)
+    weights = diffusion.prediction.weight(snr, clipped)
     return torch.where(snr == 0, torch.ones_like(weights), weights)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..dataset import ranking
 from ..dataset.harvest import add_file, add_picture
 from ..errors import UserError
 from ..files import write_json
@@ -76,7 +77,7 @@ def collect(
         state.unlink(missing_ok=True)
     else:
         write_json(state, dataclasses.asdict(wanted))
-    suspects = store.rank_suspects()
+    suspects = ranking.rank(store)
     return {
         "dataset": dataset,
         "generated": wanted.done - first,

@@ -28,7 +28,8 @@ from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..training.estimate import estimate
 from ..training.heldout import MOST_IMAGES
-from ..training.loop import Held, Limits, Metrics, Outlets, TrainingLoop
+from ..training.loop import Held, Limits, Outlets, TrainingLoop
+from ..training.metrics import Metrics
 from ..training.pictures import fits, size_of
 from ..training.settings import RunConfig
 from ..training.team import Team

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..model.diffusion import Diffusion, to_x0_and_epsilon
+from ..model.diffusion import Diffusion
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,7 +50,7 @@ class Denoiser:
         output = self.network(x.to(self.dtype), times).float()
         a = self.alpha_bar(timestep)
         a = torch.where(a == 0, zero_alpha_bar, a)
-        x0, epsilon = to_x0_and_epsilon(self.diffusion.config.prediction, output, x, a.sqrt(), (1 - a).sqrt())
+        x0, epsilon = self.diffusion.prediction.to_x0_and_epsilon(output, x, a.sqrt(), (1 - a).sqrt())
         return self._bound(x0), epsilon
 
     def _bound(self, x0: Tensor) -> Tensor:

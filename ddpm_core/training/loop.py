@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
-from ..files import replace_with
 from ..model.diffusion import model_to_uint8
 from ..model.values import Values, dense
-from ..parsing import open_regular, parse_json
 from ..sampling.generate import SampleSettings, generate
 from ..sampling.guidance import Asked
 from .checkpoints import CheckpointFolder
 from .heldout import MOST_IMAGES, loss_by_band
+from .metrics import Metrics
 from .trainer import Trainer
 
 SLICE_SECONDS = 0.25
@@ -60,92 +56,12 @@ class Outlets:
     preview_seconds: Callable[[], float] = lambda: 10.0  # between previews, at the least
 
 
-class Metrics:
-    """The run's JSON lines. Lines after the step that a run resumes from are dropped, so that steps only grow."""
-
-    def __init__(self, path: Path, from_step: int) -> None:
-        self.path = path
-        lines = read_metrics(path)
-        if any(line.get("step", 0) > from_step for line in lines):
-            kept = [json.dumps(line) for line in lines if line.get("step", 0) <= from_step]
-            text = "".join(line + "\n" for line in kept)
-            replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-    def write(self, kind: str, **values: Any) -> None:
-        """Append one line of a kind."""
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"The metrics could not be written to {self.path.parent} ({error.strerror}); make room and resume, "
-                "what was saved before is intact."
-            ) from None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut by a crash is left out."""
-    try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return _parsed(text)
-
-
-def _parsed(text: str) -> list[dict[str, Any]]:
-    lines = []
-    for raw in text.splitlines():
-        try:
-            lines.append(parse_json(raw))
-        except ValueError:
-            continue
-    return [line for line in lines if isinstance(line, dict) and _is_step(line.get("step", 0))]
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
 class Held:
     """Images that are not trained on, uint8 (N, C, H, W), and what there is to tell of each."""
 
     images: Tensor
     told: Mapping[str, Values] = field(default_factory=dict)
-
-
-class MetricsFollower:
-    """The lines of a metrics file for who asks again and again: only what has been added is read anew."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines: list[dict[str, Any]] = []
-        self._head = b""
-        self._file: tuple[int, int] = (0, 0)  # device and inode
-        self._read = 0
-        self._guard = threading.Lock()
-
-    def lines(self) -> list[dict[str, Any]]:
-        """All lines so far; reads only what is new."""
-        with self._guard:
-            try:
-                with open_regular(self.path) as file:
-                    status = os.fstat(file.fileno())
-                    # an inode may be used again: what the file begins with must be the same, too
-                    same = (status.st_dev, status.st_ino) == self._file and status.st_size >= self._read
-                    if not same or file.read(len(self._head)) != self._head:
-                        self._lines, self._read, self._head = [], 0, b""
-                        self._file = (status.st_dev, status.st_ino)
-                    file.seek(self._read)
-                    added = file.read()
-            except OSError:
-                return []
-            whole = added[: added.rfind(b"\n") + 1]  # a line that is just being written comes next time
-            self._head = self._head or whole[:300]
-            self._read += len(whole)
-            self._lines += _parsed(whole.decode("utf-8", "replace"))
-            return list(self._lines)
 
 
 class TrainingLoop:

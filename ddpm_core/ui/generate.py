@@ -12,8 +12,9 @@ from PIL import Image
 from ..errors import UserError
 from ..options import fields_of
 from ..requests import MOST_FACTOR, NATIVE, SampleRequest
+from ..results import Result
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
-from ..service import Result, Service
+from ..service import Service
 from . import ids
 from .common import decimal, live, not_in_defaults, said, value_of, whole, widget
 from .common import seed as seed_from

@@ -28,7 +28,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from ddpm_core.dataset import infotext, packing
+from ddpm_core.dataset import handing_out, infotext, packing, ranking
 from ddpm_core.dataset.harvest import judge
 from ddpm_core.dataset.reading import MAX_TEXT_BYTES
 from ddpm_core.dataset.store import NewItem, Store
@@ -147,10 +147,10 @@ def database(data: bytes) -> None:
         store.fingerprint()
         for row in (1, 2):
             with contextlib.suppress(UserError):
-                service.workspace.thumbnail("d", row, (32, 32))
+                handing_out.thumbnail(service.workspace.store("d"), row, (32, 32))
         answerable(store.undo())
         store.decide([1], "rejected")
-        store.rank_suspects()
+        ranking.rank(store)
     finally:
         store.close()
 

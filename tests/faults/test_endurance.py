@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from ddpm_core.model import file as model_file
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import read_metrics
+from ddpm_core.training.metrics import read_metrics
 from ddpm_core.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="forks and SIGKILL")

@@ -16,6 +16,7 @@ from conftest import DATA, random_pictures
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 
+from ddpm_core.dataset import handing_out
 from ddpm_core.dataset.packing import pack
 from ddpm_core.dataset.wanted import Wanted
 from ddpm_core.errors import UserError
@@ -63,11 +64,11 @@ def test_a_copy_or_a_preview_that_is_a_link_is_not_handed_out(service: Service, 
     copy.symlink_to(tmp_path / "secret")
     for size in (None, (32, 32)):
         with pytest.raises(UserError, match="is a link"):
-            service.workspace.thumbnail("d", 1, size)
-        found = service.workspace.thumbnails("d", [1, 2], size)
+            handing_out.thumbnail(service.workspace.store("d"), 1, size)
+        found = handing_out.thumbnails(service.workspace.store("d"), [1, 2], size)
         assert not found[0] and found[1]
     with pytest.raises(UserError, match="is a link"):
-        service.workspace.export_dataset("d", tmp_path / "out")
+        handing_out.export(service.workspace.store("d"), tmp_path / "out")
     previews = tmp_path / "ws" / "runs" / "m" / "previews"
     previews.mkdir(parents=True)
     (previews / "step-000000001.png").symlink_to(tmp_path / "secret")
@@ -92,11 +93,11 @@ def test_no_picture_starts_a_program(service: Service, tmp_path: Path, monkeypat
     for item in store.items(status="kept"):
         store.copy_path(item["sha256"]).write_bytes(script)
     with pytest.raises(UserError, match="missing or damaged"):
-        service.workspace.thumbnail("d", 1, (32, 32))
+        handing_out.thumbnail(service.workspace.store("d"), 1, (32, 32))
     with pytest.raises(UserError, match="missing or damaged"):
         pack(store, (16, 16), "center")
     with pytest.raises(UserError, match="could not be written"):
-        service.workspace.export_dataset("d", tmp_path / "out")
+        handing_out.export(service.workspace.store("d"), tmp_path / "out")
     assert not (tmp_path / "started").exists()
     with contextlib.suppress(Exception), Image.open(io.BytesIO(script)) as image:
         image.load()

@@ -17,6 +17,7 @@ from conftest import random_pictures
 from PIL import Image
 from test_formats import NEWEST, unpacked
 
+from ddpm_core.dataset import handing_out
 from ddpm_core.dataset.packing import pack
 from ddpm_core.dataset.store import Store
 from ddpm_core.errors import UserError
@@ -99,7 +100,7 @@ def test_a_copy_or_packed_file_that_is_none_gets_a_sentence(make: Callable[[Path
     make(store.copy_path(store.items()[0]["sha256"]))
     for size in (None, (32, 32)):
         with pytest.raises(UserError, match=r"missing or damaged|is a link"):
-            service.workspace.thumbnail("d", store.items()[0]["id"], size)
+            handing_out.thumbnail(service.workspace.store("d"), store.items()[0]["id"], size)
 
 
 def test_names_that_take_long_or_are_no_text(service: Service) -> None:
@@ -198,10 +199,10 @@ def test_links_within_a_dataset_or_a_run_are_not_followed(service: Service, tmp_
     shutil.move(copy.parent, elsewhere / "copies")
     copy.parent.symlink_to(elsewhere / "copies")
     with pytest.raises(UserError, match="behind one"):
-        service.workspace.thumbnail("d", store.items()[0]["id"], None)
+        handing_out.thumbnail(service.workspace.store("d"), store.items()[0]["id"], None)
     others = [item for item in store.items() if store.folder / "images" / item["sha256"][:2] != copy.parent]
     ids = [others[0]["id"], store.items()[0]["id"], others[-1]["id"]]
-    found = service.workspace.thumbnails("d", ids, None)
+    found = handing_out.thumbnails(service.workspace.store("d"), ids, None)
     assert [bool(picture) for picture in found] == [True, False, True]
     copy.parent.unlink()
     shutil.move(elsewhere / "copies", copy.parent)
@@ -232,7 +233,7 @@ def test_a_picture_in_the_place_of_a_copy_cannot_fill_the_memory(service: Servic
         file.truncate(2**31)  # takes no room on the disk
     for size in (None, (32, 32)):
         with pytest.raises(UserError, match="missing or damaged"):
-            service.workspace.thumbnail("d", store.items()[0]["id"], size)
+            handing_out.thumbnail(service.workspace.store("d"), store.items()[0]["id"], size)
 
 
 def test_more_pictures_than_the_memory_can_hold_are_refused_at_once(service: Service) -> None:

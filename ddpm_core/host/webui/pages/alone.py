@@ -9,7 +9,8 @@ from typing import Any
 from modules import images, processing, shared
 
 from ....errors import UserError
-from ....service import Result, Service
+from ....results import Result
+from ....service import Service
 from ..facts import option
 from .sampling import Choice, random_seed, sample, tell
 

@@ -11,7 +11,8 @@ import torch
 from modules import processing, shared
 
 from ....errors import UserError
-from ....service import Result, Service
+from ....results import Result
+from ....service import Service
 from ..collecting import masks_per_picture
 from ..facts import AXES, SAVES
 from .sampling import Choice, random_seed, sample, tell

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ....errors import UserError
 from ....requests import MOST_TEXT, NATIVE, Enlarging, Prompt
+from ....results import Result
 from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
 from ....sampling.guidance import DEFAULT_SCALE
-from ....service import Result, Service
+from ....service import Service
 from ..choices import styled
 from ..facts import option
 from ..naming import save_image
