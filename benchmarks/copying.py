@@ -68,7 +68,7 @@ def packed_set(folder: Path, name: str, size: int, crop: str) -> tuple[Workspace
         source = folder / "images"
     else:
         source = unpack(folder / "images")
-        for path in sorted(source.rglob("*.png"))[SETS[name] or 10**9 :]:
+        for path in sorted(source.rglob("txt2img-images/**/*.webp"))[SETS[name] or 10**9 :]:
             path.unlink()
     workspace.harvest(name, [source])
     return workspace, pack(workspace.store(name), (size, size), crop)
