@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 
     p = command("sample", "Generate images with a model.")
-    add_flags(p, SampleRequest, ["upscaler", "factor"], seed=0)
+    add_flags(p, SampleRequest, seed=0)
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", help=_DEVICES)
@@ -147,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")
     p.add_argument("--images", metavar="DIR", help="evaluate these images instead of a model")
+    p.add_argument("--upscaler", metavar="MODEL", help="evaluate an upscaler: is its detail real, and does it invent?")
     p.add_argument("--dataset", required=True, metavar="NAME")
     p.add_argument("--count", type=int, default=512)
     p.add_argument("--prompts", action="store_true", help="also whether it does what prompts ask for")

@@ -17,7 +17,8 @@ from .model import export as model_export
 from .model import file as model_file
 from .operations.context import Context
 from .operations.evaluation import evaluate
-from .operations.pictures import make_grid
+from .operations.faithfulness import evaluate_upscaler
+from .operations.pictures import grid_of
 from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
 from .options import fields_of
@@ -150,6 +151,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         batch_size=a.batch_size,
         weights=request.weights,
         step=request.checkpoint_step,
+        enlarging=request.enlarging,
         prompts=[request.asked],
     )
     files, grid = write_samples(found, Path(a.out))
@@ -160,7 +162,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         "evaluations": found.evaluations,
         "tags": found.words,
         "unknown_words": [word for word, _ in found.unknown],
-        "size": list(found.images.shape[:1:-1]),
+        "size": list(found.pictures[0].size if found.pictures else found.images.shape[:1:-1]),
     }
 
 
@@ -179,7 +181,7 @@ def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
         grid = out / "grid.png"
         if grid.exists() or grid.is_symlink():
             grid = out / f"grid-{max(1, next_number(out, GRIDS)):04d}.png"
-        save_png(make_grid(found.images), grid, found.texts[0])
+        save_png(grid_of(found.pictures), grid, found.texts[0])
     except OSError as error:
         raise UserError(
             f"The images could not be written to {out} ({error.strerror or error}); make room or choose another folder."
@@ -189,6 +191,13 @@ def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
 
 def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     """``evaluate``."""
+    if a.upscaler:
+        if a.model or a.images:
+            raise UserError("Give one of --model, --images and --upscaler.")
+        count = min(a.count, 96)
+        return evaluate_upscaler(
+            open_workspace(a), a.dataset, make_context(a, stop, screen), model=a.upscaler, count=count
+        )
     return evaluate(
         open_workspace(a),
         a.dataset,

@@ -18,6 +18,7 @@ MOST_TEXT = 20_000  # characters of a prompt
 MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
 COLLECTION_STATE = "generating.json"  # in a dataset's folder
+OWN_UPSCALER = "DDPM: "  # before the name of an upscaler of ours in a list of upscalers
 NATIVE = "None (native size)"  # what a list of upscalers offers first
 
 
@@ -219,7 +220,9 @@ class SampleRequest:
         step=0.5,
         help="how strictly the prompt is followed, 1 to 30; 1 is fastest",
     )
-    upscaler: str | None = option(None, help="an upscaler; none: the model's own size")
+    upscaler: str | None = option(
+        None, metavar="NAME", help="an upscaler of yours, or Lanczos or Nearest (default: the model's own size)"
+    )
     factor: float = option(4.0, help="how many times larger the upscaler makes the images")
     size: tuple[int, int] | None = None
 

@@ -14,7 +14,7 @@ from .files import write_json
 from .names import is_name
 from .parsing import read_json
 
-FORMAT = 5  # as of its model (``model/config.py``)
+FORMAT = 6  # as of its model (``model/config.py``)
 FILE = "run.json"
 
 

@@ -76,7 +76,11 @@ class Service:
             except OSError:
                 return 0.0
 
-        return max(self.workspace.model_names(), key=written, default=None)
+        return max(self.workspace.model_names("unet"), key=written, default=None)
+
+    def upscalers(self) -> list[str]:
+        """What samples can be enlarged by: ours, then the host's."""
+        return [*self.workspace.upscalers(), *self.host.upscalers()]
 
     def context_of(self, job: Job) -> Context:
         """The context of a job's operation."""
@@ -252,9 +256,9 @@ class Service:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
         if model not in self.workspace.model_names():  # names only: a page may not point at files
             raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
-        if enlarging is not None and enlarging.upscaler not in self.host.upscalers():
+        if enlarging is not None and enlarging.upscaler not in self.upscalers():
             raise UserError(f"There is no upscaler {enlarging.upscaler!r}; choose one of those in the list.")
-        height, width = self.workspace.model_config(model).unet.image_size
+        height, width = self.workspace.model_config(model).image_size
         width, height = enlarging.target(width, height) if enlarging is not None else (width, height)
         if count * width * height > _MOST_PIXELS:
             most = _MOST_PIXELS // (width * height)

@@ -71,7 +71,8 @@ class Watch:
                 if job.kind == "train" and job.state == "queued" and not job.stop.is_set()
             ],
             "datasets": datasets,
-            "models": workspace.model_names(),
+            "models": workspace.model_names("unet"),
+            "upscalers": workspace.upscalers(),
             "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
             "uncollected": [
                 {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}

@@ -20,6 +20,7 @@ from .dataset import KEEP_SIZE, KEPT, REJECTED
 from .errors import UserError
 from .files import FolderLock, below, sweep
 from .names import check_name, check_no_twin, is_name
+from .requests import OWN_UPSCALER
 from .runs import FILE as RUN_FILE
 from .runs import Run
 from .trash import Trash
@@ -54,6 +55,7 @@ class Workspace:
         self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
+        self._kinds: dict[str, tuple[tuple[int, int], str]] = {}  # of models, by name
 
     @property
     def own(self) -> OwnPictures:
@@ -264,9 +266,28 @@ class Workspace:
                 found.append({"name": name, **values})
         return found
 
-    def model_names(self) -> list[str]:
-        """Names of the models, sorted."""
-        return sorted((p.stem for p in self.models_folder.glob("*.safetensors") if is_name(p.stem)), key=str.casefold)
+    def model_names(self, kind: str | None = None) -> list[str]:
+        """Names of the models, sorted; those of a kind (``model.config.KINDS``): what cannot be read is taken for a *unet*."""
+        found = [path for path in self.models_folder.glob("*.safetensors") if is_name(path.stem)]
+        return sorted((p.stem for p in found if kind is None or self._kind(p) == kind), key=str.casefold)
+
+    def _kind(self, path: Path) -> str:
+        """Of a model's file, read anew only where that has changed: lists are asked for all the time."""
+        from .model import file as model_file
+
+        try:
+            status = path.stat()
+            key = (status.st_mtime_ns, status.st_size)
+            known = self._kinds.get(path.stem)
+            if known is None or known[0] != key:
+                known = self._kinds[path.stem] = (key, model_file.read_config(path)[0].kind)
+        except (OSError, UserError):
+            return "unet"
+        return known[1]
+
+    def upscalers(self) -> list[str]:
+        """Those of ours as they stand in a list of upscalers."""
+        return [OWN_UPSCALER + name for name in self.model_names("upscaler")]
 
     def model_path(self, name: str) -> Path:
         """Path of a model given by name or as a file; UserError when there is none, listing those that are."""
@@ -296,11 +317,11 @@ class Workspace:
         config, info = model_file.read_config(path)
         return {
             "name": path.stem,
-            "kind": "unet",
+            "kind": config.kind,
             "tags": list(config.tags),
             "text": None if config.text is None else f"{config.text.reading}, {config.text.name}",
             "bytes": path.stat().st_size,
-            "size": list(config.unet.image_size),
+            "size": list(config.image_size),
             "config": config.to_json(),
             "info": info,
         }

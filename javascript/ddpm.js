@@ -142,7 +142,7 @@ window.ddpm = (function () {
             if (draw[node.dataset.ddpm]) apart(() => draw[node.dataset.ddpm](node, status));
         }
         for (const tick of ticks) apart(() => tick(status));
-        const now = JSON.stringify([status.datasets, status.models]);
+        const now = JSON.stringify([status.datasets, status.models, status.upscalers]);
         const refresh = byId("ddpm_refresh");
         if (refresh && now !== lists) {
             lists = now;

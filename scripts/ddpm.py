@@ -6,6 +6,7 @@ try:
     # the host puts this extension's folder on sys.path only while this file runs
     from ddpm_core.host.webui import register
     from ddpm_core.host.webui.pages.script import DDPMAloneScript, DDPMScript  # noqa: F401 - the host looks for them here
+    from ddpm_core.host.webui.pages.upscalers import UpscalerDDPM  # noqa: F401 - the host finds it by its base class
 
     register.register()
 except Exception as error:

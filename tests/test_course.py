@@ -24,8 +24,8 @@ from ddpm_core.operations.previews import drop_later, thin_out
 from ddpm_core.requests import TrainRequest
 from ddpm_core.service import Service
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import Held
 from ddpm_core.training.metrics import Metrics, MetricsFollower, read_metrics
+from ddpm_core.training.previews import Held
 from ddpm_core.training.trainer import Trainer
 
 

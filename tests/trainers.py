@@ -13,8 +13,9 @@ from conftest import tiny_training_images
 
 from ddpm_core.model.config import ModelConfig, UNetConfig
 from ddpm_core.training.checkpoints import CheckpointFolder
-from ddpm_core.training.loop import Held, Limits, Outlets, TrainingLoop
+from ddpm_core.training.loop import Limits, Outlets, TrainingLoop
 from ddpm_core.training.metrics import Metrics
+from ddpm_core.training.previews import Held
 from ddpm_core.training.settings import RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer
 

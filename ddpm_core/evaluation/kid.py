@@ -32,12 +32,20 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
-def kid(samples: Tensor, reference: Tensor, *, subsets: int = 200, seed: int = 0) -> Estimate:
+def kid(
+    samples: Tensor,
+    reference: Tensor,
+    *,
+    subsets: int = 200,
+    seed: int = 0,
+    groups: tuple[Tensor, Tensor] | None = None,
+) -> Estimate:
     """Unbiased MMD^2 with the kernel (x.y/d + 1)^3 between feature sets (N, d) and (M, d), N, M >= 4.
 
     The estimate uses all of both sets; the interval is a bootstrap over images of either set, made from halves
     drawn without repetition (a repeated image would break the estimator's unbiasedness), its spread rescaled to
-    the full size by the square root of two.
+    the full size by the square root of two. ``groups`` (N,) and (M,) int64: which features come from one image, 0 and up, and are drawn
+    together.
     """
     if min(len(samples), len(reference)) < 4:
         raise ValueError("KID needs at least 4 images on either side")
@@ -58,14 +66,15 @@ def kid(samples: Tensor, reference: Tensor, *, subsets: int = 200, seed: int = 0
 
     value = mmd(torch.arange(len(x)), torch.arange(len(y)))
     generator = torch.Generator(device="cpu").manual_seed(seed)
+    of_x, of_y = (torch.arange(len(x)), torch.arange(len(y))) if groups is None else groups
+
+    def half(of: Tensor) -> Tensor:
+        count = int(of.max()) + 1
+        chosen = torch.randperm(count, generator=generator)[: count // 2]
+        return torch.isin(of, chosen).nonzero()[:, 0] if groups is not None else chosen
+
     draws = torch.tensor(
-        [
-            mmd(
-                torch.randperm(len(x), generator=generator)[: len(x) // 2],
-                torch.randperm(len(y), generator=generator)[: len(y) // 2],
-            )
-            for _ in range(subsets)
-        ],
+        [mmd(half(of_x), half(of_y)) for _ in range(subsets)],
         dtype=torch.float64,
     )
     # half-samples of a set vary about as much around its estimate as the estimate does around the truth

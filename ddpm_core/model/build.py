@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .condition import AUGMENTATIONS, conditions_of
-from .config import ModelConfig
+from .config import ModelConfig, UpscalerConfig
+from .efficient_unet import EfficientUNet
+from .network import Network
 from .unet import UNet
 from .ways import Ways
 
@@ -19,13 +21,15 @@ def build(
     draw: bool = True,
     ways: Ways | None = None,
     augmented: bool = False,
-) -> UNet:
+) -> Network:
     """The network of a model, with its conditions, as ``UNet``; ``augmented``: and those of a training's augmentations."""
     conditions = {**conditions_of(config), **(AUGMENTATIONS if augmented else {})}
+    if isinstance(config.unet, UpscalerConfig):
+        return EfficientUNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)
     return UNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)
 
 
-def network_of(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> UNet:
+def network_of(config: ModelConfig, weights: dict[str, Tensor], device: torch.device | str) -> Network:
     """A network with these weights on a device, without gradients."""
     net = build(config, device, draw=False)
     for parameter in net.parameters():

@@ -8,24 +8,23 @@ model file take it from there. One that is not told adds nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import text
-from .config import ModelConfig
+from .config import ModelConfig, UNetConfig
 from .layers import Init, Linear
+from .told import Condition
 
-# share of the images of a training that are told no words, so that one model serves with and without (Ho & Salimans 2022)
-UNTOLD = 0.1
 # the others are told each word with a probability between this and 1, drawn anew for the image; with 15 % and 0.3 words were learnt a
 # third more slowly (benchmarks/RESULTS.md)
 FEWEST_KEPT = 0.6
 
 
-class FlipMark(nn.Module):
+class FlipMark(Condition):
     """Whether an image is mirrored (non-leaking augmentation, Karras et al. 2022, appendix F.2): values (N,) bool.
 
     Known to a training only; sampling asks for what is not mirrored, to which it adds nothing.
@@ -40,7 +39,7 @@ class FlipMark(nn.Module):
         return values[:, None].to(dtype) * self.flip_mark.to(dtype)
 
 
-class Tags(nn.Module):
+class Tags(Condition):
     """Words: values (N, K) float, the weight of each word or 0. The sum of their embeddings, and two layers over it beside it.
 
     The sum is divided by the square root of the words' number, so that its size does not grow with it. It is told as it is, too:
@@ -61,25 +60,24 @@ class Tags(nn.Module):
         found = told + self.linear_2(F.silu(self.linear_1(told)))
         return found * (number > 0).to(dtype)  # type: ignore[no-any-return]
 
+    def loud(self) -> Sequence[nn.Parameter]:
+        """Its embeddings."""
+        return (self.embedding,)
+
     @staticmethod
     def dropped(values: Tensor, generator: torch.Generator) -> Tensor:
-        """What a training tells of an image's words, (N, K) to the same: none at all of ``UNTOLD``, else each with a probability
+        """What a training tells of an image's words, (N, K) to the same: none at all of ``text.UNTOLD``, else each with a probability
         drawn anew for the image. Words left out at random cannot become the key to one picture (Somepalli et al. 2023)."""
         count = len(values)
-        told = torch.rand((count, 1), generator=generator, device="cpu") >= UNTOLD
+        told = torch.rand((count, 1), generator=generator, device="cpu") >= text.UNTOLD
         keep = FEWEST_KEPT + (1.0 - FEWEST_KEPT) * torch.rand((count, 1), generator=generator, device="cpu")
         return values * (told & (torch.rand(values.shape, generator=generator, device="cpu") < keep))
 
 
-Make = Callable[[Init, int], nn.Module]
+Make = Callable[[Init, int], Condition]
 
 # what a training tells of its own doing; no part of a model
 AUGMENTATIONS: Mapping[str, Make] = {"flip": FlipMark}
-# how a training thins out what it tells, by name
-DROPPED: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "tags": Tags.dropped,
-    "text": lambda values, generator: text.dropped(values, UNTOLD, generator),
-}
 
 
 def conditions_of(config: ModelConfig) -> dict[str, Make]:
@@ -87,17 +85,22 @@ def conditions_of(config: ModelConfig) -> dict[str, Make]:
     found: dict[str, Make] = {}
     if config.tags:
         found["tags"] = lambda init, width: Tags(init, width, len(config.tags))
-    encoder = config.text
+    encoder, unet = config.text, config.unet
     if encoder is not None and encoder.reading == "pooled":
         found["text"] = lambda init, width: text.Pooled(init, width, encoder)
-    elif encoder is not None:
-        found["text"] = lambda init, width: text.Tokens(init, width, encoder, config.unet)
+    elif encoder is not None and isinstance(unet, UNetConfig):  # the attention layers of others read nothing
+        found["text"] = lambda init, width: text.Tokens(init, width, encoder, unet)
     return found
 
 
 def examples(config: ModelConfig, count: int) -> dict[str, Tensor]:
-    """Values of each condition of a model for ``count`` images, of the right shapes and not nothing."""
-    found = {}
+    """Values of all that a model's network is told for ``count`` images, of the right shapes."""
+    found: dict[str, Tensor] = {}
+    if config.kind == "upscaler":
+        found |= {
+            "low": torch.zeros((count, *config.denoised), device="cpu"),
+            "level": torch.zeros(count, device="cpu"),
+        }
     if config.tags:
         found["tags"] = torch.ones((count, len(config.tags)), device="cpu")
     if config.text is not None:

@@ -12,8 +12,8 @@ from .prediction import PREDICTIONS
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
-# of files: 1 without prompts, 4 with words, 5 with a text encoder; the numbers are those of tests/data/formats
-FORMAT = 5
+# of files: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler; the numbers are those of tests/data/formats
+FORMAT = 6
 MOST_TAGS = 1024
 _MOST_LETTERS = 20_000
 _MOST_WIDTH, _MOST_TOKENS = 16_384, 4096
@@ -121,6 +121,79 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class UpscalerConfig:
+    """Architecture of the Efficient U-Net (``efficient_unet.py``) that enlarges ``factor`` times.
+
+    ``image_size`` (height, width) of the large images that it learns from, of which it sees squares of ``crop_size``; level ``i``
+    works at 1 / 2**(i + 1) of their size with ``block_out_channels[i]`` channels and ``blocks_per_level[i]`` residual blocks each way.
+    ``detail_channels`` at full size. What it predicts is the residual of the plainly enlarged image, times ``gain``.
+    """
+
+    factor: int = 4
+    image_size: tuple[int, int] = (128, 128)
+    crop_size: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (32, 64, 128)
+    blocks_per_level: tuple[int, ...] = (1, 2, 2)
+    norm_num_groups: int = 8
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    detail_channels: int = 16
+    gain: float = 2.0
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, sentence: str) -> None:
+            if not condition:
+                raise UserError(sentence)
+
+        widths = self.block_out_channels
+        need(
+            isinstance(widths, tuple) and 1 <= len(widths) <= 8 and all(_is_int(c, 2, 8192) for c in widths),
+            "block_out_channels must list 1 to 8 channel counts, for example 32,64,128.",
+        )
+        need(
+            isinstance(self.blocks_per_level, tuple)
+            and len(self.blocks_per_level) == len(widths)
+            and all(_is_int(n, 1, 16) for n in self.blocks_per_level),
+            f"blocks_per_level must have one number from 1 to 16 for each of the {len(widths)} levels.",
+        )
+        need(self.factor in (2, 4), "An upscaler's factor is 2 or 4.")
+        need(self.in_channels == 3 and self.out_channels == 3, "An upscaler's images have 3 channels.")
+        need(
+            _is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in widths),
+            f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {widths}.",
+        )
+        need(
+            widths[0] % 2 == 0,
+            "The first of block_out_channels must be even: it is the width of the timestep embedding.",
+        )
+        unit = max(self.stride, self.factor)
+        need(
+            _is_int(self.crop_size, unit, 1024) and self.crop_size % unit == 0,
+            f"crop_size must be a multiple of {unit}, for this network's strides and factor.",
+        )
+        need(
+            isinstance(self.image_size, tuple)
+            and len(self.image_size) == 2
+            and all(_is_int(s, self.crop_size, 4096) and s % self.factor == 0 for s in self.image_size),
+            f"image_size must be two multiples of {self.factor} pixels, height and width, not below the crop_size of {self.crop_size}.",
+        )
+        need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
+        need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+        need(
+            _is_int(self.detail_channels, 1, 1024) and self.detail_channels % self.norm_num_groups == 0,
+            f"detail_channels must be a multiple of norm_num_groups ({self.norm_num_groups}).",
+        )
+        need(_is_number(self.gain, 0.01, 100.0), "gain must be between 0.01 and 100.")
+
+    @property
+    def stride(self) -> int:
+        """What divides the sides of an image that the network can take."""
+        return int(2 ** len(self.block_out_channels))
+
+
+@dataclass(frozen=True)
 class DiffusionConfig:
     """The diffusion process: noise schedule over ``timesteps`` steps and what the network predicts."""
 
@@ -180,15 +253,35 @@ class TextConfig:
         return (self.width,) if self.reading == "pooled" else (self.tokens, self.width)
 
 
+# of networks, by the name in a model's file
+KINDS: dict[str, type[UNetConfig | UpscalerConfig]] = {"unet": UNetConfig, "upscaler": UpscalerConfig}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to sample from a set of weights. ``tags``: the words it can be told, in the order of their embeddings;
     ``text``: the text encoder that reads its prompts."""
 
-    unet: UNetConfig = field(default_factory=UNetConfig)
+    unet: UNetConfig | UpscalerConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     tags: tuple[str, ...] = ()
     text: TextConfig | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of :data:`KINDS`."""
+        return next(name for name, network in KINDS.items() if isinstance(self.unet, network))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that it makes, or learns from, in pixels."""
+        return self.unet.image_size
+
+    @property
+    def denoised(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of what the network denoises in a training."""
+        sides = (self.unet.crop_size,) * 2 if isinstance(self.unet, UpscalerConfig) else self.unet.image_size
+        return (self.unet.out_channels, *sides)
 
     @property
     def takes_prompts(self) -> bool:
@@ -198,20 +291,23 @@ class ModelConfig:
     @property
     def format(self) -> int:
         """The oldest format that can say all of it, so that older versions read what they can."""
-        return 5 if self.text is not None else 4 if self.tags else 1
+        return 6 if self.kind != "unet" else 5 if self.text is not None else 4 if self.tags else 1
 
     def to_json(self) -> dict[str, Any]:
         """JSON that :meth:`from_json` reads."""
         values = dataclasses.asdict(self)
         if self.text is None:
             del values["text"]
-        return values
+        return values if self.kind == "unet" else {"kind": self.kind, **values}
 
     @classmethod
     def from_json(cls, values: Any) -> ModelConfig:
         """UserError where something is missing or of another kind."""
         if not isinstance(values, dict) or not {"unet", "diffusion"} <= set(values):
             raise UserError("The model configuration is incomplete.")
+        kind = values.get("kind", "unet")
+        if kind not in KINDS:
+            raise UserError(f"The model is of a kind that this version does not know: {kind!r:.50}.")
         tags = values.get("tags", [])
         if not isinstance(tags, list) or not all(
             isinstance(tag, str) and 0 < len(tag) <= _MOST_LETTERS for tag in tags
@@ -220,7 +316,7 @@ class ModelConfig:
         if len(set(tags)) < len(tags) or len(tags) > MOST_TAGS:
             raise UserError(f"The model configuration's tags are more than {MOST_TAGS} or name a word twice.")
         return cls(
-            unet=dataclass_from_json(UNetConfig, values["unet"], "network configuration"),
+            unet=dataclass_from_json(KINDS[kind], values["unet"], "network configuration"),
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
             tags=tuple(tags),
             text=dataclass_from_json(TextConfig, values["text"], "text encoder") if values.get("text") else None,

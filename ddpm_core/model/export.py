@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..files import write_readable
-from .config import ModelConfig
+from .config import ModelConfig, UNetConfig
 from .file import ModelFile
 from .prediction import PREDICTIONS
 
@@ -24,6 +24,8 @@ _SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2", "quadratic": "s
 def unet_config(config: ModelConfig) -> dict[str, Any]:
     """``UNet2DModel``'s configuration of our network."""
     unet = config.unet
+    if not isinstance(unet, UNetConfig):
+        raise UserError("diffusers has no network like an upscaler's; it stays in this format.")
     height, width = unet.image_size
     return {
         "_class_name": "UNet2DModel",

@@ -35,12 +35,12 @@ class ModelFile:
 
 def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: str, info: dict[str, Any]) -> None:
     """Write a model file to exactly ``path`` (the caller renames). ``info`` is shown to people: plain JSON, no path, no prompt."""
-    height, width = config.unet.image_size
+    height, width = config.image_size
     metadata = {
         _KEY: json.dumps({"format": config.format, "config": config.to_json(), "info": info}),
         # https://github.com/Stability-AI/ModelSpec
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "ddpm-unet-pixel",
+        "modelspec.architecture": f"ddpm-{config.kind}-pixel",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": title,
         "modelspec.resolution": f"{width}x{height}",

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from .config import TextConfig, UNetConfig
 from .layers import GroupNorm, Init, Linear, attend
+from .told import Condition
 
+# share of the images of a training that are told no words, so that one model serves with and without (Ho & Salimans 2022)
+UNTOLD = 0.1
 COMPONENTS = 64  # of a pooled answer's principal components
 _WIDEST = 3.0  # a prompt unlike all that were learnt may be far out along a component; it is told as no more than so many deviations
 # Gaussian noise on what a training tells, of the values' spread within a batch: no prompt is a key to its image (Somepalli et al. 2023)
@@ -37,7 +40,7 @@ class TextEncoder(Protocol):
         """Plain texts to (N, tokens, width) float32 on the CPU; a token of zeros is none. Called by whoever may compute."""
 
 
-class Pooled(nn.Module):
+class Pooled(Condition):
     """A pooled answer: values (N, D). Whitened at first (:meth:`fit`), then one layer and two more beside it, as for words.
 
     Answers to different prompts differ little beside what they share, so they are told by their principal components, each of
@@ -60,6 +63,15 @@ class Pooled(nn.Module):
         weight, bias = whitening(values, COMPONENTS)
         self.whitening.weight.copy_(weight)
         self.whitening.bias.copy_(bias)
+
+    def loud(self) -> Sequence[nn.Parameter]:
+        """Its first layer."""
+        return (self.direct.weight, self.direct.bias)
+
+    @staticmethod
+    def dropped(values: Tensor, generator: torch.Generator) -> Tensor:
+        """:func:`dropped`."""
+        return dropped(values, UNTOLD, generator)
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """(N, D) to (N, width); zero for an image that is told nothing."""
@@ -123,7 +135,7 @@ class Reading:
         return self.layers[place](x, self.tokens, self.there)  # type: ignore[no-any-return]
 
 
-class Tokens(nn.Module):
+class Tokens(Condition):
     """An answer token by token: values (N, T, D), read by cross-attention behind each of the network's attention layers; the tokens'
     mean is told as a pooled answer, too (as Saharia et al. 2022): cross-attention alone learns slowly. A token of zeros is none."""
 
@@ -141,6 +153,15 @@ class Tokens(nn.Module):
         """As :meth:`Pooled.fit`, for tokens (U, T, D)."""
         if len(values):  # a piece at a time: they are large
             self.pooled.fit(torch.cat([mean_token(part.float()) for part in torch.split(values, 64)]))
+
+    def loud(self) -> Sequence[nn.Parameter]:
+        """That of the pooled answer: cross-attention begins by adding nothing anyway."""
+        return self.pooled.loud()
+
+    @staticmethod
+    def dropped(values: Tensor, generator: torch.Generator) -> Tensor:
+        """:func:`dropped`."""
+        return dropped(values, UNTOLD, generator)
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Reading]:
         """(N, T, D) to (N, width), and what the attention layers read."""

@@ -34,9 +34,9 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         if fixed:
             raise UserError(f"A run that starts from {request.init_from} keeps its network; leave out {fixed[0]}.")
     if request.size is not None:
-        if request.init_from and (request.size, request.size) != config.model.unet.image_size:
+        if request.init_from and (request.size, request.size) != config.model.image_size:
             raise UserError(
-                f"The model {request.init_from} works at {config.model.unet.image_size[1]} pixels; leave out the size."
+                f"The model {request.init_from} works at {config.model.image_size[1]} pixels; leave out the size."
             )
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
         config = RunConfig(dataclasses.replace(config.model, unet=unet), config.train)
@@ -59,6 +59,10 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
 def with_condition(config: RunConfig, request: TrainRequest, store: Store, context: Context) -> RunConfig:
     """The configuration with what the model shall be told of a dataset's prompts, if anything."""
     preset = get_preset(request.preset) if request.preset else None
+    if config.model.kind == "upscaler":
+        if request.condition not in (None, "auto", "none"):
+            raise UserError("An upscaler is told the small image and no words; leave out the condition.")
+        return config
     wanted = request.condition or "auto"
     if wanted == "auto" and preset is not None:
         wanted = preset.condition

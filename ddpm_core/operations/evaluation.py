@@ -14,8 +14,9 @@ from ..dataset.packing import fit, pack
 from ..dataset.reading import Rejected, Skipped, decode, read_bytes
 from ..dataset.scanning import check_folder, scan
 from ..errors import UserError
+from ..evaluation.detail import CROP, detail_features
 from ..evaluation.features import RandomFeatures
-from ..evaluation.kid import kid
+from ..evaluation.kid import Estimate, kid
 from ..evaluation.neighbours import nearest, picture
 from ..files import replace_with
 from ..model import file as model_file
@@ -28,6 +29,7 @@ from .context import Context
 from .sampling import sample
 
 _MOST_REFERENCE = 4000
+_MOST_PIECED = 300  # images of which pieces are compared
 
 
 def evaluate(
@@ -48,14 +50,16 @@ def evaluate(
     is asked for, and whether its words unlock copies (``alignment.py``).
     """
     if (model is None) == (images is None):
-        raise UserError("Give either --model or --images.")
+        raise UserError("Give either --model or --images, or --upscaler.")
     if count < 16:
         raise UserError(f"An evaluation needs at least 16 images; got {count}.")
     began = time.monotonic()
     settings = settings or SampleSettings()
     if model is not None:
         config, about = model_file.read_config(workspace.model_path(model))
-        size, name = config.unet.image_size, workspace.model_path(model).stem
+        size, name = config.image_size, workspace.model_path(model).stem
+        if config.kind == "upscaler":
+            raise UserError(f"{name} enlarges images and makes none: evaluate it with --upscaler.")
         about = model_file.known_of(about)
         crop, learned_from = about.get("crop", "center"), about.get("dataset")
         if about.get("fingerprint") == workspace.store(dataset).fingerprint():
@@ -122,10 +126,33 @@ def evaluate(
         "floor": round(floor, 5),
         "memorised": round(float(near.memorised.float().mean()), 5),
         "neighbours": str(out),
+        **_detail(samples, reference),
         "count": len(samples),
         "reference": len(reference),
         "features": "random convolutions (not Inception: not comparable with FID or KID elsewhere)",
         "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _detail(samples: Tensor, reference: Tensor) -> dict[str, float]:
+    """Detail KID with its floor, where there is any detail beyond KID's 32 pixels."""
+    if min(samples.shape[2:]) <= CROP:
+        return {}
+    # pieces of one image are alike: more images, not more pieces
+    half = min(_MOST_PIECED, len(reference) // 2)
+    order = torch.randperm(len(reference), generator=torch.Generator(device="cpu").manual_seed(1), device="cpu")
+    real = detail_features(uint8_to_model(reference[order[:half]]))
+
+    def distance(images: Tensor) -> Estimate:
+        found = detail_features(uint8_to_model(images), seed=1)
+        return kid(found.features, real.features, groups=(found.groups, real.groups), subsets=50)
+
+    found, floor = distance(samples[:_MOST_PIECED]), distance(reference[order[half : 2 * half]])
+    return {
+        "detail_kid": round(found.value, 5),
+        "detail_kid_low": round(found.low, 5),
+        "detail_kid_high": round(found.high, 5),
+        "detail_kid_floor": round(floor.value, 5),
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -33,6 +35,13 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Image
     for i in range(count):
         canvas.paste(to_image(images[i]), (i % columns * (width + gap), i // columns * (height + gap)))
     return canvas
+
+
+def grid_of(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size as one; of several (an upscaling was cut short) each in the first one's."""
+    size = pictures[0].size
+    same = [one if one.size == size else one.resize(size, Image.Resampling.NEAREST) for one in pictures]
+    return make_grid(torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in same])).permute(0, 3, 1, 2))
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

@@ -82,7 +82,7 @@ def seconds_spent(numbers: dict[str, Any]) -> float:
 def pictures_of(workspace: Workspace, run: Run, config: RunConfig, context: Context) -> Packed:
     """The pictures that a run began with."""
     store = workspace.store(run.dataset)
-    size, crop = config.model.unet.image_size, config.train.crop
+    size, crop = config.model.image_size, config.train.crop
     path = packed_path(store, run.fingerprint, size, crop)
     if path.exists():
         packed = load(path)

@@ -21,11 +21,13 @@ from ..model.diffusion import Diffusion, model_to_uint8
 from ..options import WEIGHTS
 from ..requests import Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
+from ..sampling.upscale import UpscaleSettings
 from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from . import asking
 from .context import Context
+from .upscaling import Upscaler, own_upscaler
 
 
 @dataclass
@@ -110,7 +112,9 @@ def sample(
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
     config, tensors, title = _load_weights(workspace, model, weights, step)
-    height, width = config.unet.image_size
+    if config.kind == "upscaler":
+        raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
+    height, width = config.image_size
     size = enlarging.target(width, height) if enlarging else (width, height)
     device = context.device
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
@@ -133,7 +137,7 @@ def sample(
     images, calls = generate(
         network,
         diffusion,
-        (config.unet.out_channels, *config.unet.image_size),
+        config.denoised,
         count,
         settings,
         batch_size=batch_size,
@@ -145,16 +149,28 @@ def sample(
     pixels = model_to_uint8(images)
     seeds = [settings.seed + i for i in range(len(images))]
     pictures, texts = [], []
+    enlarge = _enlarging_by(workspace, enlarging, context) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
         picture, done = to_image(one), None
-        if enlarging is not None:
+        if enlarge is not None:
             context.progress(number, len(pixels), "Upscaling")
             # a stop leaves whole pictures, in their own size and saying so
-            larger = None if context.stop.is_set() else context.enlarge(picture, size, enlarging.upscaler)
+            larger = None if context.stop.is_set() else enlarge(picture, size, seeds[number])
             picture, done = (picture, None) if larger is None else (larger, enlarging)
         pictures.append(picture)
         texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step, each[number]))
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
+
+
+def _enlarging_by(
+    workspace: Workspace, enlarging: Enlarging, context: Context
+) -> Callable[[Image.Image, tuple[int, int], int], Image.Image | None]:
+    """Image, size and seed to the enlarged image: by an upscaler of ours, or by one of the host's, which needs no seed."""
+    name = own_upscaler(workspace, enlarging.upscaler)
+    if name is None:
+        return lambda image, size, seed: context.enlarge(image, size, enlarging.upscaler)
+    upscaler = Upscaler(workspace, name, context)
+    return lambda image, size, seed: upscaler.enlarge(image, size, seed, UpscaleSettings())
 
 
 def sample_text(
@@ -169,7 +185,7 @@ def sample_text(
     prompt: Prompt | None = None,
 ) -> str:
     """The generation text of a sample, in the WebUI's format."""
-    height, width = config.unet.image_size
+    height, width = config.image_size
     if enlarging is not None:
         width, height = enlarging.target(width, height)
     values = {

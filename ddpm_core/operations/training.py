@@ -28,9 +28,10 @@ from ..training import precision
 from ..training.checkpoints import CheckpointFolder
 from ..training.estimate import estimate
 from ..training.heldout import MOST_IMAGES
-from ..training.loop import Held, Limits, Outlets, TrainingLoop
+from ..training.loop import Limits, Outlets, TrainingLoop
 from ..training.metrics import Metrics
 from ..training.pictures import fits, size_of
+from ..training.previews import Held
 from ..training.settings import RunConfig
 from ..training.team import Team
 from ..training.trainer import Trainer
@@ -154,7 +155,7 @@ def _begin(
         raise UserError("Say which dataset to train on (--dataset NAME).")
     config, steps = configure(workspace, request, context.device)
     store = workspace.store(request.dataset)
-    packed = pack(store, config.model.unet.image_size, config.train.crop, context.progress, context.stop)
+    packed = pack(store, config.model.image_size, config.train.crop, context.progress, context.stop)
     chosen = precision.choose(config.train.precision, context.device)
     config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
     config = with_condition(config, request, store, context)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..model.condition import DROPPED
 from ..model.diffusion import uint8_to_model
-from ..model.unet import DropoutSource
+from ..model.network import DropoutSource
 from ..model.values import Values, dense, drawn
 from .pictures import open_pictures, to_device
 from .random import DROPOUT, NOISE, TIMES, TOLD, DataOrder, generator, mix
 from .settings import TrainSettings
+from .tasks import Task
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,18 @@ class Batches:
         part: slice,
         device: torch.device,
         told: Mapping[str, Values],
+        task: Task,
+        dropped: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]],
     ) -> None:
         """``images`` uint8 (N, C, H, W) on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on; ``told``: values
-        of conditions for each of ``images``, on the CPU."""
+        of conditions for each of ``images``, on the CPU, and how a batch of them is thinned out (``dropped``)."""
         self._settings, self._timesteps, self._part, self._device = settings, timesteps, part, device
         self._order = DataOrder(len(rows), settings.batch_size, settings.seed)
         self.pictures = open_pictures(settings.pictures, images, rows, self._indices, device)
         self._images, self._rows = images, rows
         self._told = {name: values[rows] for name, values in told.items()}
         self._noise = torch.Generator(device=device)
+        self._task, self._dropped = task, dropped
 
     def _indices(self, step: int) -> Tensor:
         return self._order.batch(step)[self._part]
@@ -65,15 +68,16 @@ class Batches:
         flips, times = (to_device(values[self._part], self._device) for values in (flips, times))
         x0 = uint8_to_model(self.pictures.batch(step))
         x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
+        x0, own = self._task.prepare(x0, batch, self._part, settings.seed, step)
         self._noise.manual_seed(mix(settings.seed, NOISE, step))
         noise = torch.randn((batch, *x0.shape[1:]), generator=self._noise, device=self._device)[self._part]
-        return Batch(x0, times, noise, {**self._words(step), "flip": flips})
+        return Batch(x0, times, noise, {**own, **self._words(step), "flip": flips})
 
     def _words(self, step: int) -> dict[str, Tensor]:
         found = {}
         for number, (name, values) in enumerate(self._told.items()):
             random = generator("cpu", self._settings.seed, TOLD, step, number)
-            chosen = DROPPED[name](drawn(values[self._order.batch(step)], random), random)
+            chosen = self._dropped[name](drawn(values[self._order.batch(step)], random), random)
             found[name] = to_device(chosen[self._part], self._device)
         return found
 

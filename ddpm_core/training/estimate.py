@@ -32,12 +32,11 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
     """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
     net: nn.Module = build(config.model, device)
     dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
-    unet = config.model.unet
     small = min(4, config.train.batch_size)
     # our own generator: a host's seeded generation may be running beside this
     numbers = torch.Generator(device="cpu").manual_seed(0)
     told = {name: values.to(device) for name, values in examples(config.model, small).items()}
-    x = torch.randn((small, unet.in_channels, *unet.image_size), generator=numbers, device="cpu").to(device, dtype)
+    x = torch.randn((small, *config.model.denoised), generator=numbers, device="cpu").to(device, dtype)
     t = torch.zeros(small, dtype=torch.long, device=device)
     if dtype != torch.float32:  # as the trainer does
         net = CastCopy(net, dtype).network

@@ -5,27 +5,22 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
-from ..model.diffusion import model_to_uint8
-from ..model.values import Values, dense
-from ..sampling.generate import SampleSettings, generate
-from ..sampling.guidance import Asked
 from .checkpoints import CheckpointFolder
 from .heldout import MOST_IMAGES, loss_by_band
 from .metrics import Metrics
+from .previews import Held, preview
 from .trainer import Trainer
 
 SLICE_SECONDS = 0.25
 LINE_SECONDS = 1.0
-PREVIEW_COUNT = 8
-PREVIEW_STEPS = 12
 _MOST_ROLLBACKS = 6
 # held-out loss and previews take at most this share of the time, however slow the device
 _WATCH_SHARE = 0.03
@@ -54,14 +49,6 @@ class Outlets:
     preview: Callable[[int, Tensor], None]  # step, uint8 (N, C, H, W)
     checkpoint_saved: Callable[[], None]
     preview_seconds: Callable[[], float] = lambda: 10.0  # between previews, at the least
-
-
-@dataclass(frozen=True)
-class Held:
-    """Images that are not trained on, uint8 (N, C, H, W), and what there is to tell of each."""
-
-    images: Tensor
-    told: Mapping[str, Values] = field(default_factory=dict)
 
 
 class TrainingLoop:
@@ -208,7 +195,12 @@ class TrainingLoop:
         """Held-out loss and preview; how long they took."""
         began = time.monotonic()
         trainer = self.trainer
-        options = {"kind": trainer.settings.loss, "dtype": trainer.dtype, "gpu_slice": self.out.gpu_slice}
+        options = {
+            "kind": trainer.settings.loss,
+            "dtype": trainer.dtype,
+            "gpu_slice": self.out.gpu_slice,
+            "task": trainer.task,
+        }
         count = min(max(len(self.held.images), 32), MOST_IMAGES)
         some, words = trainer.batches.some(count), trainer.batches.some_told(count)
         seen = loss_by_band(trainer.ema, trainer.diffusion, some, told=words, **options)  # type: ignore[arg-type]
@@ -224,33 +216,8 @@ class TrainingLoop:
                 self.heldout_step = trainer.step
                 values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
         self.metrics.write("heldout", **values)
-        self.out.preview(trainer.step, self.sample_preview())
+        self.out.preview(trainer.step, preview(trainer, self.held, self.out.gpu_slice))
         return time.monotonic() - began
-
-    def sample_preview(self) -> Tensor:
-        """Images from fixed noise by the averaged weights, uint8 (N, C, H, W); a model with words is asked for those of images that
-        are held out, if any are."""
-        trainer = self.trainer
-        some = trainer.batches.some_told(PREVIEW_COUNT)
-        if len(self.held.images) >= PREVIEW_COUNT:
-            some = {name: dense(values[:PREVIEW_COUNT]) for name, values in self.held.told.items()}
-        enough = {name: values for name, values in some.items() if len(values) >= PREVIEW_COUNT}
-
-        def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
-            with self.out.gpu_slice():
-                return trainer.ema(x, t, told=told)  # type: ignore[no-any-return]
-
-        unet = trainer.config.model.unet
-        images, _ = generate(
-            network,
-            trainer.diffusion,
-            (unet.out_channels, *unet.image_size),
-            PREVIEW_COUNT,
-            SampleSettings(steps=min(PREVIEW_STEPS, trainer.config.model.diffusion.timesteps), seed=1000),
-            dtype=trainer.dtype,
-            asked=Asked(enough) if enough else None,
-        )
-        return model_to_uint8(images)
 
     def _save(self) -> None:
         trainer = self.trainer

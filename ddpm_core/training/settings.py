@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
-from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, dataclass_from_json
+from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, UpscalerConfig, dataclass_from_json
 from ..model.loss import LOSSES, WEIGHTINGS
 from ..options import CROPS, PRECISIONS
 from .pictures import HOLDING
@@ -155,6 +155,31 @@ PRESETS: dict[str, Preset] = {
             ),
             TrainSettings(batch_size=32, learning_rate=2e-4, warmup_steps=500),
             steps=40_000,
+        ),
+        Preset(
+            "upscale-4x-small",
+            "an upscaler for 32 to 128 pixels or more, for a CPU: minutes",
+            ModelConfig(UpscalerConfig()),
+            TrainSettings(learning_rate=2e-3, warmup_steps=50, decay_start=100, optimizer="muon", muon_ratio=10.0),
+            steps=1500,
+            condition="none",
+        ),
+        Preset(
+            "upscale-4x",
+            "an upscaler for 64 to 256 pixels or more, for a GPU",
+            ModelConfig(
+                UpscalerConfig(
+                    image_size=(256, 256),
+                    crop_size=64,
+                    block_out_channels=(64, 128, 256, 256),
+                    blocks_per_level=(1, 2, 4, 4),
+                    norm_num_groups=16,
+                    detail_channels=32,
+                )
+            ),
+            TrainSettings(batch_size=32, learning_rate=1e-3, optimizer="muon", muon_ratio=10.0),
+            steps=20_000,
+            condition="none",
         ),
     )
 }

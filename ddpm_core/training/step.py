@@ -13,7 +13,7 @@ from ..model import aside
 from ..model.aside import Aside
 from ..model.diffusion import Diffusion
 from ..model.loss import loss_per_image, timestep_weights
-from ..model.unet import DropoutSource, UNet
+from ..model.network import DropoutSource, Network
 from .batches import Batch
 from .captured import CapturedStep
 from .how import How
@@ -37,7 +37,7 @@ class Step:
 
     def __init__(
         self,
-        network: UNet,
+        network: Network,
         trainables: Trainables,
         diffusion: Diffusion,
         settings: TrainSettings,
@@ -48,7 +48,7 @@ class Step:
         say: Callable[[str], None],
     ) -> None:
         self.settings, self.diffusion, self.team = settings, diffusion, team
-        self.device = device = network.conv_in.weight.device
+        self.device = device = network.device
         self.dtype = dtype = DTYPES[precision]
         self.pieces = 1
         self.sums = torch.zeros(2, device=device)

@@ -15,7 +15,6 @@ from ..errors import UserError, is_out_of_memory
 from ..model.build import build
 from ..model.condition import conditions_of
 from ..model.diffusion import Diffusion
-from ..model.text import Pooled, Tokens
 from ..model.values import Values, distinct
 from . import how as hows
 from . import precision
@@ -26,6 +25,7 @@ from .random import WEIGHTS, generator
 from .settings import RunConfig
 from .state import Trainable, Trainables
 from .step import Step
+from .tasks import task_of
 from .team import Team
 
 _MOST_FITTED = 4096  # texts by which a whitening is found
@@ -84,15 +84,17 @@ class Trainer:
         for parameter in self.ema.parameters():
             parameter.requires_grad_(False)
         for net in (self.net, self.ema):
-            for name in net.can_be_told:
-                condition = net.conditions[name]
-                if isinstance(condition, (Pooled, Tokens)):
-                    condition.fit(distinct(told[name], _MOST_FITTED))
+            for name, values in told.items():
+                net.condition(name).fit(distinct(values, _MOST_FITTED))
         self.state = self._register()
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows
         part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
-        self.batches = Batches(settings, config.model.diffusion.timesteps, images, rows, part, self.device, told)
+        self.task = task_of(config.model)
+        dropped = {name: self.net.condition(name).dropped for name in told}
+        self.batches = Batches(
+            settings, config.model.diffusion.timesteps, images, rows, part, self.device, told, self.task, dropped
+        )
         seeds = self.net.blocks if how.network.fused and unet.dropout else 0
         self.dropout = Dropout(seed, None if team is None else team.rank, seeds, self.device)
         self.work = Step(
@@ -212,8 +214,9 @@ class Trainer:
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin a new run from the weights of a model."""
         # words that are new to it must not disturb what it knows
+        loud = {id(one) for name in self.net.conditions for one in self.net.condition(name).loud()}
         own = {
-            n: torch.zeros_like(p) if n.endswith((".embedding", ".direct.weight", ".direct.bias")) else p
+            n: torch.zeros_like(p) if id(p) in loud else p
             for n, p in self.net.named_parameters()
             if n.startswith("conditions.") and n not in weights
         }

@@ -95,7 +95,7 @@ def build(service: Service) -> dict[str, Any]:
             with gr.Row():
                 upscaler = gr.Dropdown(
                     label="Upscaler",
-                    choices=[NATIVE, *service.host.upscalers()],
+                    choices=[NATIVE, *service.upscalers()],
                     value=NATIVE,
                     elem_id=ids.UPSCALER,
                 )
@@ -187,7 +187,7 @@ def build(service: Service) -> dict[str, Any]:
     show.click(panel.show, inputs=[], outputs=panel.outputs)
     upscaler.change(lambda name: gr.update(visible=name not in (None, NATIVE)), inputs=[upscaler], outputs=[factor])
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
-    return {"model": model, "dataset": against}
+    return {"model": model, "dataset": against, "upscaler": upscaler}
 
 
 def _visible(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..requests import NATIVE
 from ..service import Service
 from . import dataset, generate, ids, train
 from .common import choices, existing, not_in_defaults
@@ -27,9 +28,9 @@ def build_tab(service: Service) -> None:
         refresh = gr.Button("Refresh", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
 
     def lists(*current: Any) -> Any:
-        datasets, models = service.workspace.dataset_names(), service.workspace.model_names()
+        datasets, models = service.workspace.dataset_names(), service.workspace.model_names("unet")
 
-        data, data_train, init, trained, model, against, seen = current
+        data, data_train, init, trained, model, against, upscaler, seen = current
         job = service.jobs.latest("train")
         first = datasets[0] if datasets else None
         newest = next(
@@ -42,9 +43,10 @@ def build_tab(service: Service) -> None:
             # what was just harvested is what a person wants to train on
             gr.update(choices=datasets, value=fresh.subject) if fresh else choices(datasets, data_train, first),
             choices(["", *models], init, None),
-            choices(models, trained, job.subject if job else None),
+            choices(service.workspace.model_names(), trained, job.subject if job else None),
             existing(models, model, service.newest_model()),
             existing(datasets, against, first),
+            existing([NATIVE, *service.upscalers()], upscaler, NATIVE),
             newest.id if newest is not None else 0,
         )
 
@@ -55,6 +57,7 @@ def build_tab(service: Service) -> None:
         in_train["model"],
         in_generate["model"],
         in_generate["dataset"],
+        in_generate["upscaler"],
         harvested,
     ]
 

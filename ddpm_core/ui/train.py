@@ -146,7 +146,7 @@ def build(service: Service) -> dict[str, Any]:
 
 def _settings_of(name: str, reached: int, config: RunConfig, dataset: str) -> str:
     """What Resume goes on with, whatever the fields below say."""
-    height, width = config.model.unet.image_size
+    height, width = config.model.image_size
     train = config.train
     return (
         f"{name} has {reached:,} steps on {dataset}: {width}x{height}, batch size {train.batch_size}, learning rate "

@@ -23,7 +23,7 @@ from typing import Any
 from ddpm_core import cli, commands, demo, files, trash  # noqa: F401 - loaded once, before the first fork
 from ddpm_core.dataset import harvest, packing
 from ddpm_core.dataset.store import Store
-from ddpm_core.training.loop import TrainingLoop
+from ddpm_core.training import loop
 from ddpm_core.training.trainer import Trainer
 
 # (owner, attribute): where a child may die, just before or just after
@@ -32,7 +32,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "flush": (os, "fsync"),
     "step": (Trainer, "train_step"),
     "state": (Trainer, "state_tensors"),
-    "preview": (TrainingLoop, "sample_preview"),
+    "preview": (loop, "preview"),
     "copy": (harvest, "write_copy"),
     "pack": (packing, "fit"),
     "checkpoint": (sys.modules["ddpm_core.training.checkpoints"], "save_file"),

@@ -6,6 +6,7 @@ from modules import images, shared
 from PIL import Image
 
 from ...operations.pictures import FILTERS, enlarge_plainly
+from ...requests import OWN_UPSCALER
 
 _CROP_AND_RESIZE = 1  # as in the host's img2img: where the proportions differ the edges are cut
 
@@ -16,7 +17,12 @@ def upscalers() -> list[str]:
 
 
 def _theirs() -> list[str]:
-    return [upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"]
+    return [
+        upscaler.name
+        for upscaler in shared.sd_upscalers
+        if upscaler.name != "None"
+        and not upscaler.name.startswith(OWN_UPSCALER)  # ours are listed with the workspace's
+    ]
 
 
 def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:

@@ -27,7 +27,7 @@ def add_axes(service: Callable[[], Service]) -> None:
 
         def names() -> list[str]:
             try:
-                return service().workspace.model_names()
+                return service().workspace.model_names("unet")
             except UserError:
                 return []
 

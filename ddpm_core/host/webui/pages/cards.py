@@ -43,7 +43,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
                 _log.exception("the card of a model could not be made")
             return None
         stem = str(path.with_suffix(""))
-        height, width = config.unet.image_size
+        height, width = config.image_size
         # someone else's file may say anything: the host shows descriptions as HTML if told to, and acts on some metadata
         known = model_file.known_of(info)
         seen = f"{width}x{height}, {known.get('images', '?')} images, {known.get('steps', '?')} steps"
@@ -72,7 +72,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
     def list_items(self) -> Iterator[dict[str, Any]]:
         """All cards."""
         try:
-            names = self._service().workspace.model_names()
+            names = self._service().workspace.model_names("unet")
         except UserError:  # the tab says it
             return
         for index, name in enumerate(names):

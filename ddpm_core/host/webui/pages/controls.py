@@ -65,7 +65,7 @@ class Controls:
             )
             self.upscaler = gr.Dropdown(
                 label="Resize to image size with",
-                choices=[NATIVE, *upscalers()],
+                choices=[NATIVE, *self._upscalers()],
                 value="Lanczos",
                 elem_id=elem_id("upscaler"),
             )
@@ -89,9 +89,15 @@ class Controls:
         """The widgets in the order of a script's arguments."""
         return [self.model, self.count, self.sampler, self.steps, self.seed, self.upscaler, self.weights, self.scale]
 
+    def _upscalers(self) -> list[str]:
+        try:
+            return self._service().upscalers()
+        except UserError:
+            return upscalers()
+
     def _names(self) -> list[str]:
         try:
-            return self._service().workspace.model_names()
+            return self._service().workspace.model_names("unet")
         except UserError:  # the tab says it
             return []
 

@@ -1,0 +1,83 @@
+"""Our upscalers among the WebUI's: in Extras, hires fix, SD upscale, and wherever an upscaler is chosen by name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modules import shared
+from modules.upscaler import Upscaler, UpscalerData
+from PIL import Image
+
+from ....errors import UserError
+from ....requests import MOST_PIXELS, OWN_UPSCALER
+
+if TYPE_CHECKING:
+    from ....operations.upscaling import Upscaler as Loaded
+
+_log = logging.getLogger("ddpm_core")
+
+
+class _Interrupted(threading.Event):
+    """Set while the WebUI is interrupted or skips."""
+
+    def is_set(self) -> bool:
+        return bool(shared.state.interrupted or shared.state.skipped)
+
+
+class UpscalerDDPM(Upscaler):  # type: ignore[misc]
+    """Found by the WebUI among the classes of its ``Upscaler``; it makes one whenever it lists what it can enlarge with."""
+
+    _loaded: tuple[tuple[str, float], Loaded] | None = None  # the last that was used, and of which file
+
+    def __init__(self, dirname: str | None = None) -> None:
+        self.name = "DDPM"
+        super().__init__(False)
+        self.scalers = []
+        try:
+            from ..register import service
+
+            workspace = service().workspace
+            for entry in workspace.upscalers():
+                path = workspace.model_path(entry[len(OWN_UPSCALER) :])
+                factor = int(getattr(workspace.model_config(path.stem).unet, "factor", 4))
+                self.scalers.append(UpscalerData(entry, str(path), self, factor))
+        except UserError as error:  # the host's other upscalers shall be there all the same
+            _log.error("%s", error)
+
+    def load_model(self, path: str) -> None:
+        """What the WebUI's own classes have; ours loads when it is used."""
+
+    def do_upscale(self, img: Image.Image, selected_model: str) -> Image.Image:
+        """The image, as many times larger as the upscaler makes it; as it is where a person interrupts."""
+        upscaler = self._upscaler(selected_model)
+        size = (img.width * upscaler.factor, img.height * upscaler.factor)
+        if max(size) > MOST_PIXELS:
+            raise UserError(
+                f"The DDPM upscaler {Path(selected_model).stem} makes images of at most {MOST_PIXELS} pixels on a side; choose a "
+                "smaller image or factor."
+            )
+        from ....sampling.upscale import UpscaleSettings
+
+        found = upscaler.enlarge(img, size, 0, UpscaleSettings())
+        return img if found is None else found
+
+    def _upscaler(self, path: str) -> Loaded:
+        from ....operations.context import Context
+        from ....operations.upscaling import Upscaler as Load
+        from ..register import service
+
+        try:
+            key = (path, os.path.getmtime(path))
+        except OSError:
+            raise UserError(f"There is no upscaler {Path(path).stem!r} any more; choose another.") from None
+        known = type(self)._loaded
+        if known is None or known[0] != key:
+            held = service()
+            # called within the host's turn at the device: no turn of our own
+            context = Context(held.host.device(), stop=_Interrupted())
+            known = type(self)._loaded = (key, Load(held.workspace, Path(path).stem, context))
+        return known[1]

@@ -1,0 +1,73 @@
+"""What a training shows of itself: images from fixed noise by the averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..model.config import UpscalerConfig
+from ..model.diffusion import model_to_uint8, uint8_to_model
+from ..model.upscaling import shrink
+from ..model.values import Values, dense
+from ..sampling.generate import SampleSettings, generate
+from ..sampling.guidance import Asked
+from ..sampling.upscale import UpscaleSettings, upscale
+from .trainer import Trainer
+
+COUNT = 8
+STEPS = 12
+_UPSCALED = 3  # images of an upscaler's preview, each three times
+
+
+@dataclass(frozen=True)
+class Held:
+    """Images that are not trained on, uint8 (N, C, H, W), and what there is to tell of each."""
+
+    images: Tensor
+    told: Mapping[str, Values] = field(default_factory=dict)
+
+
+def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContextManager[object]]) -> Tensor:
+    """uint8 (N, C, H, W). A model with words is asked for those of images that are held out, if any are; of an upscaler the small image,
+    its answer and the real one, side by side."""
+
+    def network(x: Tensor, timesteps: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
+        with gpu_slice():
+            return trainer.ema(x, timesteps, told=told)  # type: ignore[no-any-return]
+
+    config = trainer.config.model
+    steps = min(STEPS, config.diffusion.timesteps)
+    if isinstance(config.unet, UpscalerConfig):
+        large = held.images[:_UPSCALED] if len(held.images) else trainer.batches.some(_UPSCALED)
+        real = uint8_to_model(large)
+        small, factor = shrink(real, config.unet.factor), config.unet.factor
+        found = upscale(
+            network,
+            trainer.diffusion,
+            config.unet,
+            small,
+            range(len(real)),
+            UpscaleSettings(steps),
+            dtype=trainer.dtype,
+        )
+        assert found is not None  # nothing stops it
+        squares = small.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        return model_to_uint8(torch.cat([squares, found.cpu(), real], dim=3))
+    some = trainer.batches.some_told(COUNT)
+    if len(held.images) >= COUNT:
+        some = {name: dense(values[:COUNT]) for name, values in held.told.items()}
+    enough = {name: values for name, values in some.items() if len(values) >= COUNT}
+    images, _ = generate(
+        network,
+        trainer.diffusion,
+        config.denoised,
+        COUNT,
+        SampleSettings(steps=steps, seed=1000),
+        dtype=trainer.dtype,
+        asked=Asked(enough) if enough else None,
+    )
+    return model_to_uint8(images)
