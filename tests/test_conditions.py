@@ -17,10 +17,11 @@ from ddpm_core.errors import UserError
 from ddpm_core.evaluation.alignment import SURE, Classifier, alignment, recombined
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build, network_of
-from ddpm_core.model.condition import FEWEST_KEPT, UNTOLD, Tags
+from ddpm_core.model.condition import FEWEST_KEPT, Tags
 from ddpm_core.model.config import DiffusionConfig, ModelConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.layers import Init
+from ddpm_core.model.text import UNTOLD
 from ddpm_core.operations.alignment import verdict
 from ddpm_core.operations.context import Context
 from ddpm_core.sampling.generate import SampleSettings, generate

@@ -20,10 +20,9 @@ from trainers import NET, config, run_steps, same
 from ddpm_core.errors import UserError
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build
-from ddpm_core.model.condition import UNTOLD
 from ddpm_core.model.config import ModelConfig, TextConfig
 from ddpm_core.model.layers import Init
-from ddpm_core.model.text import COMPONENTS, NOISE, CrossAttention, Pooled, dropped, whitening
+from ddpm_core.model.text import COMPONENTS, NOISE, UNTOLD, CrossAttention, Pooled, dropped, whitening
 from ddpm_core.model.values import Shared, dense, digest_of, distinct, drawn
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.sampling import sample

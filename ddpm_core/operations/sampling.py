@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,16 +49,8 @@ class Sampled:
 
 def settings_of(request: SampleRequest) -> SampleSettings:
     """How a request is sampled; a random seed where it names none. UserError where a value is out of range."""
-    return SampleSettings(
-        request.sampler,
-        request.steps,
-        request.eta,
-        seed_of(request.seed),
-        request.spacing,
-        request.clip,
-        request.dynamic_threshold,
-        request.cfg_scale,
-    )
+    shared = {f.name: getattr(request, f.name) for f in dataclasses.fields(SampleSettings)}
+    return SampleSettings(**{**shared, "seed": seed_of(request.seed)})
 
 
 def _load_weights(

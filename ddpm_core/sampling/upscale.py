@@ -31,7 +31,7 @@ class UpscaleSettings:
 
     steps: int = 10
     noise: float = 0.1
-    start: float = 0.8
+    start: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:

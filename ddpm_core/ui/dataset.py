@@ -39,6 +39,8 @@ _ASKING = (
     "each image with the next seed. If it is stopped or interrupted, you can resume it."
 )
 
+TITLE = "Dataset"
+
 
 def build(service: Service) -> dict[str, Any]:
     """Build the sub-tab; returns the components that others update."""

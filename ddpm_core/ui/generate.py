@@ -22,6 +22,8 @@ from .common import seed as seed_from
 _NEWEST = "newest"
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
+TITLE = "Generate"
+
 
 class Panel:
     """Pictures and their texts, where the host has no panel of its own; fulfils ``host.base.OutputPanel``."""

@@ -11,17 +11,19 @@ from ..service import Service
 from . import dataset, generate, ids, train
 from .common import choices, existing, not_in_defaults
 
+# a module has a TITLE, and build(service) that returns what the lists below are drawn in, by name
+PAGES = {"dataset": dataset, "train": train, "generate": generate}
+
 
 def build_tab(service: Service) -> None:
     """Build the tab inside the current ``gr.Blocks``."""
+    built: dict[str, dict[str, Any]] = {}
     with gr.Column(elem_id=ids.TAB):
         with gr.Tabs(elem_id="ddpm_tabs"):
-            with gr.Tab("Dataset", elem_id="ddpm_tab_dataset"):
-                in_dataset = dataset.build(service)
-            with gr.Tab("Train", elem_id="ddpm_tab_train"):
-                in_train = train.build(service)
-            with gr.Tab("Generate", elem_id="ddpm_tab_generate"):
-                in_generate = generate.build(service)
+            for name, page in PAGES.items():
+                with gr.Tab(page.TITLE, elem_id=f"ddpm_tab_{name}"):
+                    built[name] = page.build(service)
+        in_dataset, in_train, in_generate = built["dataset"], built["train"], built["generate"]
         # the last job that this page has taken a dataset from; on the page, for gradio keeps a state of every page for ever
         harvested = gr.Number(value=0, visible=False, show_label=False)
         not_in_defaults(harvested)

@@ -14,6 +14,8 @@ from ..training.settings import PRESETS, RunConfig, default_preset
 from . import ids
 from .common import decimal, failure, live, not_in_defaults, note, said, value_of, whole, widget
 
+TITLE = "Train"
+
 
 def build(service: Service) -> dict[str, Any]:
     """Build the Train page; returns the widgets that other pages fill."""

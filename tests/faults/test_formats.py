@@ -84,13 +84,20 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
         found = sample(Workspace(tmp_path / "ws"), "m", 1, SampleSettings("ddim", 5, seed=1), context, prompts=prompts)
         with Image.open(tmp_path / "ws" / "expected-red-bright.png") as before:
             assert np.abs(np.asarray(found.pictures[0], int) - np.asarray(before, int)).max() <= 2
-    if version == 4:  # with words
+    if version in (4, 6):  # with words
         assert sorted(line.run("models", "show", "m")["config"]["tags"]) == TAGS
         asked = ("--prompt", "red, bright", "--out", tmp_path / "red")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
         theirs = tmp_path / "ws" / "expected-red-bright.png"
         with Image.open(tmp_path / "red" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
+    if version == 6:  # with an upscaler
+        asked = ("--upscaler", "large", "--out", tmp_path / "large")
+        line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
+        theirs = tmp_path / "ws" / "expected-large.png"
+        with Image.open(tmp_path / "large" / "00000-1.png") as mine, Image.open(theirs) as before:
+            assert mine.size == (64, 64) and np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 4
+        assert line.run("train", "--model", "large", "--resume", "--steps", 7)["steps"] == 7
     line.run("dataset", "undo", "d")
     more = line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "more", 3, 32, seed=9))
     assert more["added"] == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +70,7 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
         from ..register import service
 
         try:
-            key = (path, os.path.getmtime(path))
+            key = (path, Path(path).stat().st_mtime)
         except OSError:
             raise UserError(f"There is no upscaler {Path(path).stem!r} any more; choose another.") from None
         known = type(self)._loaded
