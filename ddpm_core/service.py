@@ -238,7 +238,10 @@ class Service:
         def work(job: Job) -> dict[str, Any]:
             from .operations.training import train
 
-            summary = train(workspace, request, self.context_of(job))
+            try:
+                summary = train(workspace, request, self.context_of(job))
+            finally:
+                self.host.models_changed()
             return {**summary, "model": summary["name"]}  # a page is told no path of this machine
 
         dataset = request.dataset
@@ -388,6 +391,7 @@ class Service:
             self.workspace.delete_dataset(name)
         else:
             self.workspace.delete_model(name)
+            self.host.models_changed()
 
     def _check_at_rest(self, kind: str, name: str) -> None:
         """UserError for a dataset or a model that a job is about, or that is collected into."""
@@ -411,7 +415,15 @@ class Service:
         self._check_at_rest(kind, check_name(name, kind))
         if kind == "dataset":
             return renaming.rename_dataset(self.workspace, name, new)
-        return renaming.rename_model(self.workspace, name, new)
+        found = renaming.rename_model(self.workspace, name, new)
+        self.host.models_changed()
+        return found
+
+    def restore(self, place: str) -> str:
+        """Bring back one thing from the trash, by its place; its name as it is now."""
+        name = self.workspace.restore(place)
+        self.host.models_changed()
+        return name
 
     def merge(self, into: str, datasets: list[str]) -> dict[str, Any]:
         """Add other datasets to one."""

@@ -221,7 +221,7 @@ def test_a_training_learns_what_texts_say(kind: str) -> None:
     texts = [f"a {names[i % 3]} {things[(i // 3) % 4]}" for i in range(120)]
     settings = {"batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 10, "flip_probability": 0.0}
     t = Trainer(reading(kind, **settings), images, "cpu", told={"text": told(kind, texts)})
-    t.run_steps(200)
+    t.run_steps(320)
     new = [f"a {name} boot" for name in names] * 4
     asked = Asked({"text": told(kind, new)}, {"text": told(kind, [""] * 12)}, 2.0)
     found, _ = generate(t.ema, t.diffusion, (3, 16, 16), 12, SampleSettings(steps=10, seed=1), asked=asked)

@@ -312,7 +312,7 @@ def post_delete(service: Service, values: dict[str, Any]) -> Any:
 
 def post_restore(service: Service, values: dict[str, Any]) -> Any:
     """Restore an item of the trash."""
-    return {"restored": service.workspace.restore(_text(values, "place"))}
+    return {"restored": service.restore(_text(values, "place"))}
 
 
 def post_empty_trash(service: Service, values: dict[str, Any]) -> Any:

@@ -66,6 +66,9 @@ class Host(Protocol):
     def enlarge(self, image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
         """The picture at that size (width, height), None if that was cut short. Called by whoever may compute."""
 
+    def models_changed(self) -> None:
+        """Models have come, gone or been renamed: what the host lists of them shall follow."""
+
     def text_encoder(self) -> TextEncoder:
         """The text encoder of the host's own Stable Diffusion, as it is now; UserError where there is none. Called, as what it
         returns, by whoever may compute."""

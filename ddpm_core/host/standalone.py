@@ -69,6 +69,9 @@ class StandaloneHost(Host):
     def room_for(self, megabytes: Callable[[], float]) -> AbstractContextManager[object]:
         return nullcontext()
 
+    def models_changed(self) -> None:
+        """As ``Host``: nothing here remembers them."""
+
     def upscalers(self) -> list[str]:
         from ..operations.pictures import FILTERS
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .config import UpscalerConfig
 
 # of the enlarged image in training: noise levels 0 to this; half of the images are also blurred by that many of their small pixels
-MOST_NOISE = 0.4
+MOST_NOISE = 0.3
 BLURS = (0.4, 0.8)
 _MARGIN = (
     3  # small pixels around a crop by which its enlarged image knows what lies outside, as it does within a whole one

@@ -697,3 +697,43 @@ def test_nothing_of_ours_in_the_log(host: WebUI) -> None:
     frames = [line for line in host.log().splitlines() if line.strip().startswith("File ") and "ddpm_core" in line]
     assert not frames, frames
     assert "Error running" not in host.log()
+
+
+def test_our_upscalers_are_among_the_hosts(host: WebUI) -> None:
+    """Listed when they are trained, used in Extras, hires fix and beside a generation, gone when they are deleted."""
+
+    def listed() -> list[str]:
+        return [one["name"] for one in host.get("sdapi/v1/upscalers")]
+
+    before = listed()
+    small = {"block_out_channels": "8,16", "blocks_per_level": "1,1", "norm_num_groups": "4", "detail_channels": "8"}
+    job = train(host, "large", 5, preset="upscale-4x-small", settings=small)
+    assert host.job_done(job)["state"] == "done"
+    entry = "DDPM: large"
+    assert [name for name in listed() if name != entry] == before and entry in listed()
+    made = host.txt2img(seed=3)
+    request = {"image": made["images"][0], "upscaler_1": entry, "upscaling_resize": 4}
+    larger = host.post("sdapi/v1/extra-single-image", request)["image"]
+    again = host.post("sdapi/v1/extra-single-image", request)["image"]
+    with Image.open(io.BytesIO(b64decode(larger))) as image:
+        width, height = picture(made).size
+        assert image.size == (4 * width, 4 * height)
+        shrunk = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
+    difference = ImageChops.difference(shrunk, picture(made).convert("RGB"))
+    assert max(high for _, high in difference.getextrema()) <= 24  # type: ignore[misc]
+    assert sum(difference.convert("L").getdata()) / (width * height) < 2.0, "it shrinks to what it came from"
+    assert larger == again, "the same image, the same result"
+    fixed = host.txt2img(
+        seed=3, enable_hr=True, hr_upscaler=entry, hr_scale=2, denoising_strength=0.2, hr_second_pass_steps=2
+    )
+    assert picture(fixed).size == (2 * width, 2 * height)
+    found = host.txt2img(seed=3, **beside("first", 1, "DPM++ 2M", 3, -1, entry, "ema"))
+    (number,) = ours(texts_of(found))
+    assert "DDPM upscaler: DDPM: large" in texts_of(found)[number] or '"DDPM: large"' in texts_of(found)[number]
+    refused = host.txt2img(seed=3, **beside("large", 1, "DPM++ 2M", 3, -1, "Lanczos", "ema"))
+    assert "enlarges images and makes none" in json.loads(refused["info"])["infotexts"][0] or not ours(
+        texts_of(refused)
+    )
+    code, _, _ = host.ask("ddpm/ui/delete", {"kind": "model", "name": "large"}, {"X-DDPM": "1"})
+    assert code == 200
+    assert listed() == before

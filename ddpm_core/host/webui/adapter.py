@@ -108,6 +108,11 @@ class WebUIHost(Host):
 
         return enlarge(image, size, upscaler)
 
+    def models_changed(self) -> None:
+        from .pages.upscalers import list_anew
+
+        list_anew()
+
     def text_encoder(self) -> TextEncoder:
         from .encoder import WebUITextEncoder
 

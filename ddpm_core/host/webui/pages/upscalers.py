@@ -80,3 +80,12 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
             context = Context(held.host.device(), stop=_Interrupted())
             known = type(self)._loaded = (key, Load(held.workspace, Path(path).stem, context))
         return known[1]
+
+
+def list_anew() -> None:
+    """Put our upscalers, as they are now, among those that the WebUI lists; the others stay."""
+    others = [one for one in shared.sd_upscalers if not isinstance(one.scaler, UpscalerDDPM)]
+    ours = UpscalerDDPM().scalers
+    # where the host itself sorts them in: behind those that it has without a file
+    first = next((i for i, one in enumerate(others) if one.name.lower() > "ddpm" and one.data_path), len(others))
+    shared.sd_upscalers = [*others[:first], *ours, *others[first:]]
