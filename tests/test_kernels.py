@@ -234,6 +234,41 @@ def test_the_whole_network(folded: bool) -> None:
 
 
 @interpreted
+def test_the_whole_network_of_an_upscaler() -> None:
+    """As above, for the Efficient U-Net."""
+    from ddpm_core.model.condition import AUGMENTATIONS
+    from ddpm_core.model.config import UpscalerConfig
+    from ddpm_core.model.efficient_unet import EfficientUNet
+    from ddpm_core.model.ways import Ways
+
+    config = UpscalerConfig(
+        image_size=(16, 16),
+        crop_size=16,
+        block_out_channels=(16, 32),
+        blocks_per_level=(1, 2),
+        norm_num_groups=4,
+        detail_channels=16,
+    )
+    ours = EfficientUNet(config, ways=Ways(fused=True, folded=True, joined=True), conditions=AUGMENTATIONS)
+    plain = EfficientUNet(config, conditions=AUGMENTATIONS)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for a, b in zip(ours.parameters(), plain.parameters()):
+            b.add_(0.1 * torch.randn_like(b))
+            a.copy_(b)
+    x, low, dy = torch.randn(3, 2, 3, 16, 16).unbind(0)
+    times, flips, level = torch.tensor([3, 700]), torch.tensor([True, False]), torch.tensor([0.1, 0.3])
+    outputs, gradients = [], []
+    for net in (ours, plain):
+        given = x.clone().requires_grad_()
+        outputs.append(net(given, times, told={"low": low, "level": level, "flip": flips}))
+        gradients.append(torch.autograd.grad(outputs[-1], [given, *net.parameters()], dy))
+    assert far(outputs[0], outputs[1]) < 2e-6
+    for name, a, b in zip(["x", *dict(plain.named_parameters())], *gradients):
+        assert far(a, b) < 2e-5, name
+
+
+@interpreted
 def test_dropout_within_the_network_is_told_by_numbers() -> None:
     from ddpm_core.model.config import UNetConfig
     from ddpm_core.model.unet import UNet

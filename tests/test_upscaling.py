@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CommandLine
+from conftest import CommandLine, tiny_training_images
 from PIL import Image
+from trainers import run_steps, same
 
 from ddpm_core.errors import UserError
 from ddpm_core.evaluation.detail import crops_of, detail_features
@@ -20,6 +22,9 @@ from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig, Ups
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.upscaling import Draws, blurred, consistent, draw, enlarge, example, noised, shrink
 from ddpm_core.sampling.upscale import UpscaleSettings, in_tiles, starts, upscale
+from ddpm_core.training.settings import RunConfig, TrainSettings
+from ddpm_core.training.tasks import task_of
+from ddpm_core.training.trainer import Trainer
 
 SMALL = UpscalerConfig(
     image_size=(32, 32), crop_size=16, block_out_channels=(8, 16), blocks_per_level=(1, 1), norm_num_groups=4
@@ -184,6 +189,38 @@ def test_detail_tells_a_blur_from_the_truth_where_kid_does_not() -> None:
     noisy = (others + 0.3 * torch.randn(others.shape, generator=torch.Generator().manual_seed(2))).clamp(-1, 1)
     truth = score(others)
     assert abs(truth) < 0.1 < score(lanczos) and score(noisy) > 0.1
+
+
+def trainer(**changes: Any) -> Trainer:
+    """Of the small network, on images of 32 pixels."""
+    settings = TrainSettings(batch_size=4, precision="fp32", warmup_steps=2, optimizer="muon", **changes)
+    return Trainer(RunConfig(ModelConfig(SMALL), settings), tiny_training_images(12, 32), "cpu")
+
+
+def test_a_resumed_training_is_exact() -> None:
+    whole, first, second = trainer(), trainer(), trainer()
+    run_steps(whole, 5)
+    run_steps(first, 3)
+    second.load_state(first.state_tensors(), first.state_numbers())
+    run_steps(second, 2)
+    assert same(whole.state_tensors(), second.state_tensors())
+
+
+def test_a_batch_in_pieces_is_the_same_batch() -> None:
+    whole, pieces = trainer(), trainer()
+    pieces.pieces = 4
+    assert abs(whole.run_steps(3).loss - pieces.run_steps(3).loss) < 1e-4
+
+
+def test_a_process_draws_its_part_of_the_whole_batch() -> None:
+    task = task_of(ModelConfig(SMALL))
+    batch = images(6, 32)
+    x0, told = task.prepare(batch, 6, slice(None), 1, 2)
+    assert x0.shape == (6, *task.shape(batch))
+    part = slice(2, 5)
+    mine, mine_told = task.prepare(batch[part], 6, part, 1, 2)
+    assert torch.equal(mine, x0[part]) and all(torch.equal(mine_told[name], told[name][part]) for name in told)
+    assert not torch.equal(task.prepare(batch, 6, slice(None), 1, 3)[0], x0)
 
 
 @pytest.fixture(scope="module")
