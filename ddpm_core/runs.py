@@ -14,7 +14,6 @@ from .files import write_json
 from .names import is_name
 from .parsing import read_json
 
-FORMAT = 6  # as of its model (``model/config.py``)
 FILE = "run.json"
 
 

@@ -12,7 +12,7 @@ from .prediction import PREDICTIONS
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
-# of files: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler; the numbers are those of tests/data/formats
+# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler; the numbers are those of tests/data/formats
 FORMAT = 6
 MOST_TAGS = 1024
 _MOST_LETTERS = 20_000
@@ -131,7 +131,7 @@ class UpscalerConfig:
 
     factor: int = 4
     image_size: tuple[int, int] = (128, 128)
-    crop_size: int = 32
+    crop_size: int = 64
     in_channels: int = 3
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (32, 64, 128)

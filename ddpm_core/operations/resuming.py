@@ -8,8 +8,9 @@ from typing import Any
 
 from ..dataset.packing import Packed, load, pack, packed_path
 from ..errors import UserError
+from ..model.config import FORMAT
 from ..requests import TrainRequest
-from ..runs import FORMAT, Run
+from ..runs import Run
 from ..training import precision
 from ..training.checkpoints import Checkpoint, CheckpointFolder
 from ..training.settings import RunConfig

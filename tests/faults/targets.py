@@ -39,7 +39,7 @@ from ddpm_core.errors import UserError
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build, network_of
-from ddpm_core.model.config import ModelConfig, UNetConfig
+from ddpm_core.model.config import ModelConfig, UNetConfig, UpscalerConfig
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.resuming import load_checkpoint, reopen
 from ddpm_core.operations.telling import FILE as TOLD_FILE
@@ -63,6 +63,11 @@ NET = UNetConfig(
     attention_head_dim=4,
 )
 SMALL = RunConfig(ModelConfig(NET))
+UPSCALER = ModelConfig(
+    UpscalerConfig(
+        2, (16, 16), 8, block_out_channels=(4, 8), blocks_per_level=(1, 1), norm_num_groups=2, detail_channels=4
+    )
+)
 WORDED = RunConfig(ModelConfig(NET, tags=("red", "blue hat | headwear")))
 _FOLDER = Path(tempfile.mkdtemp(prefix="ddpm-fuzz-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
@@ -304,7 +309,7 @@ def _words() -> list[bytes]:
 
 def _models() -> list[bytes]:
     found = []
-    for kind in (SMALL.model, WORDED.model):
+    for kind in (SMALL.model, WORDED.model, UPSCALER):
         path = fresh("seed-model") / "m.safetensors"
         model_file.save(path, kind, dict(build(kind).named_parameters()), title="m", info={"steps": 1})
         found.append(path.read_bytes())

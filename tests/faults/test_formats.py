@@ -29,7 +29,6 @@ from ddpm_core.model.file import FORMAT as MODEL_FORMAT
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.sampling import sample
 from ddpm_core.requests import Prompt
-from ddpm_core.runs import FORMAT as RUN_FORMAT
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.training.checkpoints import FORMAT as CHECKPOINT_FORMAT
 from ddpm_core.workspace import Workspace
@@ -54,7 +53,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_every_format_is_kept() -> None:
-    newest = max(SCHEMA_VERSION, MODEL_FORMAT, RUN_FORMAT, CHECKPOINT_FORMAT)
+    newest = max(SCHEMA_VERSION, MODEL_FORMAT, CHECKPOINT_FORMAT)
     assert [path.stem for path in FORMATS] == [str(n) for n in range(1, newest + 1)]
 
 
@@ -113,7 +112,7 @@ def later_dataset(root: Path) -> None:
 
 def later_run(root: Path) -> None:
     path = root / "runs" / "m" / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": RUN_FORMAT + 1}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": MODEL_FORMAT + 1}))
 
 
 def later_checkpoint(root: Path) -> None:
