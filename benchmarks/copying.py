@@ -1,8 +1,7 @@
 """When copying begins: held-out against seen loss by noise level, and how near samples come to training images, over a long training.
 
 Three sets: the bundled portraits, 200 of them, and 300 drawn images (``badges``). A model with words is asked for nothing and for training
-images' own words. ``one_percent``: the images seen at which 1 % of the samples are copies, interpolated; ``warned``: those at which the
-training's own watch (``training/copying.py``) would have said so.
+images' own words.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,6 @@ def course(name: str, workspace: Workspace, packed: Packed, a: Any, device: torc
 
 def losses(trainer: Trainer, packed: Packed, told: Any) -> dict[str, Any]:
     """What the training itself sees when it looks."""
-    from contextlib import nullcontext
-
     found: dict[str, Any] = {}
     for kind, which in (("seen", packed.train_rows[:128]), ("held", packed.held_rows[:128])):
         own = {name: dense(values[which]) for name, values in told.items()}
