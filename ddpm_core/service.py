@@ -370,6 +370,12 @@ class Service:
             from .operations.texts import encoder_of
 
             config, context = workspace.model_config(model), self.context_of(job)
+            if config.kind == "upscaler":
+                from .operations.faithfulness import evaluate_upscaler
+
+                judged = evaluate_upscaler(workspace, dataset, context, model=model)
+                job.artifacts["picture"] = Path(judged.pop("picture"))
+                return judged
             worded = bool(config.tags)
             if config.text is not None:
                 try:

@@ -106,7 +106,17 @@
             if (!job) return [];
             const box = progress(job);
             const r = job.result;
-            if (r) {
+            if (r && r.upscaler) {
+                const above = (value) => Math.max(0, value - r.detail_kid_floor);
+                const share = above(r.detail_kid) / Math.max(1e-6, above(r.detail_kid_lanczos));
+                box.append(el("div", "ddpm-line", figure(T("detail KID"), number(r.detail_kid)), figure(T("95 % interval"), number(r.detail_kid_low) + " – " + number(r.detail_kid_high)),
+                    figure("Lanczos", number(r.detail_kid_lanczos)), figure(T("real vs. real"), number(r.detail_kid_floor))));
+                box.append(el("div", "ddpm-line", figure(T("agreement"), r.consistency_db + " dB"), figure(T("fine detail"), Math.round(100 * r.spectrum_ratio) + " %"),
+                    figure(T("colour drift"), r.colour_drift + " / 255"), figure(T("between seeds"), r.diversity + " / 255")));
+                box.append(el("div", "ddpm-line", el("span", "", T("Compared with dataset")), el("strong", "", r.dataset), el("strong", "", share < 0.1 ? T("Its detail is like that of real images.")
+                    : share < 0.5 ? T("Its detail is better than plain enlarging, not yet like that of real images.") : T("Its detail is hardly better than plain enlarging: keep training."))));
+                box.append(el("div", "ddpm-note", T("Images that it has not seen are shrunk and enlarged again. Detail KID compares small pieces with pieces of other real images: the closer to real vs. real, the better. Agreement says how exactly the result shrinks to the small image, fine detail how much of the real images' there is, between seeds how much is invented. Below, from the top: small, Lanczos, the upscaler, real.")));
+            } else if (r) {
                 const copied = Math.round(1000 * r.memorised) / 10;
                 box.append(el("div", "ddpm-line", figure(T("KID"), number(r.kid)), figure(T("95 % interval"), number(r.kid_low) + " – " + number(r.kid_high)),
                     figure(T("real vs. real"), number(r.floor)), figure(T("memorised"), copied + " %")));
@@ -132,6 +142,8 @@
                             el("div", "ddpm-note", T("Of the images asked for a word, the share that shows it, judged by a classifier trained on the dataset. Words that the classifier cannot tell are left out."))));
                     }
                 }
+            }
+            if (r) {
                 const image = el("img", "ddpm-neighbours");
                 image.alt = "neighbours"; image.src = url("neighbours", { job: job.id });
                 box.append(image);

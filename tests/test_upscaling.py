@@ -15,13 +15,17 @@ from PIL import Image
 from trainers import run_steps, same
 
 from ddpm_core.errors import UserError
+from ddpm_core.evaluation import faithfulness as measures
 from ddpm_core.evaluation.detail import crops_of, detail_features
 from ddpm_core.evaluation.kid import kid
+from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.build import build
 from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig, UpscalerConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.upscaling import Draws, blurred, consistent, draw, enlarge, example, noised, shrink
 from ddpm_core.sampling.upscale import UpscaleSettings, in_tiles, starts, upscale
+from ddpm_core.service import Service
+from ddpm_core.training.estimate import estimate
 from ddpm_core.training.settings import RunConfig, TrainSettings
 from ddpm_core.training.tasks import task_of
 from ddpm_core.training.trainer import Trainer
@@ -260,6 +264,54 @@ def test_samples_are_enlarged_by_an_upscaler_of_ones_own(trained: CommandLine, t
     more = trained.run(*asked, "large", "--factor", 6, "--out", tmp_path / "c")
     with Image.open(more["files"][0]) as image:  # type: ignore[index]
         assert image.size == (192, 192)
+
+
+def test_an_upscaler_is_judged_on_images_that_it_has_not_seen(trained: CommandLine) -> None:
+    host = StandaloneHost(trained.workspace)
+    service = Service(host)
+    try:
+        assert service.upscalers()[0] == "DDPM: large"
+        assert service.workspace.model_names("unet") == ["base"]
+        job = service.start_evaluation("large", "d", 0)
+        assert job.finished.wait(120) and job.state == "done", job.error
+        found = job.result
+    finally:
+        service.shutdown()
+    assert found is not None and found["upscaler"] == "large"
+    assert (
+        found["consistency_db"] > 30
+        and 0 <= found["spectrum_ratio"] < 5
+        and found["diversity_coarse"] < found["diversity"] + 1
+    )
+    assert found["detail_kid_lanczos"] > found["detail_kid_floor"]
+    with Image.open(job.artifacts["picture"]) as image:
+        assert image.size == (8 * 128, 4 * 128)
+    by_hand = trained.run("evaluate", "--upscaler", "large", "--dataset", "d")
+    assert by_hand["detail_kid"] == found["detail_kid"]
+
+
+def test_the_measures_of_faithfulness_know_the_truth() -> None:
+    real = images(16, 64)
+    small = shrink(real, 4)
+    assert measures.consistency_db(real, small, 4) > 100
+    assert measures.spectrum_ratio(real, real, 4) == pytest.approx(1.0)
+    assert measures.colour_drift(real + torch.tensor([0.0, 0.02, 0.0])[:, None, None], real) == pytest.approx(
+        2.55, rel=1e-3
+    )
+    plain = measures.lanczos(small, 4)
+    assert plain.shape == real.shape and measures.spectrum_ratio(plain, real, 4) < 0.5
+    assert measures.consistency_db(plain, small, 4) < 60
+    noise = torch.randn((4, 16, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 0.1
+    varied, coarse = measures.diversity(real[None] + noise, 4)
+    # over four draws a deviation is 0.921 of the true one on the mean; averages of 16 pixels vary a quarter as much
+    assert varied == pytest.approx(127.5 * 0.1 * 0.921, rel=0.02) and coarse == pytest.approx(varied / 4, rel=0.02)
+
+
+def test_its_time_and_memory_are_estimated() -> None:
+    found = estimate(RunConfig(ModelConfig(SMALL), TrainSettings(batch_size=4)), torch.device("cpu"), 0.1)
+    assert found.seconds_per_step > 0 and found.parameters == sum(
+        p.numel() for p in build(ModelConfig(SMALL)).parameters()
+    )
 
 
 @pytest.mark.parametrize(

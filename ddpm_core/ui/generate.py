@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..options import fields_of
-from ..requests import MOST_FACTOR, NATIVE, SampleRequest
+from ..requests import MOST_FACTOR, NATIVE, OWN_UPSCALER, SampleRequest
 from ..results import Result
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
@@ -112,7 +112,11 @@ def build(service: Service) -> dict[str, Any]:
                 )
             with gr.Accordion("Learned or memorised?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
-                evaluate = gr.Button("Evaluate", elem_id="ddpm_evaluate")
+                with gr.Row():
+                    evaluate = gr.Button("Evaluate", elem_id="ddpm_evaluate")
+                    evaluate_upscaler = gr.Button(
+                        "Evaluate the upscaler", visible=False, elem_id="ddpm_evaluate_upscaler"
+                    )
                 live("evaluate")
             with gr.Accordion("Manage models", open=False, elem_id=ids.TRASH_MODEL):
                 live("trash_model")
@@ -163,6 +167,16 @@ def build(service: Service) -> dict[str, Any]:
         service.start_evaluation(str(name), str(dataset), 256)
         return ""
 
+    def compare_upscaler(entry: Any, dataset: Any) -> str:
+        if not dataset:
+            raise UserError("Choose a dataset to compare with.")
+        service.start_evaluation(str(entry)[len(OWN_UPSCALER) :], str(dataset), 0)
+        return ""
+
+    def of_upscaler(entry: Any) -> Any:
+        """What belongs to the chosen upscaler: its factor; whether it is one of ours, which can be judged."""
+        return gr.update(visible=entry not in (None, NATIVE)), gr.update(visible=str(entry).startswith(OWN_UPSCALER))
+
     def default_steps(label: Any) -> Any:
         name = _LABELS.get(str(label))
         return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
@@ -187,7 +201,8 @@ def build(service: Service) -> dict[str, Any]:
     skip.click(said(end), inputs=[], outputs=[message])
     evaluate.click(said(compare), inputs=[model, against], outputs=[message])
     show.click(panel.show, inputs=[], outputs=panel.outputs)
-    upscaler.change(lambda name: gr.update(visible=name not in (None, NATIVE)), inputs=[upscaler], outputs=[factor])
+    evaluate_upscaler.click(said(compare_upscaler), inputs=[upscaler, against], outputs=[message])
+    upscaler.change(of_upscaler, inputs=[upscaler], outputs=[factor, evaluate_upscaler], show_progress=False)
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
     return {"model": model, "dataset": against, "upscaler": upscaler}
 
