@@ -35,6 +35,7 @@ from ddpm_core.workspace import Workspace
 
 FORMATS = sorted((DATA / "formats").glob("*.zip"))
 NEWEST = FORMATS[-1]
+ONE_MODEL = DATA / "formats" / "5.zip"  # the newest that has one model only
 TAGS = ["bright", "green", "red", "round"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import random_pictures
-from test_formats import NEWEST, unpacked
+from test_formats import ONE_MODEL, unpacked
 
 import ddpm_core.operations.training as training
 from ddpm_core import trash
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     """With a dataset d of 24 and a model m of 6 steps."""
-    unpacked(NEWEST, tmp_path / "ws")
+    unpacked(ONE_MODEL, tmp_path / "ws")
     return Workspace(tmp_path / "ws")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import random_pictures
 from PIL import Image
-from test_formats import NEWEST, unpacked
+from test_formats import ONE_MODEL, unpacked
 
 from ddpm_core.dataset import handing_out
 from ddpm_core.dataset.packing import pack
@@ -40,7 +40,7 @@ SLOW_NAME = "a" + "\u0301\u0327" * 200_000  # to normalise it would take most of
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A workspace with a dataset d of 24 and a model m."""
-    unpacked(NEWEST, tmp_path / "ws")
+    unpacked(ONE_MODEL, tmp_path / "ws")
     found = Service(StandaloneHost(tmp_path / "ws"))
     try:
         yield found
@@ -132,7 +132,7 @@ def test_folders_of_somebody_elses_hide_no_others() -> None:
     """One start with sudo, or in a container, leaves such."""
     place = Path(tempfile.mkdtemp())
     try:
-        unpacked(NEWEST, place / "ws")
+        unpacked(ONE_MODEL, place / "ws")
         for folder in ("runs/x", "datasets/x", "trash/x"):
             (place / "ws" / folder).mkdir()
             (place / "ws" / folder).chmod(0)

@@ -35,10 +35,13 @@ class WebUIHost(Host):
     name = "webui"
     generates = True
 
-    def __init__(self, listen: Callable[[], None], attend: Callable[[], None]) -> None:
+    def __init__(
+        self, listen: Callable[[], None], attend: Callable[[], None], models_changed: Callable[[], None]
+    ) -> None:
         self.memory = ModelMemory(self.device)
         self._listen = listen
         self._attend = attend
+        self._models_changed = models_changed
 
     def workspace_folder(self) -> Path:
         chosen = str(option("ddpm_workspace", "")).strip() or str(flag("ddpm_workspace", ""))
@@ -109,9 +112,7 @@ class WebUIHost(Host):
         return enlarge(image, size, upscaler)
 
     def models_changed(self) -> None:
-        from .pages.upscalers import list_anew
-
-        list_anew()
+        self._models_changed()
 
     def text_encoder(self) -> TextEncoder:
         from .encoder import WebUITextEncoder

@@ -37,7 +37,7 @@ def service() -> Service:
             from ...service import Service
             from .adapter import WebUIHost
 
-            _service = Service(WebUIHost(listen, attend))
+            _service = Service(WebUIHost(listen, attend, _models_changed))
         return _service
 
 
@@ -47,6 +47,9 @@ def register() -> None:
     _listening = _attending = False
     # at once, not in the host's callback for it: that is never called without a page (--nowebui)
     add_settings(_collecting_changed)
+    from .pages.upscalers import UpscalerDDPM
+
+    UpscalerDDPM.service = service
     # for each callback the host looks through the whole call stack, and for its frames through all modules: on a
     # thread of its own the stack is short, and the host's start five times less delayed
     with ThreadPoolExecutor(1) as pool:
@@ -73,6 +76,12 @@ def _collecting_changed() -> None:
 def _model_loaded(model: Any) -> None:
     if _service is not None:
         _memory(_service).host_loaded_a_model()
+
+
+def _models_changed() -> None:
+    from .pages.upscalers import list_anew
+
+    list_anew()
 
 
 def _before_reload() -> None:

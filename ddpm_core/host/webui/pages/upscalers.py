@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ....requests import MOST_PIXELS, OWN_UPSCALER
 
 if TYPE_CHECKING:
     from ....operations.upscaling import Upscaler as Loaded
+    from ....service import Service
 
 _log = logging.getLogger("ddpm_core")
 
@@ -30,16 +32,17 @@ class _Interrupted(threading.Event):
 class UpscalerDDPM(Upscaler):  # type: ignore[misc]
     """Found by the WebUI among the classes of its ``Upscaler``; it makes one whenever it lists what it can enlarge with."""
 
+    service: Callable[[], Service] | None = None  # set when the extension is loaded
     _loaded: tuple[tuple[str, float], Loaded] | None = None  # the last that was used, and of which file
 
     def __init__(self, dirname: str | None = None) -> None:
         self.name = "DDPM"
         super().__init__(False)
         self.scalers = []
+        if UpscalerDDPM.service is None:
+            return
         try:
-            from ..register import service
-
-            workspace = service().workspace
+            workspace = UpscalerDDPM.service().workspace
             for entry in workspace.upscalers():
                 path = workspace.model_path(entry[len(OWN_UPSCALER) :])
                 factor = int(getattr(workspace.model_config(path.stem).unet, "factor", 4))
@@ -67,7 +70,6 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
     def _upscaler(self, path: str) -> Loaded:
         from ....operations.context import Context
         from ....operations.upscaling import Upscaler as Load
-        from ..register import service
 
         try:
             key = (path, Path(path).stat().st_mtime)
@@ -75,7 +77,8 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
             raise UserError(f"There is no upscaler {Path(path).stem!r} any more; choose another.") from None
         known = type(self)._loaded
         if known is None or known[0] != key:
-            held = service()
+            assert UpscalerDDPM.service is not None
+            held = UpscalerDDPM.service()
             # called within the host's turn at the device: no turn of our own
             context = Context(held.host.device(), stop=_Interrupted())
             known = type(self)._loaded = (key, Load(held.workspace, Path(path).stem, context))
