@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from .model import file as model_file
 from .operations.context import Context
 from .operations.evaluation import evaluate
 from .operations.faithfulness import evaluate_upscaler
-from .operations.pictures import grid_of
+from .operations.pictures import FILTERS, grid_of
 from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
 from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
-from .requests import SampleRequest, TrainRequest
+from .requests import OWN_UPSCALER, SampleRequest, TrainRequest
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.team import Team
@@ -142,8 +143,13 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
     """``sample``."""
     names = [name for name in fields_of(SampleRequest) if name in a]
     request = SampleRequest(**{name: getattr(a, name) for name in names})
+    workspace = open_workspace(a)
+    if (
+        request.upscaler not in FILTERS and request.upscaler in workspace.model_names()
+    ):  # here there are no other upscalers
+        request = dataclasses.replace(request, upscaler=OWN_UPSCALER + str(request.upscaler))
     found = sample(
-        open_workspace(a),
+        workspace,
         request.model,
         request.count,
         settings_of(request),

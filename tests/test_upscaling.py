@@ -23,12 +23,15 @@ from ddpm_core.model.build import build
 from ddpm_core.model.config import DiffusionConfig, ModelConfig, UNetConfig, UpscalerConfig
 from ddpm_core.model.diffusion import Diffusion
 from ddpm_core.model.upscaling import Draws, blurred, consistent, draw, enlarge, example, noised, shrink
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.upscaling import Upscaler
 from ddpm_core.sampling.upscale import UpscaleSettings, in_tiles, starts, upscale
 from ddpm_core.service import Service
 from ddpm_core.training.estimate import estimate
 from ddpm_core.training.settings import RunConfig, TrainSettings
 from ddpm_core.training.tasks import task_of
 from ddpm_core.training.trainer import Trainer
+from ddpm_core.workspace import Workspace
 
 SMALL = UpscalerConfig(
     image_size=(32, 32), crop_size=16, block_out_channels=(8, 16), blocks_per_level=(1, 1), norm_num_groups=4
@@ -264,6 +267,32 @@ def test_samples_are_enlarged_by_an_upscaler_of_ones_own(trained: CommandLine, t
     more = trained.run(*asked, "large", "--factor", 6, "--out", tmp_path / "c")
     with Image.open(more["files"][0]) as image:  # type: ignore[index]
         assert image.size == (192, 192)
+
+
+def test_odd_images_are_enlarged_within_bounds(trained: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one pixel, of other proportions, to more than is bearable: never more is worked on than the result or four times the image."""
+    upscaler = Upscaler(Workspace(trained.workspace), "large", Context(torch.device("cpu")))
+    worked: list[tuple[int, ...]] = []
+    plainly = Upscaler.__call__
+
+    def watched(self: Upscaler, pixels: torch.Tensor, *values: Any) -> Any:
+        worked.append(tuple(pixels.shape[2:]))
+        return plainly(self, pixels, *values)
+
+    monkeypatch.setattr(Upscaler, "__call__", watched)
+    monkeypatch.setattr("ddpm_core.operations.upscaling.MOST_PIXELS", 96)
+    settings = UpscaleSettings(1)
+    for mode, size, target in [
+        ("RGB", (1, 1), (4, 4)),
+        ("L", (1, 100), (32, 32)),
+        ("RGBA", (20, 5), (16, 64)),
+        ("RGB", (8, 8), (96, 96)),
+    ]:
+        found = upscaler.enlarge(Image.new(mode, size, 90), target, 0, settings)
+        assert found is not None and found.size == target and found.mode == "RGB"
+    assert max(max(sides) for sides in worked) * 4 <= 96
+    with pytest.raises(UserError, match="at most 96 pixels"):
+        upscaler.enlarge(Image.new("RGB", (8, 8)), (97, 8), 0, settings)
 
 
 def test_an_upscaler_is_judged_on_images_that_it_has_not_seen(trained: CommandLine) -> None:

@@ -159,7 +159,7 @@ def _enlarging_by(
     workspace: Workspace, enlarging: Enlarging, context: Context
 ) -> Callable[[Image.Image, tuple[int, int], int], Image.Image | None]:
     """Image, size and seed to the enlarged image: by an upscaler of ours, or by one of the host's, which needs no seed."""
-    name = own_upscaler(workspace, enlarging.upscaler)
+    name = own_upscaler(enlarging.upscaler)
     if name is None:
         return lambda image, size, seed: context.enlarge(image, size, enlarging.upscaler)
     upscaler = Upscaler(workspace, name, context)

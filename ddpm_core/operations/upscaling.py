@@ -20,7 +20,6 @@ from ..sampling.upscale import TILE, UpscaleSettings, upscale
 from ..training import precision
 from ..workspace import Workspace
 from .context import Context
-from .pictures import FILTERS
 
 _LEAST_TILE = 64
 
@@ -76,12 +75,19 @@ class Upscaler:
     def enlarge(
         self, image: Image.Image, size: tuple[int, int], seed: int, settings: UpscaleSettings
     ) -> Image.Image | None:
-        """An image brought to a size (width, height): enlarged as often as that takes, then shrunk to it; None where it was stopped. Where the
-        proportions differ the edges are cut."""
+        """An image brought to a size (width, height): enlarged as often as that takes, then resized to it; None where it was stopped. Where the
+        proportions differ the edges are cut, before anything is enlarged."""
         if max(size) > MOST_PIXELS:
             raise UserError(f"Images can be at most {MOST_PIXELS} pixels on a side; choose a smaller factor.")
         image = image.convert("RGB")
-        while image.width < size[0] or image.height < size[1]:
+        scale = min(image.width / size[0], image.height / size[1])
+        inside = (
+            max(1, round(scale * size[0])),
+            max(1, round(scale * size[1])),
+        )  # the largest part of these proportions
+        image = ImageOps.fit(image, inside, Image.Resampling.LANCZOS) if inside != image.size else image
+        # the last step beyond what is bearable is Lanczos'
+        while image.width < size[0] and max(image.size) * self.factor <= MOST_PIXELS:
             pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
             found = self(pixels, [seed], settings)
             if found is None:
@@ -90,8 +96,6 @@ class Upscaler:
         return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
-def own_upscaler(workspace: Workspace, upscaler: str) -> str | None:
-    """The name of the model, where what was named is one of ours: as in the list of upscalers, or by the name alone."""
-    if upscaler.startswith(OWN_UPSCALER):
-        return upscaler[len(OWN_UPSCALER) :]
-    return upscaler if upscaler in workspace.model_names() and upscaler not in FILTERS else None
+def own_upscaler(upscaler: str) -> str | None:
+    """The name of the model, where an entry of the list of upscalers is one of ours."""
+    return upscaler[len(OWN_UPSCALER) :] if upscaler.startswith(OWN_UPSCALER) else None

@@ -73,7 +73,9 @@ class Trainer:
         self.precision = precision.choose(settings.precision, self.device)
         self.dtype = precision.DTYPES[self.precision]
         if how is None:
-            how = hows.fastest(self.device, self.precision) if team is None else hows.plain(self.device)
+            # upscalers have not been measured on a GPU yet
+            measured = team is None and config.model.kind == "unet"
+            how = hows.fastest(self.device, self.precision) if measured else hows.plain(self.device)
         if how.network.fused:
             say("Preparing GPU kernels for this network; the first time this takes up to a minute.")
         unet, seed = config.model.unet, settings.seed

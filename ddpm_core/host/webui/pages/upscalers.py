@@ -16,7 +16,6 @@ from ....errors import UserError
 from ....requests import MOST_PIXELS, OWN_UPSCALER
 
 if TYPE_CHECKING:
-    from ....operations.upscaling import Upscaler as Loaded
     from ....service import Service
 
 _log = logging.getLogger("ddpm_core")
@@ -33,7 +32,6 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
     """Found by the WebUI among the classes of its ``Upscaler``; it makes one whenever it lists what it can enlarge with."""
 
     service: Callable[[], Service] | None = None  # set when the extension is loaded
-    _loaded: tuple[tuple[str, float], Loaded] | None = None  # the last that was used, and of which file
 
     def __init__(self, dirname: str | None = None) -> None:
         self.name = "DDPM"
@@ -55,34 +53,23 @@ class UpscalerDDPM(Upscaler):  # type: ignore[misc]
 
     def do_upscale(self, img: Image.Image, selected_model: str) -> Image.Image:
         """The image, as many times larger as the upscaler makes it; as it is where a person interrupts."""
-        upscaler = self._upscaler(selected_model)
+        from ....operations.context import Context
+        from ....operations.upscaling import Upscaler as Load
+        from ....sampling.upscale import UpscaleSettings
+
+        assert UpscalerDDPM.service is not None
+        held, name = UpscalerDDPM.service(), Path(selected_model).stem
+        # called within the host's turn at the device, so without one of our own; loaded anew each time, which takes less than an image
+        # and leaves the host its memory
+        upscaler = Load(held.workspace, name, Context(held.host.device(), stop=_Interrupted()))
         size = (img.width * upscaler.factor, img.height * upscaler.factor)
         if max(size) > MOST_PIXELS:
             raise UserError(
-                f"The DDPM upscaler {Path(selected_model).stem} makes images of at most {MOST_PIXELS} pixels on a side; choose a "
-                "smaller image or factor."
+                f"The DDPM upscaler {name} makes images of at most {MOST_PIXELS} pixels on a side; choose a smaller image or "
+                "factor."
             )
-        from ....sampling.upscale import UpscaleSettings
-
         found = upscaler.enlarge(img, size, 0, UpscaleSettings())
         return img if found is None else found
-
-    def _upscaler(self, path: str) -> Loaded:
-        from ....operations.context import Context
-        from ....operations.upscaling import Upscaler as Load
-
-        try:
-            key = (path, Path(path).stat().st_mtime)
-        except OSError:
-            raise UserError(f"There is no upscaler {Path(path).stem!r} any more; choose another.") from None
-        known = type(self)._loaded
-        if known is None or known[0] != key:
-            assert UpscalerDDPM.service is not None
-            held = UpscalerDDPM.service()
-            # called within the host's turn at the device: no turn of our own
-            context = Context(held.host.device(), stop=_Interrupted())
-            known = type(self)._loaded = (key, Load(held.workspace, Path(path).stem, context))
-        return known[1]
 
 
 def list_anew() -> None:
