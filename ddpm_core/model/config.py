@@ -36,6 +36,11 @@ def dataclass_from_json(kind: type[T], values: Any, what: str) -> T:
         raise UserError(f"The {what} is incomplete or has a value of the wrong type ({error}).") from None
 
 
+def _need(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
 def _is_int(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
@@ -64,52 +69,48 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        def need(condition: bool, sentence: str) -> None:
-            if not condition:
-                raise UserError(sentence)
-
         levels = self.block_out_channels
-        need(
+        _need(
             isinstance(levels, tuple) and 1 <= len(levels) <= 8 and all(_is_int(c, 1, 8192) for c in levels),
             "block_out_channels must list 1 to 8 channel counts, for example 64,128,256,512.",
         )
-        need(
+        _need(
             isinstance(self.attention_levels, tuple)
             and len(self.attention_levels) == len(levels)
             and all(isinstance(a, bool) for a in self.attention_levels),
             f"attention_levels must have one true or false for each of the {len(levels)} levels.",
         )
-        need(
+        _need(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
             and all(_is_int(s, 1, 4096) for s in self.image_size),
             "image_size must be two numbers of pixels, height and width.",
         )
         stride = 2 ** (len(levels) - 1)
-        need(
+        _need(
             all(side % stride == 0 for side in self.image_size),
             f"Size {self.image_size[1]}x{self.image_size[0]} does not fit this network: its {len(levels)} levels "
             f"need sides that are multiples of {stride}, for example {max(stride, round(self.image_size[0] / stride) * stride)}.",
         )
         for name in ("in_channels", "out_channels"):
-            need(_is_int(getattr(self, name), 1, 64), f"{name} must be between 1 and 64.")
-        need(_is_int(self.layers_per_block, 1, 16), "layers_per_block must be between 1 and 16.")
-        need(
+            _need(_is_int(getattr(self, name), 1, 64), f"{name} must be between 1 and 64.")
+        _need(_is_int(self.layers_per_block, 1, 16), "layers_per_block must be between 1 and 16.")
+        _need(
             _is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in levels),
             f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {levels}.",
         )
-        need(
+        _need(
             _is_int(self.attention_head_dim, 1, 8192)
             and levels[-1] % self.attention_head_dim == 0
             and all(c % self.attention_head_dim == 0 for c, a in zip(levels, self.attention_levels) if a),
             f"attention_head_dim ({self.attention_head_dim}) must divide the channels of every level that has attention.",
         )
-        need(
+        _need(
             levels[0] % 2 == 0,
             "The first of block_out_channels must be even: it is the width of the timestep embedding.",
         )
-        need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
-        need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+        _need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
+        _need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
 
     @property
     def attention_channels(self) -> tuple[int, ...]:
@@ -143,49 +144,45 @@ class UpscalerConfig:
     gain: float = 2.0
 
     def __post_init__(self) -> None:
-        def need(condition: bool, sentence: str) -> None:
-            if not condition:
-                raise UserError(sentence)
-
         widths = self.block_out_channels
-        need(
+        _need(
             isinstance(widths, tuple) and 1 <= len(widths) <= 8 and all(_is_int(c, 2, 8192) for c in widths),
             "block_out_channels must list 1 to 8 channel counts, for example 32,64,128.",
         )
-        need(
+        _need(
             isinstance(self.blocks_per_level, tuple)
             and len(self.blocks_per_level) == len(widths)
             and all(_is_int(n, 1, 16) for n in self.blocks_per_level),
             f"blocks_per_level must have one number from 1 to 16 for each of the {len(widths)} levels.",
         )
-        need(self.factor in (2, 4), "An upscaler's factor is 2 or 4.")
-        need(self.in_channels == 3 and self.out_channels == 3, "An upscaler's images have 3 channels.")
-        need(
+        _need(self.factor in (2, 4), "An upscaler's factor is 2 or 4.")
+        _need(self.in_channels == 3 and self.out_channels == 3, "An upscaler's images have 3 channels.")
+        _need(
             _is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in widths),
             f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {widths}.",
         )
-        need(
+        _need(
             widths[0] % 2 == 0,
             "The first of block_out_channels must be even: it is the width of the timestep embedding.",
         )
         unit = max(self.stride, self.factor)
-        need(
+        _need(
             _is_int(self.crop_size, unit, 1024) and self.crop_size % unit == 0,
             f"crop_size must be a multiple of {unit}, for this network's strides and factor.",
         )
-        need(
+        _need(
             isinstance(self.image_size, tuple)
             and len(self.image_size) == 2
             and all(_is_int(s, self.crop_size, 4096) and s % self.factor == 0 for s in self.image_size),
             f"image_size must be two multiples of {self.factor} pixels, height and width, not below the crop_size of {self.crop_size}.",
         )
-        need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
-        need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
-        need(
+        _need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
+        _need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+        _need(
             _is_int(self.detail_channels, 1, 1024) and self.detail_channels % self.norm_num_groups == 0,
             f"detail_channels must be a multiple of norm_num_groups ({self.norm_num_groups}).",
         )
-        need(_is_number(self.gain, 0.01, 100.0), "gain must be between 0.01 and 100.")
+        _need(_is_number(self.gain, 0.01, 100.0), "gain must be between 0.01 and 100.")
 
     @property
     def stride(self) -> int:

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Around, DropoutSource, ResBlock, TimestepMLP, timestep_embedding
-from .condition import Make
 from .config import UpscalerConfig
 from .layers import Conv2d, GroupNorm, Init, Linear
 from .network import Network
-from .ways import Ways
 
 PATCH = 2
 _LEVEL_WIDTH = 64  # of the embedding of the noise level
@@ -88,22 +86,11 @@ class EfficientUNet(Network):
     H and W are multiples of ``config.stride``. Otherwise as ``UNet``.
     """
 
-    def __init__(
-        self,
-        config: UpscalerConfig,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-        *,
-        draw: bool = True,
-        ways: Ways | None = None,
-        conditions: Mapping[str, Make] | None = None,
-    ) -> None:
-        """As ``UNet``."""
-        super().__init__()
-        if generator is None:
-            generator = torch.Generator(device="cpu").manual_seed(0)
-        init = Init(device, generator, draw=draw, ways=ways)
-        self.config = config
+    config: UpscalerConfig
+
+    def make(self, init: Init) -> int:
+        """As ``Network``."""
+        config = self.config
         widths = config.block_out_channels
         width = 4 * widths[0]
         inputs = PATCH * PATCH * (config.in_channels + config.out_channels)
@@ -119,7 +106,7 @@ class EfficientUNet(Network):
         self.conv_detail = Conv2d(init, config.in_channels + config.out_channels + detail, detail)
         self.conv_norm_out = GroupNorm(init, config.norm_num_groups, detail, config.norm_eps)
         self.conv_out = Conv2d(init, detail, config.out_channels, scale=0.0)
-        self.finish(init, width, conditions)
+        return width
 
     @property
     def can_be_told(self) -> tuple[str, ...]:

@@ -27,8 +27,25 @@ class Network(nn.Module):
     ways: Ways
     blocks: int  # residual ones
 
-    def finish(self, init: Init, width: int, conditions: Mapping[str, Make] | None) -> None:
-        """To be called when all else is made: ``width`` of the timestep's embedding, ``conditions`` by name (``condition.py``)."""
+    def __init__(
+        self,
+        config: Any,
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+        *,
+        draw: bool = True,
+        ways: Ways | None = None,
+        conditions: Mapping[str, Make] | None = None,
+    ) -> None:
+        """``generator``: a CPU generator for the initial weights (default: a new one with seed 0), unless ``draw`` is False:
+        then they are not drawn at all, for weights that are loaded next. ``ways``: which kernels, PyTorch's by default.
+        ``conditions``: what it can be told, by name (``condition.py``)."""
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator(device="cpu").manual_seed(0)
+        init = Init(device, generator, draw=draw, ways=ways)
+        self.config = config
+        width = self.make(init)
         self.ways = init.ways
         found = self._residual_blocks()
         for place, block in enumerate(found):
@@ -36,6 +53,10 @@ class Network(nn.Module):
         self.blocks = len(found)
         # last, so that the weights before them are drawn alike with and without
         self.conditions = nn.ModuleDict({name: make(init, width) for name, make in (conditions or {}).items()})
+
+    def make(self, init: Init) -> int:
+        """Make the layers, by ``self.config``; the width of the timestep's embedding."""
+        raise NotImplementedError
 
     def condition(self, name: str) -> Condition:
         """One of its conditions."""

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Around, Downsample, DropoutSource, ResBlock, TimestepMLP, Upsample, timestep_embedding
-from .condition import Make
 from .config import UNetConfig
 from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, attend, linear
 from .network import Network
 from .products import linear as product
-from .ways import Ways
 
 
 class Attention(nn.Module):
@@ -145,24 +143,11 @@ class UNet(Network):
     H and W may differ from ``config.image_size`` as long as the strides divide them.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-        *,
-        draw: bool = True,
-        ways: Ways | None = None,
-        conditions: Mapping[str, Make] | None = None,
-    ) -> None:
-        """``generator``: a CPU generator for the initial weights (default: a new one with seed 0), unless ``draw`` is False:
-        then they are not drawn at all, for weights that are loaded next. ``ways``: which kernels, PyTorch's by default.
-        ``conditions``: what it can be told, by name (``condition.py``)."""
-        super().__init__()
-        if generator is None:
-            generator = torch.Generator(device="cpu").manual_seed(0)
-        init = Init(device, generator, draw=draw, ways=ways)
-        self.config = config
+    config: UNetConfig
+
+    def make(self, init: Init) -> int:
+        """As ``Network``."""
+        config = self.config
         widths = config.block_out_channels
         temb_width = 4 * widths[0]
         levels = range(len(widths))
@@ -175,7 +160,7 @@ class UNet(Network):
         self.conv_out = Conv2d(init, widths[0], config.out_channels, scale=0.0)
         for place, attention in enumerate(module for module in self.modules() if isinstance(module, Attention)):
             attention.place = place
-        self.finish(init, temb_width, conditions)
+        return temb_width
 
     def forward(
         self,
