@@ -71,14 +71,21 @@ def press(connection: http.client.HTTPConnection, session: str, event: int, valu
     return joined + connection.getresponse().read().decode()
 
 
-def event_of(address: str, button: str) -> int:
-    """gradio's number for what a button does."""
+def click_of(address: str, button: str) -> tuple[int, list[Any]]:
+    """gradio's number for what a button does, and the values a page just opened sends along."""
     connection = http.client.HTTPConnection(address, timeout=30)
     connection.request("GET", "/config")
     config = json.loads(connection.getresponse().read())
     connection.close()
     pressed = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == button)
-    return next(int(d["id"]) for d in config["dependencies"] if [pressed, "click"] in d["targets"])
+    event = next(d for d in config["dependencies"] if [pressed, "click"] in d["targets"])
+    values = {c["id"]: c["props"].get("value") for c in config["components"]}
+    return int(event["id"]), [values[number] for number in event["inputs"]]
+
+
+def event_of(address: str, button: str) -> int:
+    """gradio's number for what a button does."""
+    return click_of(address, button)[0]
 
 
 class Client(threading.Thread):
@@ -279,9 +286,8 @@ def test_pages_that_were_closed_cost_no_memory_for_ever(tmp_path: Path) -> None:
     process, url = serve(Path(sys.executable), tmp_path / "served" / "ws")
     try:
         address = urlsplit(url).netloc
-        refresh = event_of(address, "ddpm_refresh")
+        refresh, values = click_of(address, "ddpm_refresh")
         connection = http.client.HTTPConnection(address, timeout=30)
-        values = [None, None, "", None, None, None, 0]
 
         def open_pages(first: int, last: int) -> float:
             for number in range(first, last):
