@@ -140,9 +140,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("sample", "Generate images with a model.")
     add_flags(p, SampleRequest, seed=0)
+    p.add_argument("--init", metavar="FILE", help="an image to begin with")
+    p.add_argument("--mask", metavar="FILE", help="of that image: white where is drawn anew; the rest stays as it is")
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", help=_DEVICES)
+
+    p = command("interpolate", "Generate what lies between two seeds, or two prompts: frames, a strip, an animation.")
+    p.add_argument("--seeds", type=int, nargs=2, required=True, metavar=("A", "B"), help="from that of A to that of B")
+    p.add_argument("--frames", type=int, default=9)
+    p.add_argument("--to-prompt", metavar="TEXT", help="of the last frame (default: that of the first)")
+    p.add_argument("--loop", action="store_true", help="around a circle through both, back to the first")
+    p.add_argument("--out", required=True, metavar="DIR")
+    p.add_argument("--device", help=_DEVICES)
+    wanted = {"model", "sampler", "steps", "prompt", "negative_prompt", "cfg_scale"}
+    add_flags(p, SampleRequest, sorted(set(fields_of(SampleRequest)) - wanted))
 
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")

@@ -17,14 +17,16 @@ from .host.standalone import GRIDS, NUMBERED, StandaloneHost, save_png
 from .model import export as model_export
 from .model import file as model_file
 from .operations.context import Context
+from .operations.editing import open_image, open_mask
 from .operations.evaluation import evaluate
 from .operations.faithfulness import evaluate_upscaler
+from .operations.interpolating import interpolate, write_animation
 from .operations.pictures import FILTERS, grid_of
 from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
 from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
-from .requests import OWN_UPSCALER, SampleRequest, TrainRequest
+from .requests import OWN_UPSCALER, Prompt, SampleRequest, TrainRequest
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.team import Team
@@ -142,7 +144,11 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
 def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     """``sample``."""
     names = [name for name in fields_of(SampleRequest) if name in a]
-    request = SampleRequest(**{name: getattr(a, name) for name in names})
+    request = SampleRequest(
+        **{name: getattr(a, name) for name in names},
+        image=open_image(as_pasted(a.init)) if a.init else None,
+        mask=open_mask(as_pasted(a.mask)) if a.mask else None,
+    )
     workspace = open_workspace(a)
     if (
         request.upscaler not in FILTERS and request.upscaler in workspace.model_names()
@@ -159,6 +165,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         step=request.checkpoint_step,
         enlarging=request.enlarging,
         prompts=[request.asked],
+        edit=request.edit,
     )
     files, grid = write_samples(found, Path(a.out))
     return {
@@ -172,7 +179,25 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
     }
 
 
-def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
+def run_interpolate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``interpolate``."""
+    first = Prompt(a.prompt, a.negative_prompt)
+    found = interpolate(
+        open_workspace(a),
+        a.model,
+        (a.seeds[0], a.seeds[1]),
+        a.frames,
+        SampleSettings(a.sampler, a.steps, cfg_scale=a.cfg_scale),
+        make_context(a, stop, screen),
+        prompts=(first, first if a.to_prompt is None else Prompt(a.to_prompt, a.negative_prompt)),
+        loop=a.loop,
+    )
+    files, _ = write_samples(found, Path(a.out), grid=False)
+    strip, animation = write_animation(found.pictures, Path(a.out), not a.loop) if len(files) > 1 else (None, None)
+    return {"files": files, "strip": strip, "animation": animation, "seconds": round(found.seconds, 3)}
+
+
+def write_samples(found: Sampled, out: Path, grid: bool = True) -> tuple[list[str], str | None]:
     """Write images, named by number and seed, and their grid into a folder; numbers go on after those that are there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -182,17 +207,17 @@ def write_samples(found: Sampled, out: Path) -> tuple[list[str], str | None]:
             path = out / f"{number:05d}-{seed}.png"
             save_png(image, path, text)
             files.append(str(path))
-        if not files:
-            return [], None
-        grid = out / "grid.png"
-        if grid.exists() or grid.is_symlink():
-            grid = out / f"grid-{max(1, next_number(out, GRIDS)):04d}.png"
-        save_png(grid_of(found.pictures), grid, found.texts[0])
+        if not files or not grid:
+            return files, None
+        whole = out / "grid.png"
+        if whole.exists() or whole.is_symlink():
+            whole = out / f"grid-{max(1, next_number(out, GRIDS)):04d}.png"
+        save_png(grid_of(found.pictures), whole, found.texts[0])
     except OSError as error:
         raise UserError(
             f"The images could not be written to {out} ({error.strerror or error}); make room or choose another folder."
         ) from None
-    return files, str(grid)
+    return files, str(whole)
 
 
 def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

@@ -18,6 +18,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = ("ema", "raw")
 CONDITIONS = ("auto", "none", "tags", "text", "pooled", "cross-attention")
 SPACINGS = ("trailing", "leading", "linspace")
+RESIZE_MODES = ("resize", "crop", "fill")
+MASKED_CONTENTS = ("original", "fill", "noise")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Option:
 
     ``low`` and ``high``: bounds, both allowed. ``choices``: the only values. ``flag``: where it is not made of the name;
     ``metavar`` of the flag. ``shown``: what the widget shows where the value is None, and means None. ``step`` of a slider,
-    which a number with both bounds gets.
+    which a number with both bounds gets. ``group``: the widgets that it stands among, where those are not the usual ones.
     """
 
     label: str = ""
@@ -39,6 +41,7 @@ class Option:
     metavar: str | None = None
     shown: Any = 0
     step: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .options import CONDITIONS, CROPS, PRECISIONS, SPACINGS, WEIGHTS, check, option
+from .options import CONDITIONS, CROPS, MASKED_CONTENTS, PRECISIONS, RESIZE_MODES, SPACINGS, WEIGHTS, check, option
 from .parsing import read_json, read_record
 from .text import legible
 
@@ -19,6 +19,7 @@ MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
 COLLECTION_STATE = "generating.json"  # in a dataset's folder
 OWN_UPSCALER = "DDPM: "  # before the name of an upscaler of ours in a list of upscalers
+UPSCALER_STEPS, UPSCALER_NOISE = 10, 0.1  # of ours, until a person says otherwise
 NATIVE = "None (native size)"  # what a list of upscalers offers first
 
 
@@ -48,6 +49,13 @@ class TrainRequest:
         shown="auto",
         help="what the model learns to be told: the words of the prompts (tags), the prompts by the WebUI's text encoder "
         "(text: pooled or cross-attention, by the number of images), or nothing (default: auto)",
+    )
+    stop_before_copying: bool = option(
+        True,
+        label="Stop before it copies",
+        info="Ends the training when it begins to learn its images by heart",
+        flag="--train-past-copying",
+        help="go on where it begins to learn its images by heart (default: it stops there)",
     )
     resume: bool = option(False)
     init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
@@ -149,11 +157,16 @@ class Collection:
 
 @dataclass(frozen=True)
 class Enlarging:
-    """How samples are brought to another size: by an upscaler, to ``factor`` times their own or to ``size`` (w, h)."""
+    """How samples are brought to another size: by an upscaler, to ``factor`` times their own or to ``size`` (w, h).
+
+    ``steps`` and ``noise`` are for upscalers of ours, as in ``sampling.upscale.UpscaleSettings``.
+    """
 
     upscaler: str
     factor: float = 1.0
     size: tuple[int, int] | None = None
+    steps: int = UPSCALER_STEPS
+    noise: float = UPSCALER_NOISE
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor <= MOST_FACTOR:
@@ -179,6 +192,27 @@ class Prompt:
             object.__setattr__(self, name, legible(getattr(self, name)))
         if max(len(self.text), len(self.negative)) > MOST_TEXT:
             raise UserError(f"A prompt can have at most {MOST_TEXT} characters.")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An image to begin with, as in the WebUI's img2img and inpainting; ``mask``: white where is drawn anew, all of it where there is none.
+
+    ``resize_mode``: how an image of other proportions is brought to the model's: stretched, cut, or filled up. ``only_masked``: the model
+    draws the masked part with ``mask_padding`` pixels around it instead of the whole image. ``resamples``: how often each part of the way from
+    noise to image is gone, so that what is drawn fits what stays.
+    """
+
+    image: Image.Image
+    mask: Image.Image | None = None
+    denoising_strength: float = 0.75
+    resize_mode: str = "crop"
+    invert_mask: bool = False
+    mask_blur: int = 4
+    masked_content: str = "original"
+    only_masked: bool = False
+    mask_padding: int = 32
+    resamples: int = 2
 
 
 @dataclass(frozen=True)
@@ -224,7 +258,100 @@ class SampleRequest:
         None, metavar="NAME", help="an upscaler of yours, or Lanczos or Nearest (default: the model's own size)"
     )
     factor: float = option(4.0, help="how many times larger the upscaler makes the images")
+    upscaler_steps: int = option(
+        UPSCALER_STEPS,
+        label="Upscaler steps (DDPM upscalers)",
+        low=1,
+        high=100,
+        step=1,
+        help="network calls of an upscaler of yours for each image",
+    )
+    upscaler_noise: float = option(
+        UPSCALER_NOISE,
+        label="Upscaler noise (DDPM upscalers)",
+        info="Higher redraws more of the detail, lower keeps more of the sample",
+        low=0,
+        high=0.3,
+        step=0.01,
+        help="noise that an upscaler of yours gives the image before it draws, 0 to 0.3",
+    )
     size: tuple[int, int] | None = None
+    variation_seed: int | None = option(
+        None, label="Variation seed (-1 = random)", shown=-1, group="variation", help="-1: random"
+    )
+    variation_strength: float = option(
+        0.0,
+        label="Variation strength",
+        low=0,
+        high=1,
+        step=0.01,
+        group="variation",
+        help="how far the noise of the seed goes towards that of the variation seed, 0 to 1",
+    )
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    denoising_strength: float = option(
+        0.75,
+        label="Denoising strength",
+        low=0,
+        high=1,
+        step=0.01,
+        group="edit",
+        help="of an image to begin with (--init): 0 leaves it as it is, 1 leaves nothing of it",
+    )
+    resize_mode: str = option(
+        "crop",
+        label="Resize mode",
+        choices=RESIZE_MODES,
+        group="edit",
+        help="how that image is brought to the model's proportions: resize (stretch), crop, or fill",
+    )
+    mask_blur: int = option(4, label="Mask blur", low=0, high=64, step=1, group="edit", help="pixels")
+    masked_content: str = option(
+        "original",
+        label="Masked content",
+        choices=MASKED_CONTENTS,
+        group="edit",
+        help="what is under the mask at first: the original, colours from around it, or noise",
+    )
+    only_masked: bool = option(
+        False,
+        label="Inpaint area: only masked",
+        group="edit",
+        help="the model draws the masked part and some pixels around it instead of the whole image",
+    )
+    invert_mask: bool = option(
+        False, label="Inpaint not masked", group="edit", help="draw what is black in the mask instead of what is white"
+    )
+    mask_padding: int = option(
+        32,
+        label="Only masked padding, pixels",
+        low=0,
+        high=256,
+        step=4,
+        group="edit",
+        help="those pixels",
+    )
+    resamples: int = option(
+        2,
+        label="Resamples",
+        info="More fit the new part to the rest better, and take longer",
+        low=1,
+        high=10,
+        step=1,
+        group="edit",
+        help="how often each part of the way from noise to image is gone under a mask, 1 to 10",
+    )
+
+    @property
+    def edit(self) -> Edit | None:
+        """The image to begin with, if there is one; UserError where a value is out of range."""
+        if self.image is None:
+            if self.mask is not None:
+                raise UserError("A mask needs the image that it belongs to; give that, too (--init).")
+            return None
+        check(self, [name for name in Edit.__dataclass_fields__ if name not in ("image", "mask")])
+        return Edit(**{name: getattr(self, name) for name in Edit.__dataclass_fields__})
 
     @property
     def asked(self) -> Prompt:
@@ -234,4 +361,6 @@ class SampleRequest:
     @property
     def enlarging(self) -> Enlarging | None:
         """How the samples are enlarged, if they are; UserError for a factor out of range."""
-        return Enlarging(self.upscaler, self.factor, self.size) if self.upscaler else None
+        if not self.upscaler:
+            return None
+        return Enlarging(self.upscaler, self.factor, self.size, self.upscaler_steps, self.upscaler_noise)

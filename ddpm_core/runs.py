@@ -21,7 +21,8 @@ FILE = "run.json"
 class Run:
     """One run. ``state``: running, finished, stopped or failed. ``config`` is ``RunConfig.to_json``'s; ``fingerprint`` that of the
     dataset's ``images`` images; ``minutes`` count from the beginning, over all resumptions; ``began`` in seconds since 1970;
-    ``init_from``: the model whose weights it started from. ``rest``: what else the file holds, kept as it is.
+    ``init_from``: the model whose weights it started from; ``past_copying``: whether a person wants it to go on where it begins to copy.
+    ``rest``: what else the file holds, kept as it is.
     """
 
     config: dict[str, Any]
@@ -35,6 +36,7 @@ class Run:
     began: float | None = None
     version: str | None = None
     format: int = 1
+    past_copying: bool = False
     rest: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -57,6 +59,8 @@ class Run:
             raise ValueError("its minutes are none")
         if not isinstance(source, (str, type(None))):
             raise ValueError("its source is none")
+        if not isinstance(found.get("past_copying", False), bool):
+            raise ValueError("its switch is none")
         return cls(**found, rest={key: value for key, value in values.items() if key not in own})
 
     def to_json(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from . import bundled
 from .collector import Collector
 from .errors import UserError
 from .files import as_pasted
@@ -25,7 +26,7 @@ from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.context import Context
-from .requests import COLLECTION_STATE, Collection, Enlarging, Prompt, SampleRequest, TrainRequest
+from .requests import COLLECTION_STATE, Collection, Edit, Enlarging, Prompt, SampleRequest, TrainRequest
 from .results import Emerging, Result, Save, keep
 from .watch import Watch
 from .workspace import Workspace
@@ -62,21 +63,11 @@ class Service:
             current = self._workspace
             if current is None or (current.root, current.models_folder) != folders:
                 self._workspace = Workspace(*folders)
+                bundled.offer(self._workspace)
                 if current is not None:
                     self.collector.forget_rule()
             assert self._workspace is not None
             return self._workspace
-
-    def newest_model(self) -> str | None:
-        """The model that was written last, if there is one."""
-
-        def written(name: str) -> float:
-            try:
-                return self.workspace.model_path(name).stat().st_mtime
-            except OSError:
-                return 0.0
-
-        return max(self.workspace.model_names("unet"), key=written, default=None)
 
     def upscalers(self) -> list[str]:
         """What samples can be enlarged by: ours, then the host's."""
@@ -254,7 +245,7 @@ class Service:
         if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
             raise UserError(f"There is no model {request.init_from!r} to start from.")
 
-    def _check_sampling(self, model: str, count: int, enlarging: Enlarging | None) -> None:
+    def _check_sampling(self, model: str, count: int, enlarging: Enlarging | None, edit: Edit | None = None) -> None:
         if not 1 <= count <= 1024:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
         if model not in self.workspace.model_names():  # names only: a page may not point at files
@@ -263,6 +254,8 @@ class Service:
             raise UserError(f"There is no upscaler {enlarging.upscaler!r}; choose one of those in the list.")
         height, width = self.workspace.model_config(model).image_size
         width, height = enlarging.target(width, height) if enlarging is not None else (width, height)
+        if edit is not None and edit.mask is not None:  # a result is as large as what was given
+            width, height = max(width, edit.image.width), max(height, edit.image.height)
         if count * width * height > _MOST_PIXELS:
             most = _MOST_PIXELS // (width * height)
             raise UserError(
@@ -274,8 +267,8 @@ class Service:
         from .operations.sampling import settings_of
 
         model, count, enlarging = request.model, request.count, request.enlarging
-        settings, prompts = settings_of(request), [request.asked]
-        self._check_sampling(model, count, enlarging)
+        settings, prompts, edit = settings_of(request), [request.asked], request.edit
+        self._check_sampling(model, count, enlarging, edit)
         samplings = [job for job in self.jobs.all() if job.kind == "sample"]
         for old in [job for job in samplings if job.finished.is_set()][1:]:
             old.artifacts = {}  # pictures are on disk; the newest stay at hand
@@ -296,6 +289,7 @@ class Service:
                 step=request.checkpoint_step,
                 enlarging=enlarging,
                 prompts=prompts,
+                edit=edit,
                 emerging=emerging,
             )
             results: list[Result] = []
@@ -324,6 +318,7 @@ class Service:
         prompts: Sequence[Prompt],
         batch_size: int,
         stop: threading.Event,
+        edit: Edit | None = None,
         emerging: Callable[[int, int, Tensor], None],
         report: Callable[[dict[str, Any]], None],
         save: Save,
@@ -335,7 +330,7 @@ class Service:
         """
         from .operations.sampling import sample
 
-        self._check_sampling(model, count, enlarging)
+        self._check_sampling(model, count, enlarging, edit)
         workspace = self.workspace
         context = Context(
             self.host.device(),
@@ -354,6 +349,7 @@ class Service:
             weights=weights,
             enlarging=enlarging,
             prompts=prompts,
+            edit=edit,
             emerging=emerging,
         )
         results: list[Result] = []

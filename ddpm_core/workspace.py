@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,19 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What lists need to know of a model's file; as it is here of one that cannot be read. ``size``: of the images that it makes, or, of an
+    upscaler, takes when it is trained; ``written``: when, in seconds."""
+
+    kind: str = "unet"
+    size: tuple[int, ...] = ()
+    dataset: str = ""
+    upscaler: str = ""
+    bundled: bool = False
+    written: float = 0.0
+
+
 class Workspace:
     """One folder on disk with all datasets, runs and models. Any number of threads and processes may share it."""
 
@@ -55,7 +69,7 @@ class Workspace:
         self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
-        self._kinds: dict[str, tuple[tuple[int, int], str]] = {}  # of models, by name
+        self._headers: dict[str, tuple[tuple[int, int], _Header]] = {}  # of models, by name
 
     @property
     def own(self) -> OwnPictures:
@@ -269,25 +283,59 @@ class Workspace:
     def model_names(self, kind: str | None = None) -> list[str]:
         """Names of the models, sorted; those of a kind (``model.config.KINDS``): what cannot be read is taken for a *unet*."""
         found = [path for path in self.models_folder.glob("*.safetensors") if is_name(path.stem)]
-        return sorted((p.stem for p in found if kind is None or self._kind(p) == kind), key=str.casefold)
+        return sorted((p.stem for p in found if kind is None or self._header(p).kind == kind), key=str.casefold)
 
-    def _kind(self, path: Path) -> str:
+    def _header(self, path: Path) -> _Header:
         """Of a model's file, read anew only where that has changed: lists are asked for all the time."""
         from .model import file as model_file
 
         try:
             status = path.stat()
             key = (status.st_mtime_ns, status.st_size)
-            known = self._kinds.get(path.stem)
+            known = self._headers.get(path.stem)
             if known is None or known[0] != key:
-                known = self._kinds[path.stem] = (key, model_file.read_config(path)[0].kind)
+                config, info = model_file.read_config(path)
+                about = model_file.known_of(info)
+                factor = getattr(config.unet, "factor", 1)
+                header = _Header(
+                    config.kind,
+                    tuple(side // factor for side in config.image_size),
+                    about.get("dataset", ""),
+                    about.get("upscaler", ""),
+                    info.get("bundled") is True,
+                    status.st_mtime,
+                )
+                known = self._headers[path.stem] = (key, header)
         except (OSError, UserError):
-            return "unet"
+            return _Header()
         return known[1]
+
+    def newest_model(self) -> str | None:
+        """The model that was written last, if there is one; one that came along only where there is no other."""
+
+        def rank(name: str) -> tuple[bool, float]:
+            header = self._header(self.models_folder / f"{name}.safetensors")
+            return not header.bundled, header.written
+
+        return max(self.model_names("unet"), key=rank, default=None)
 
     def upscalers(self) -> list[str]:
         """Those of ours as they stand in a list of upscalers."""
         return [OWN_UPSCALER + name for name in self.model_names("upscaler")]
+
+    def upscaler_of(self, model: str) -> str | None:
+        """The upscaler that goes with a model: the one that it names, or else the newest that learned from the same dataset and takes
+        images of its size; None where there is none."""
+        own = self._header(self.models_folder / f"{model}.safetensors")
+        if own.kind != "unet":
+            return None
+        headers = {
+            name: self._header(self.models_folder / f"{name}.safetensors") for name in self.model_names("upscaler")
+        }
+        if own.upscaler in headers:
+            return own.upscaler
+        fit = [name for name, one in headers.items() if one.dataset == own.dataset != "" and one.size == own.size]
+        return max(fit, key=lambda name: headers[name].written, default=None)
 
     def model_path(self, name: str) -> Path:
         """Path of a model given by name or as a file; UserError when there is none, listing those that are."""
@@ -320,6 +368,8 @@ class Workspace:
             "kind": config.kind,
             "tags": list(config.tags),
             "text": None if config.text is None else f"{config.text.reading}, {config.text.name}",
+            "upscaler": self.upscaler_of(path.stem) if path.parent == self.models_folder else None,
+            "bundled": info.get("bundled") is True,
             "bytes": path.stat().st_size,
             "size": list(config.image_size),
             "config": config.to_json(),

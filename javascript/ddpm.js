@@ -159,11 +159,30 @@ window.ddpm = (function () {
         }
     }
 
+    /** Which thumbnail of the results is selected; -1 for none. */
+    function selected() {
+        const gallery = byId("ddpm_gallery");
+        const strip = gallery && (gallery.querySelector(".thumbnails") || gallery.querySelector(".grid-container"));
+        return strip ? [...strip.querySelectorAll("button.thumbnail-item")].findIndex((item) => item.classList.contains("selected")) : -1;
+    }
+
+    /** An address that ends in #ddpm_tab_generate opens that sub-tab, once. */
+    function openNamed() {
+        const name = (/^#ddpm_tab_(\w+)$/.exec(window.location.hash) || [])[1];
+        const number = ["dataset", "train", "generate"].indexOf(name);
+        const buttons = root().querySelectorAll("#ddpm_tabs > .tab-nav button, #ddpm_tabs [role=tab]");
+        if (number >= 0 && buttons[number]) buttons[number].click();
+        return number < 0 || buttons.length > number;
+    }
+
+    let opened = false;
+
     const PAGE = Math.random().toString(36).slice(2);
 
     async function poll() {
         let wait = 1500;
         if (byId("ddpm_tab")) {
+            opened = opened || openNamed();
             try {
                 status = await get("status", { page: PAGE });
                 if (!connected) offline("");
@@ -184,5 +203,5 @@ window.ddpm = (function () {
 
     poll();
 
-    return { T, REASONS, draw, ticks, root, byId, el, button, figure, url, get, post, duration, number, inputValue, redraw, progress, isRunning, jobKey };
+    return { T, REASONS, draw, ticks, root, byId, el, button, figure, url, get, post, duration, number, inputValue, redraw, progress, isRunning, jobKey, selected };
 })();

@@ -36,6 +36,9 @@
                 if (r && r.ended === "time") {
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped by the time limit at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
+                } else if (r && r.ended === "copying") {
+                    box.append(el("div", "ddpm-line", el("strong", "", T("Stopped before it copies, at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
+                        el("div", "ddpm-note", T("Longer training would make samples copies of its images. More images allow more training. To train on all the same, clear Stop before it copies in More settings and resume.")));
                 } else if (r && r.ended === "stop") {
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));

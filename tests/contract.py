@@ -29,6 +29,7 @@ INSTANCES = {
 # what the host hands to us, by the name it has in our source
 HANDED = {
     "p": "processing.StableDiffusionProcessing",
+    "edited": "processing.StableDiffusionProcessingImg2Img",
     "processed": "processing.Processed",
     "params": "script_callbacks.ImageSaveParams",
     "runner": "scripts.ScriptRunner",

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from torch import Tensor
 
+from ddpm_core import bundled
 from ddpm_core.api import public
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.unet import UNet
@@ -72,7 +73,7 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     }
     body = {"model": "m", "dataset": "faces", "preset": "tiny-32", "steps": 2, "batch_size": 4, "settings": settings}
     assert done(client, client.post("/ddpm/v1/train", json=body))["state"] == "done"
-    assert [m["name"] for m in client.get("/ddpm/v1/models").json()["models"]] == ["m"]
+    assert [m["name"] for m in client.get("/ddpm/v1/models").json()["models"]] == [*bundled.names(), "m"]
     nothing = client.post("/ddpm/v1/train", json={"model": "m", "resume": True, "steps": 2, "minutes": 30})
     assert nothing.status_code == 400 and "m already has 2 steps" in nothing.json()["detail"]
     made = client.post("/ddpm/v1/sample", json={"model": "m", "count": 2, "steps": 2, "seed": 7}).json()
@@ -209,7 +210,7 @@ def test_odd_names_on_disk_are_no_obstacle(client: TestClient, tmp_path: Path) -
     shutil.copytree(workspace / "datasets" / "faces", workspace / "datasets" / "faces (copy)")
     (workspace / "models" / "model (1).safetensors").write_bytes(b"x")
     status = client.get("/ddpm/v1/status").json()
-    assert status["datasets"] == ["faces"] and status["models"] == []
+    assert status["datasets"] == ["faces"] and status["models"] == [bundled.BASE]
     shutil.rmtree(workspace / "runs")
     assert client.get("/ddpm/v1/status").status_code == 200
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import CommandLine, random_pictures
 from PIL import Image, PngImagePlugin
 
+from ddpm_core import bundled
 from ddpm_core.dataset import merging
 from ddpm_core.dataset.handing_out import thumbnail
 from ddpm_core.dataset.harvest import harvest
@@ -68,7 +69,7 @@ def test_a_renamed_model_keeps_its_run(service: Service) -> None:
     trained(service, "m")
     before = service.workspace.model_path("m").read_bytes()
     assert service.rename("model", "m", "mine") == "mine"
-    assert service.workspace.model_names() == ["mine"] == service.workspace.run_names()
+    assert service.workspace.model_names() == [*bundled.names(), "mine"] and service.workspace.run_names() == ["mine"]
     assert service.workspace.model_path("mine").read_bytes() == before
     job = service.start_training(TrainRequest("mine", resume=True, steps=4))
     assert job.finished.wait(120) and job.result["steps"] == 4
@@ -240,7 +241,7 @@ def test_a_training_waits_for_the_one_before_it_and_can_be_cancelled(service: Se
     assert service.stop("train")  # the one that runs; the next goes on
     assert first.finished.wait(60) and first.state == "stopped"
     assert second.finished.wait(120) and second.state == "done"
-    assert service.workspace.model_names() == ["first", "second"]
+    assert service.workspace.model_names() == [*bundled.names(), "first", "second"]
 
 
 def test_a_training_lets_a_sampling_go_first(tmp_path: Path) -> None:

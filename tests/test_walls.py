@@ -26,7 +26,7 @@ LAYERS = [
     {"sampling", "dataset", "evaluation"},
     {"training"},
     {"workspace"},
-    {"renaming"},
+    {"renaming", "bundled"},
     {"operations"},
     {"jobs", "collector"},
     {"host"},

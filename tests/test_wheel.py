@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, random_pictures
 
-from ddpm_core import __version__
+from ddpm_core import __version__, bundled
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of Unix")
 
@@ -46,6 +46,7 @@ def test_the_wheel_has_everything(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {str(path.relative_to(ROOT)) for path in (ROOT / "ddpm_core").rglob("*.py")}
     wanted |= {"ddpm_core/assets/portraits.zip", "ddpm_core/page/style.css"}
+    wanted |= {str(path.relative_to(ROOT)) for path in bundled.FOLDER.iterdir()}
     for folder in ("javascript", "localizations"):
         wanted |= {f"ddpm_core/page/{path.relative_to(ROOT)}" for path in (ROOT / folder).iterdir()}
     assert wanted <= held, wanted - held

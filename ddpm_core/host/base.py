@@ -23,6 +23,9 @@ class OutputPanel(Protocol):
 
     outputs: list[Any]  # gradio components
 
+    def number(self, index: int) -> int:
+        """Which picture stands at an index of what is shown; below 0 where it is none of them."""
+
     def show(self) -> list[Any]:
         """Values for the outputs: the newest pictures."""
 

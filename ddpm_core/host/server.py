@@ -197,9 +197,13 @@ def serve(
     stop: threading.Event,
     say: Callable[[str], None],
     root_path: str = "",
+    *,
+    page: str = "",
+    meanwhile: Callable[[Any], None] = lambda service: None,
 ) -> dict[str, Any]:
     """Serve until ``stop`` is set; running jobs are then stopped with their work saved.
 
+    ``page``: the fragment of the address to open; ``meanwhile``: what to do with the service once it can be reached.
     ``root_path``: the path, or the whole address, below which a proxy in front of this serves the page.
     """
     import uvicorn
@@ -243,10 +247,13 @@ def serve(
     if not thread.is_alive():
         raise UserError(f"The server at {address}:{port} did not start; see the lines above.")
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-    say(f"Open {url} in a browser. Ctrl+C stops the server; running work is saved.")
-    while thread.is_alive() and not stop.wait(0.5):
-        pass
-    service.shutdown()
-    server.should_exit = True  # open pages get two seconds to hang up
-    thread.join(10)
+    say(f"Open {url}{page} in a browser. Ctrl+C stops the server; running work is saved.")
+    try:
+        meanwhile(service)
+        while thread.is_alive() and not stop.wait(0.5):
+            pass
+    finally:
+        service.shutdown()
+        server.should_exit = True  # open pages get two seconds to hang up
+        thread.join(10)
     return {"url": url, "stopped": True}

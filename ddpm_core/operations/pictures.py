@@ -37,11 +37,12 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Image
     return canvas
 
 
-def grid_of(pictures: Sequence[Image.Image]) -> Image.Image:
+def grid_of(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """Pictures of one size as one; of several (an upscaling was cut short) each in the first one's."""
     size = pictures[0].size
     same = [one if one.size == size else one.resize(size, Image.Resampling.NEAREST) for one in pictures]
-    return make_grid(torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in same])).permute(0, 3, 1, 2))
+    pixels = torch.from_numpy(np.stack([np.asarray(one.convert("RGB")) for one in same])).permute(0, 3, 1, 2)
+    return make_grid(pixels, columns)
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:

@@ -20,7 +20,7 @@ from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..options import WEIGHTS
-from ..requests import Enlarging, Prompt, SampleRequest
+from ..requests import Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
 from ..sampling.upscale import UpscaleSettings
 from ..training import precision
@@ -28,6 +28,7 @@ from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from . import asking
 from .context import Context
+from .editing import Canvas
 from .upscaling import Upscaler, own_upscaler
 
 
@@ -50,12 +51,14 @@ class Sampled:
 def settings_of(request: SampleRequest) -> SampleSettings:
     """How a request is sampled; a random seed where it names none. UserError where a value is out of range."""
     shared = {f.name: getattr(request, f.name) for f in dataclasses.fields(SampleSettings)}
-    return SampleSettings(**{**shared, "seed": seed_of(request.seed)})
+    varied = seed_of(request.variation_seed) if request.variation_strength else None
+    return SampleSettings(**{**shared, "seed": seed_of(request.seed), "variation_seed": varied})
 
 
-def _load_weights(
+def load_weights(
     workspace: Workspace, model: str, weights: str, step: int | None
 ) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    """Configuration, weights (ema or raw) and name of a model, from the checkpoint of ``step`` where one is named."""
     path = workspace.model_path(model)
     loaded = model_file.load(path)
     if weights not in WEIGHTS:
@@ -96,19 +99,24 @@ def sample(
     step: int | None = None,
     enlarging: Enlarging | None = None,
     prompts: Sequence[Prompt] = (),
+    edit: Edit | None = None,
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
     """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``prompts``: one for each picture, or one for all.
+    ``edit``: the image to begin with, which a masked result is put back into.
     ``emerging(done, total, x0)`` gets the predicted images after each network call.
     """
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
-    config, tensors, title = _load_weights(workspace, model, weights, step)
+    config, tensors, title = load_weights(workspace, model, weights, step)
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
     height, width = config.image_size
     size = enlarging.target(width, height) if enlarging else (width, height)
+    canvas = Canvas(edit, (width, height)) if edit is not None else None
+    if canvas is not None and canvas.mask is not None:
+        size = canvas.part_size
     device = context.device
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     question = asking.read(config, each, settings.cfg_scale, context)
@@ -138,9 +146,10 @@ def sample(
         stop=context.stop,
         progress=progress,
         asked=question.asked,
+        start=canvas.start if canvas is not None else None,
     )
     pixels = model_to_uint8(images)
-    seeds = [settings.seed + i for i in range(len(images))]
+    seeds = [seed for seed, _ in settings.seeds(len(images))]
     pictures, texts = [], []
     enlarge = _enlarging_by(workspace, enlarging, context) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
@@ -150,8 +159,25 @@ def sample(
             # a stop leaves whole pictures, in their own size and saying so
             larger = None if context.stop.is_set() else enlarge(picture, size, seeds[number])
             picture, done = (picture, None) if larger is None else (larger, enlarging)
+        if canvas is not None:
+            picture = canvas.put_back(picture)
         pictures.append(picture)
-        texts.append(sample_text(title, config, settings, seeds[number], calls, weights, done, step, each[number]))
+        texts.append(
+            sample_text(
+                title,
+                config,
+                settings,
+                seeds[number],
+                calls,
+                weights,
+                done,
+                step,
+                each[number],
+                number=number,
+                size=picture.size,
+                more=canvas.described if canvas is not None else {},
+            )
+        )
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
 
 
@@ -163,7 +189,8 @@ def _enlarging_by(
     if name is None:
         return lambda image, size, seed: context.enlarge(image, size, enlarging.upscaler)
     upscaler = Upscaler(workspace, name, context)
-    return lambda image, size, seed: upscaler.enlarge(image, size, seed, UpscaleSettings())
+    settings = UpscaleSettings(enlarging.steps, enlarging.noise)
+    return lambda image, size, seed: upscaler.enlarge(image, size, seed, settings)
 
 
 def sample_text(
@@ -176,11 +203,17 @@ def sample_text(
     enlarging: Enlarging | None = None,
     step: int | None = None,
     prompt: Prompt | None = None,
+    *,
+    number: int = 0,
+    size: tuple[int, int] | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> str:
-    """The generation text of a sample, in the WebUI's format."""
+    """The generation text of a sample, in the WebUI's format. ``number`` within the sampling; ``size`` (width, height) of the image, where it is
+    not that of a plain sample; ``more``: what an edit adds."""
     height, width = config.image_size
     if enlarging is not None:
         width, height = enlarging.target(width, height)
+    width, height = size or (width, height)
     values = {
         "Steps": str(calls),
         "Sampler": settings.definition.label,
@@ -191,6 +224,12 @@ def sample_text(
         ),
         "Seed": str(seed),
         "Size": f"{width}x{height}",
+        **(
+            {"Variation seed": str(varied), "Variation seed strength": f"{settings.variation_strength:g}"}
+            if (varied := settings.seeds(number + 1)[number][1]) is not None
+            else {}
+        ),
+        **(more or {}),
         infotext.OWN_KEY: title,
         "DDPM sampler": settings.sampler,
         "DDPM steps": str(settings.steps if settings.steps is not None else calls),
@@ -207,5 +246,11 @@ def sample_text(
         values["DDPM dynamic threshold"] = f"{settings.dynamic_threshold:g}"
     if enlarging is not None:
         values["DDPM upscaler"] = enlarging.upscaler
+        if own_upscaler(enlarging.upscaler) is not None:
+            plain = UpscaleSettings()
+            if enlarging.steps != plain.steps:
+                values["DDPM upscaler steps"] = str(enlarging.steps)
+            if enlarging.noise != plain.noise:
+                values["DDPM upscaler noise"] = f"{enlarging.noise:g}"
     prompt = prompt if prompt and config.takes_prompts else Prompt()  # what it does not know is none of its
     return infotext.build(infotext.Infotext(prompt.text.strip(), prompt.negative.strip(), values))

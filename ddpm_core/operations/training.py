@@ -170,6 +170,7 @@ def _begin(
         init_from=request.init_from,
         began=time.time(),
         version=__version__,
+        past_copying=not request.stop_before_copying,
     )
     try:
         run.write(folder)
@@ -215,7 +216,12 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         prepared.checkpoints,
         Metrics(folder / "metrics.jsonl", trainer.step),
         Held(packed.images[held], {name: values[held] for name, values in prepared.told.items()}),
-        Limits(run.steps, minutes, prepared.request.checkpoint_every),
+        Limits(
+            run.steps,
+            minutes,
+            prepared.request.checkpoint_every,
+            before_copying=not run.past_copying,
+        ),
         outlets,
         spent,
     )

@@ -18,6 +18,8 @@ class Denoiser:
     The predicted image is clipped to [-1, 1] (``clip``), or scaled into it by dynamic thresholding at that quantile
     of its absolute values (Saharia et al. 2022, section 2.3; ``dynamic_threshold`` in 0..1, 0.995 in the paper).
     As in diffusers, epsilon is the network's own and is not derived anew from the clipped image.
+    ``given``: images (N, C, H, W) of which the part outside a mask (N, 1, H, W), 1 where is drawn, is known: there the answer is what is given,
+    and the noise that leads from it to x. So every sampler keeps that part as it was noised at first, and ends with it.
     ``calls`` counts the network evaluations.
     """
 
@@ -29,7 +31,9 @@ class Denoiser:
         clip: bool = True,
         dynamic_threshold: float | None = None,
         dtype: torch.dtype = torch.float32,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> None:
+        self.given = given
         self.network = network
         self.diffusion = diffusion
         self.clip = clip
@@ -51,7 +55,12 @@ class Denoiser:
         a = self.alpha_bar(timestep)
         a = torch.where(a == 0, zero_alpha_bar, a)
         x0, epsilon = self.diffusion.prediction.to_x0_and_epsilon(output, x, a.sqrt(), (1 - a).sqrt())
-        return self._bound(x0), epsilon
+        x0 = self._bound(x0)
+        if self.given is None:
+            return x0, epsilon
+        images, mask = self.given
+        known = (x - a.sqrt() * images) / (1 - a).sqrt()
+        return mask * x0 + (1 - mask) * images, mask * epsilon + (1 - mask) * known
 
     def _bound(self, x0: Tensor) -> Tensor:
         if self.dynamic_threshold is not None:

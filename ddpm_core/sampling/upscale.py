@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..model.config import UpscalerConfig
 from ..model.diffusion import Diffusion
 from ..model.upscaling import MOST_NOISE, consistent, enlarge, noised
+from ..requests import UPSCALER_NOISE, UPSCALER_STEPS
 from .denoiser import Denoiser
 from .generate import ImageNoise
 from .guidance import ToldNetwork
@@ -29,8 +30,8 @@ class UpscaleSettings:
     """``steps``: network calls; ``noise``: level of the noise that the enlarged image is given (0 for what is sharp and right, more for samples
     of another network); ``start``: share of the timesteps from which the sampling begins, on the residual of nothing."""
 
-    steps: int = 10
-    noise: float = 0.1
+    steps: int = UPSCALER_STEPS
+    noise: float = UPSCALER_NOISE
     start: float = 1.0
     seed: int = 0
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
 from .checkpoints import CheckpointFolder
+from .copying import SENTENCE, CopyWatch
 from .heldout import MOST_IMAGES, loss_by_band
 from .metrics import Metrics
 from .previews import Held, preview
@@ -30,12 +31,14 @@ _PROMPT_SECONDS = 10.0  # a stop waits for a last look if it takes no longer
 
 @dataclass
 class Limits:
-    """When to end: after ``steps`` in all, or ``minutes`` of this session, whichever comes first."""
+    """When to end: after ``steps`` in all, or ``minutes`` of this session, whichever comes first; with ``before_copying`` also where the
+    training is about to copy its images."""
 
     steps: int
     minutes: float | None = None
     checkpoint_every: int | None = None
     checkpoint_seconds: float = 60.0
+    before_copying: bool = False
 
 
 @dataclass
@@ -78,6 +81,7 @@ class TrainingLoop:
         self.images_per_second = 0.0
         self._rollbacks = 0
         self._blind = False
+        self._copying = CopyWatch() if trainer.task.whole_images else None  # pieces of images can be no copies
 
     def run(self) -> dict[str, Any]:
         """Train until a limit or a stop; the summary of it."""
@@ -90,6 +94,8 @@ class TrainingLoop:
         next_watch = time.monotonic() + 5.0
         pending_loss, pending_steps, pending_seconds, cost = 0.0, 0, 0.0, 0.0
         while trainer.step < self.limits.steps and not self._over() and not self.out.stop.is_set():
+            if self.limits.before_copying and self._copies():
+                break
             with self.out.gpu_slice():
                 result = trainer.run_slice(self._until_next_stop(), SLICE_SECONDS)
             if not result.finite:
@@ -133,10 +139,15 @@ class TrainingLoop:
         }
 
     def _ending(self) -> str:
-        """What ended the run: ``stop``, ``steps`` or ``time``."""
+        """What ended the run: ``stop``, ``copying``, ``steps`` or ``time``."""
         if self.out.stop.is_set():
             return "stop"
+        if self.limits.before_copying and self._copies() and self.trainer.step < self.limits.steps:
+            return "copying"
         return "steps" if self.trainer.step >= self.limits.steps else "time"
+
+    def _copies(self) -> bool:
+        return self._copying is not None and self._copying.begun
 
     def _over(self) -> bool:
         return self.limits.minutes is not None and time.monotonic() - self._began >= 60 * self.limits.minutes
@@ -215,9 +226,17 @@ class TrainingLoop:
                 self.heldout_loss = round(_mean(held), 6)
                 self.heldout_step = trainer.step
                 values.update(bands=_rounded(held), heldout_loss=self.heldout_loss)
+            if self._copying is not None and self._copying.look(seen, held, len(self.held.images)):
+                self._warn_of_copying()
         self.metrics.write("heldout", **values)
         self.out.preview(trainer.step, preview(trainer, self.held, self.out.gpu_slice))
         return time.monotonic() - began
+
+    def _warn_of_copying(self) -> None:
+        does = "Training stops here." if self.limits.before_copying else "Training goes on, as you asked it to."
+        text = f"{SENTENCE} {does}"
+        self.metrics.write("note", step=self.trainer.step, text=text)
+        self.out.say(text)
 
     def _save(self) -> None:
         trainer = self.trainer

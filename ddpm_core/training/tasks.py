@@ -16,7 +16,9 @@ Prepared = tuple[Tensor, Mapping[str, Tensor]]
 
 
 class Task(Protocol):
-    """One of a kind of network's."""
+    """One of a kind of network's. ``whole_images``: whether it learns to make whole ones, which could be copies."""
+
+    whole_images: bool
 
     def prepare(self, images: Tensor, count: int, part: slice, *numbers: int) -> Prepared:
         """``images`` (n, C, H, W) in [-1, 1]: the ``part`` of a batch of ``count``; random numbers are a function of ``numbers``. Returns
@@ -31,6 +33,8 @@ class Task(Protocol):
 class Denoising:
     """The images themselves."""
 
+    whole_images = True
+
     def prepare(self, images: Tensor, count: int, part: slice, *numbers: int) -> Prepared:
         """As :class:`Task`."""
         return images, {}
@@ -42,6 +46,8 @@ class Denoising:
 
 class Upscaling:
     """What is missing in crops that were shrunk and enlarged (``model/upscaling.py``)."""
+
+    whole_images = False
 
     def __init__(self, config: UpscalerConfig) -> None:
         self._config = config

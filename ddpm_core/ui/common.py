@@ -6,16 +6,20 @@ import html
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
+from PIL import Image, ImageChops
 
 from ..errors import UserError, mendable
 from ..options import Field
 from ..text import legible
 
 _log = logging.getLogger("ddpm_core")
+
+
+_DRAWABLE = 256  # pixels of a side on which one can draw
 
 
 def live(kind: str) -> Any:
@@ -98,6 +102,15 @@ def widget(field: Field, **about: Any) -> Any:
     return gr.Number(**about, **({"precision": 0} if field.kind is int else {}))
 
 
+def in_rows(fields: Sequence[Field]) -> list[Any]:
+    """The widgets of fields, two in a row, named after them."""
+    found = []
+    for first in range(0, len(fields), 2):
+        with gr.Row():
+            found += [widget(field, elem_id=f"ddpm_{field.name}") for field in fields[first : first + 2]]
+    return found
+
+
 def value_of(field: Field, value: Any) -> Any:
     """A widget's value as the request takes it; UserError where it is none."""
     if field.kind in (int, float):
@@ -108,6 +121,45 @@ def value_of(field: Field, value: Any) -> Any:
     else:
         value = str(value or "")
     return None if field.none and value == field.option.shown and not field.option.choices else value
+
+
+def image_editor(**about: Any) -> Any:
+    """An image on which a mask can be drawn, with what this gradio has for it; :func:`drawn_on` reads it."""
+    if gr.__version__.startswith("3."):
+        return gr.Image(source="upload", tool="sketch", type="pil", image_mode="RGBA", brush_color="#ffffff", **about)
+    brush = gr.Brush(colors=["#ffffff"], color_mode="fixed")
+    return gr.ImageMask(sources=["upload", "clipboard"], type="pil", format="png", brush=brush, **about)
+
+
+def with_image(image: Image.Image | None) -> Any:
+    """An update of an :func:`image_editor`; a small image is enlarged, for no brush is small enough for it."""
+    if image is not None and min(image.size) < _DRAWABLE:
+        times = -(-_DRAWABLE // min(image.size))
+        image = image.resize((times * image.width, times * image.height), Image.Resampling.LANCZOS)
+    if image is None or gr.__version__.startswith("3."):
+        return gr.update(value=image)
+    return gr.update(value={"background": image, "layers": [], "composite": image})
+
+
+def drawn_on(value: Any) -> tuple[Image.Image | None, Image.Image | None]:
+    """The image of an :func:`image_editor` and the mask that was drawn on it, if any was."""
+    if not isinstance(value, dict):
+        return value if isinstance(value, Image.Image) else None, None
+    if "image" in value:  # gradio 3
+        layers = [value.get("mask")]
+        image = value["image"]
+    else:
+        layers, image = value.get("layers") or [], value.get("background")
+    if not isinstance(image, Image.Image) or ("A" in image.getbands() and image.getchannel("A").getbbox() is None):
+        return None, None  # gradio 4.40 gives an empty canvas where there is no image
+    found = None
+    for layer in layers:
+        if not isinstance(layer, Image.Image):
+            continue
+        alpha = layer.getchannel("A") if "A" in layer.getbands() else None
+        drawn = alpha if alpha is not None and alpha.getextrema() != (255, 255) else layer.convert("L")
+        found = drawn if found is None else ImageChops.lighter(found, drawn)
+    return image, None if found is None or found.getbbox() is None else found
 
 
 def in_browser(code: str) -> dict[str, str]:

@@ -16,13 +16,29 @@ from ..results import Result
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
 from . import ids
-from .common import decimal, live, not_in_defaults, said, value_of, whole, widget
+from .common import (
+    decimal,
+    drawn_on,
+    failure,
+    image_editor,
+    in_browser,
+    in_rows,
+    live,
+    not_in_defaults,
+    said,
+    value_of,
+    whole,
+    widget,
+    with_image,
+)
 from .common import seed as seed_from
 
 _NEWEST = "newest"
+_SOME_VARIATION = 0.2
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 TITLE = "Generate"
+_EDITING = "Drop an image here, or take a result: Generate starts from it. Draw on it to change only that part."
 
 
 class Panel:
@@ -36,6 +52,10 @@ class Panel:
         text = gr.HTML("", elem_id=ids.TEXT)
         self.outputs = [gallery, text]
         gallery.select(self._selected, inputs=None, outputs=[text])
+
+    def number(self, index: int) -> int:
+        """Which result stands at an index of the gallery."""
+        return index
 
     def show(self) -> list[Any]:
         """Show images with their texts."""
@@ -92,7 +112,11 @@ def build(service: Service) -> dict[str, Any]:
                 count = gr.Slider(label="Number of images", minimum=1, maximum=100, step=1, value=16, elem_id=ids.COUNT)
                 seed = gr.Number(label="Seed (-1 = random)", value=-1, precision=0, elem_id=ids.SEED)
             with gr.Accordion("More sampling settings", open=False):
-                more = [field for field in fields.values() if field.option.label and field.name != "cfg_scale"]
+                more = [
+                    field
+                    for field in fields.values()
+                    if field.option.label and not field.option.group and field.name != "cfg_scale"
+                ]
                 widgets = [widget(field, **({"elem_id": ids.ETA} if field.name == "eta" else {})) for field in more]
             with gr.Row():
                 upscaler = gr.Dropdown(
@@ -110,6 +134,20 @@ def build(service: Service) -> dict[str, Any]:
                     visible=False,
                     elem_id=ids.FACTOR,
                 )
+            with gr.Accordion("Edit an image", open=False, elem_id="ddpm_edit"):
+                gr.HTML(
+                    f'<div class="ddpm-note">{_EDITING}</div>',
+                )
+                edited = image_editor(label="Start image", elem_id=ids.EDITED, height=360)
+                with gr.Row():
+                    edit_last = gr.Button("Use the selected result", elem_id="ddpm_edit_last")
+                    edit_none = gr.Button("Remove the image", elem_id="ddpm_edit_none")
+                editing = [field for field in fields.values() if field.option.group == "edit"]
+                edit_widgets = in_rows(editing)
+            with gr.Accordion("Variations", open=False, elem_id="ddpm_variations"):
+                vary = gr.Button("Vary the selected result", elem_id="ddpm_vary")
+                varying = [field for field in fields.values() if field.option.group == "variation"]
+                vary_widgets = in_rows(varying)
             with gr.Accordion("Learned or memorised?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
                 with gr.Row():
@@ -133,13 +171,29 @@ def build(service: Service) -> dict[str, Any]:
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
-        name, label, calls, total, number, enlarge, times, checkpoint, text, not_text, strictly, looks, *others = values
+        (
+            name,
+            label,
+            calls,
+            total,
+            number,
+            enlarge,
+            times,
+            checkpoint,
+            text,
+            not_text,
+            strictly,
+            looks,
+            drawn,
+            *others,
+        ) = values
         if not name:
             raise UserError("Choose a model first: train one in the Train tab.")
         asked, unwanted = service.host.styled(
             str(text or ""), str(not_text or ""), [str(look) for look in looks] if isinstance(looks, list) else []
         )
         enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
+        image, mask = drawn_on(drawn)
         service.start_sampling(
             SampleRequest(
                 model=str(name),
@@ -153,7 +207,9 @@ def build(service: Service) -> dict[str, Any]:
                 prompt=asked,
                 negative_prompt=unwanted,
                 cfg_scale=value_of(fields["cfg_scale"], strictly),
-                **{field.name: value_of(field, value) for field, value in zip(more, others)},
+                image=image,
+                mask=mask,
+                **{field.name: value_of(field, value) for field, value in zip((*more, *editing, *varying), others)},
             )
         )
         return ""
@@ -181,21 +237,66 @@ def build(service: Service) -> dict[str, Any]:
         name = _LABELS.get(str(label))
         return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
 
-    def of_model(name: Any, dataset: Any) -> Any:
-        """What belongs to the chosen model: its checkpoints, and the dataset that it learned from."""
+    def of_model(name: Any, dataset: Any, entry: Any) -> Any:
+        """What belongs to the chosen model: its checkpoints, the dataset that it learned from, its upscaler."""
         name = str(name or "")
         if name not in service.workspace.model_names():
-            return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update()
+            return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update(), gr.update()
         try:
             own = service.workspace.show_model(name)["info"].get("dataset")
             kept = [str(number) for number in service.workspace.checkpoint_steps(name) if number]
         except UserError:  # said when it is used
             own, kept = None, []
         names = service.workspace.dataset_names()
-        return gr.update(choices=[_NEWEST, *kept], value=_NEWEST), gr.update(value=own if own in names else dataset)
+        upscaled = service.workspace.upscaler_of(name)
+        # a person's own choice among the host's stays
+        if entry not in (None, NATIVE) and not str(entry).startswith(OWN_UPSCALER):
+            enlarging = gr.update()
+        else:
+            entries = [NATIVE, *service.upscalers()]
+            enlarging = gr.update(choices=entries, value=OWN_UPSCALER + upscaled if upscaled else NATIVE)
+        return (
+            gr.update(choices=[_NEWEST, *kept], value=_NEWEST),
+            gr.update(value=own if own in names else dataset),
+            enlarging,
+        )
 
-    chosen = [model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, *widgets]
-    model.change(of_model, inputs=[model, against], outputs=[step, against], show_progress=False)
+    def selected(index: Any) -> Result:
+        """The result at an index of the gallery; the first where none is selected."""
+        job = service.jobs.latest("sample")
+        found: list[Result] = job.artifacts.get("results", []) if job else []
+        if not found:
+            raise UserError("There is no result yet: generate first.")
+        number = panel.number(int(index) if isinstance(index, (int, float)) else 0)
+        return found[min(max(number, 0), len(found) - 1)]
+
+    def take(index: Any) -> Any:
+        try:
+            return with_image(selected(index).image), ""
+        except UserError as error:
+            return gr.update(), failure(str(error))
+
+    def between(index: Any) -> Any:
+        try:
+            found = selected(index)
+        except UserError as error:
+            return gr.update(), gr.update(), failure(str(error))
+        return found.seed, _SOME_VARIATION, ""
+
+    chosen = [
+        *(model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, edited),
+        *(*widgets, *edit_widgets, *vary_widgets),
+    ]
+    at = {
+        "inputs": [seed],
+        "show_progress": False,
+        **in_browser("() => [window.ddpm.selected()]"),
+    }  # instead of the seed
+    edit_last.click(take, outputs=[edited, message], **at)
+    edit_none.click(lambda: with_image(None), inputs=[], outputs=[edited], show_progress=False)
+    strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
+    vary.click(between, outputs=[seed, strength, message], **at)
+    model.change(of_model, inputs=[model, against, upscaler], outputs=[step, against, upscaler], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
     skip.click(said(end), inputs=[], outputs=[message])

@@ -46,6 +46,7 @@ SEED = "ddpm_seed"
 ETA = "ddpm_eta"
 UPSCALER = "ddpm_upscaler"
 FACTOR = "ddpm_factor"
+EDITED = "ddpm_edited"
 # the WebUI's key handler looks for these endings in the current tab: Ctrl+Enter, Esc
 GENERATE = "ddpm_generate"
 INTERRUPT = "ddpm_interrupt"

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from .. import bundled
 from ..requests import NATIVE
 from ..service import Service
 from . import dataset, generate, ids, train
@@ -38,6 +39,9 @@ def build_tab(service: Service) -> None:
         newest = next(
             (j for j in service.jobs.all() if j.kind in ("harvest", "collect") and j.subject in datasets), None
         )
+        # whoever has trained a model wants that, and no longer the one that came along
+        if model in bundled.names() and service.workspace.newest_model() not in bundled.names():
+            model = None
         before = seen if isinstance(seen, (int, float)) else 0
         fresh = newest if newest is not None and newest.id > before else None
         return (
@@ -46,7 +50,7 @@ def build_tab(service: Service) -> None:
             gr.update(choices=datasets, value=fresh.subject) if fresh else choices(datasets, data_train, first),
             choices(["", *models], init, None),
             choices(service.workspace.model_names(), trained, job.subject if job else None),
-            existing(models, model, service.newest_model()),
+            existing(models, model, service.workspace.newest_model()),
             existing(datasets, against, first),
             existing([NATIVE, *service.upscalers()], upscaler, NATIVE),
             newest.id if newest is not None else 0,

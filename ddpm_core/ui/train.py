@@ -80,7 +80,10 @@ def build(service: Service) -> dict[str, Any]:
         if resuming:
             _check_dataset(service, str(name or ""), data)
             steps_ = whole(total, "Steps") or None
-            return TrainRequest(model=str(name or ""), steps=steps_, minutes=limit, resume=True)
+            stop_early = bool(others[[field.name for field in more].index("stop_before_copying")])
+            return TrainRequest(
+                model=str(name or ""), steps=steps_, minutes=limit, resume=True, stop_before_copying=stop_early
+            )
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
         return TrainRequest(

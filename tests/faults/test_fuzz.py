@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import inspect
+import io
 import json
 import os
 import random
@@ -24,6 +26,7 @@ from conftest import ROOT, random_pictures
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from PIL import Image
 from starlette.routing import Mount
 
 from ddpm_core.api import page as page_routes
@@ -173,6 +176,13 @@ def values_for(guarded: Guarded, chance: random.Random) -> Any:
     return chance.choice(pool)
 
 
+def _image() -> str:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 32)).save(out, format="PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+IMAGE = _image()
 # what a page would send: beside it one hostile value reaches what lies behind the first check
 PLAIN: dict[str, Any] = {
     **{"dataset": "d", "model": "m", "name": "d", "view": "unusual", "page": 0, "size": 32, "id": 1, "ids": [1, 2]},
@@ -189,6 +199,9 @@ PLAIN: dict[str, Any] = {
     **{"spacing": "leading", "clip": False, "condition": "none", "words": ["red"], "add": "hat", "remove": ""},
     **{"batch_size": 2, "width": 64, "height": 64, "precision": "fp32", "settings": {}, "minutes": 0.01, "place": "x"},
     **{"eta": 0.0, "seed": 1, "factor": 2.0, "learning_rate": 1e-3, "cfg_scale": 7.0, "negative_prompt": ""},
+    **{"image": IMAGE, "mask": IMAGE, "denoising_strength": 0.5, "mask_blur": 1, "resamples": 1, "mask_padding": 4},
+    **{"variation_strength": 0.1, "upscaler_steps": 2, "masked_content": "fill", "resize_mode": "fill"},
+    **{"only_masked": True, "invert_mask": True, "variation_seed": 3, "upscaler_noise": 0.2},
 }
 OPTIONAL = {
     "size",
@@ -208,6 +221,21 @@ OPTIONAL = {
     "checkpoint_step",
     "checkpoint_every",
     "condition",
+    "image",
+    "mask",
+    "denoising_strength",
+    "resize_mode",
+    "mask_blur",
+    "masked_content",
+    "only_masked",
+    "mask_padding",
+    "invert_mask",
+    "resamples",
+    "variation_seed",
+    "variation_strength",
+    "upscaler_steps",
+    "upscaler_noise",
+    "stop_before_copying",
 }
 
 

@@ -161,7 +161,7 @@ def test_without_api_there_is_none_and_folder_names_and_flags(fresh: WebUI, tmp_
     routes = [path for path, _ in fresh.get("probe")["routes"]]
     assert "/ddpm/ui/status" in routes and not [path for path in routes if path.startswith("/ddpm/v1")]
     status = fresh.get("ddpm/ui/status")
-    assert status["models"] == [] and (models / "DDPM").is_dir()
+    assert status["models"] == ["bundled-portraits"] and (models / "DDPM").is_dir()
     assert (fresh.data / "ddpm").is_dir()
     driver = make_driver()
     try:

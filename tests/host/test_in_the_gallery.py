@@ -162,6 +162,57 @@ def test_beside_img2img_with_masks(host: WebUI) -> None:
     assert len(saved) == 2 and all("img2img-images" in str(path) for path in saved)
 
 
+def test_img2img_and_inpainting_begin_with_the_same_image(host: WebUI) -> None:
+    """Ours take image, mask and strength of the WebUI's own; outside the mask nothing changes, and the WebUI's own pictures stay as they are."""
+    base = picture(host.txt2img(seed=40, width=128, height=128)).convert("RGB")
+    body = {"init_images": [base64_of(base)], "prompt": "a cat", "steps": 2, "seed": 41, "sampler_name": "Euler"}
+    body |= {"width": 128, "height": 128, "denoising_strength": 0.6}
+    plain = host.post("sdapi/v1/img2img", body)
+    made = host.post("sdapi/v1/img2img", {**body, **beside("first", 1, "DDIM", 10, -1, NATIVE)})
+    assert pixels(made, 0) == pixels(plain, 0)
+    text = texts_of(made)[-1]
+    assert "Denoising strength: 0.6" in text and "Steps: 7," in text and "Size: 32x32" in text
+    still = host.post(
+        "sdapi/v1/img2img", {**body, "denoising_strength": 0, **beside("first", 1, "DDIM", 10, -1, NATIVE)}
+    )
+    kept = picture(still, -1).convert("RGB")
+    assert max(ImageChops.difference(kept, base.resize((32, 32), Image.Resampling.LANCZOS)).getextrema())[1] <= 1
+
+    mask = Image.new("L", base.size)
+    mask.paste(255, (40, 40, 90, 90))
+    body |= {"mask": base64_of(mask), "mask_blur": 2, "inpainting_fill": 1}
+    for only_masked, size in ((False, (128, 128)), (True, (160, 128))):
+        image = base.resize(size)
+        whole = {
+            **body,
+            "init_images": [base64_of(image)],
+            "mask": base64_of(mask.resize(size)),
+            "inpaint_full_res": only_masked,
+        }
+        plain = host.post("sdapi/v1/img2img", whole)
+        made = host.post("sdapi/v1/img2img", {**whole, **beside("first", 2, "DDIM", 10)})
+        assert pixels(made, 0) == pixels(plain, 0)
+        texts = texts_of(made)
+        assert ours(texts) == [len(texts) - 2, len(texts) - 1]
+        for index in ours(texts):
+            found = picture(made, index).convert("RGB")
+            assert found.size == image.size and "Mask blur: 2" in texts[index] and "DDPM enlarged" in texts[index]
+            assert ("Inpaint area: Only masked" in texts[index]) == only_masked
+            difference = ImageChops.difference(found, image).convert("L").point(lambda v: 255 if v else 0)
+            left, top, right, bottom = difference.getbbox()
+            scale = size[0] / 128
+            assert left >= 30 * scale and top >= 30 and right <= 100 * scale and bottom <= 100, "outside of the mask"
+            assert (right - left) * (bottom - top) > 900
+
+
+def test_extra_seed_varies_ours_too(host: WebUI) -> None:
+    asked = {"subseed": 77, "subseed_strength": 0.3}
+    made = host.txt2img(seed=5, **asked, **beside("first", 2, "DDIM", 3, -1, NATIVE))
+    texts = [texts_of(made)[index] for index in ours(texts_of(made))]
+    for number, text in enumerate(texts):
+        assert f"Seed: 5, Size: 32x32, Variation seed: {77 + number}, Variation seed strength: 0.3" in text
+
+
 def test_hires_fix(host: WebUI) -> None:
     upscaler = "None" if family() == "neo" else "Latent"
     more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.6}

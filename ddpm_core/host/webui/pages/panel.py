@@ -55,12 +55,16 @@ class WebUIPanel:
             **in_browser("extract_image_from_gallery"),
         ).success(None, **in_browser(f"() => document.getElementById('{press}').click()"))
 
+    def number(self, index: int) -> int:
+        """Which picture stands at an index of the gallery; -1 for the grid before them."""
+        return index - (len(self._pictures()) > 1 and bool(option("return_grid", True)))
+
     def show(self) -> list[Any]:
         """Show images in the host's own output panel."""
         found = self._pictures()
         _make_temporary_folder()
         first_image = 0
-        if len(found) > 1 and option("return_grid", True):  # first, as the host does: it opens the first one large
+        if self.number(0) < 0:  # a grid first, as the host does: it opens the first one large
             found = [(images.image_grid([image for image, _ in found], rows=None), found[0][1]), *found]
             first_image = 1
         texts = [text for _, text in found]

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules import shared
+from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
 
 from ....errors import UserError
-from ....requests import MOST_TEXT, NATIVE, Enlarging, Prompt
+from ....operations.editing import flattened
+from ....requests import MOST_TEXT, NATIVE, Edit, Enlarging, Prompt
 from ....results import Result
 from ....sampling import SAMPLERS
 from ....sampling.generate import SampleSettings
@@ -77,14 +78,17 @@ def sample(
     ``seed`` is the host's, taken where the choice names none; ``size`` (width, height) is the host's, which an upscaler
     brings the pictures to. The pictures, and what went wrong in saving them; interrupted, only whole pictures.
     """
-    model = service.newest_model() if choice.model == NEWEST else choice.model
+    model = service.workspace.newest_model() if choice.model == NEWEST else choice.model
     if model is None:
         raise UserError("There is no model yet: train one in the DDPM tab.")
+    varied, strength = variation_of(p) if choice.seed < 0 else (None, 0.0)
     settings = SampleSettings(
         choice.sampler,
         choice.steps,
         seed=seed if choice.seed < 0 else choice.seed,
         cfg_scale=choice.cfg_scale,
+        variation_seed=varied,
+        variation_strength=strength,
     )
     with _Progress() as progress:
         return service.sample_within(
@@ -94,12 +98,53 @@ def sample(
             weights=choice.weights,
             enlarging=None if choice.upscaler == NATIVE else Enlarging(choice.upscaler, size=size),
             prompts=prompts_of(p),
+            edit=edit_of(p),
             batch_size=max(1, min(batch_size, _MOST_AT_ONCE)),
             stop=progress.stop,
             emerging=progress.after_call,
             report=progress.heed,
             save=lambda image, text, number, _: _save(p, image, text, number),
         )
+
+
+def variation_of(p: Any) -> tuple[int | None, float]:
+    """Seed and strength of the variation that a generation asks for (Extra seed)."""
+    strength = float(getattr(p, "subseed_strength", 0.0) or 0.0)
+    seeds = getattr(p, "all_subseeds", None) or [getattr(p, "subseed", -1)]
+    if not 0.0 < strength <= 1.0 or int(seeds[0]) < 0:
+        return None, 0.0
+    return int(seeds[0]), strength
+
+
+def edit_of(edited: Any) -> Edit | None:
+    """The image that an img2img begins with, at the size that the host brings it to, with its mask; None in txt2img.
+
+    Where only the masked part is drawn the host, too, keeps the image's own size.
+    """
+    images_given = getattr(edited, "init_images", None)
+    if not images_given:
+        return None
+    image, mask = flattened(images_given[0]), getattr(edited, "image_mask", None)
+    mode = {0: "resize", 1: "crop", 2: "fill"}.get(int(edited.resize_mode), "resize")
+    only_masked = mask is not None and bool(edited.inpaint_full_res)
+    if not only_masked:
+        number = ("resize", "crop", "fill").index(mode)
+        image = images.resize_image(number, image, int(edited.width), int(edited.height))
+        if mask is not None:
+            mask = images.resize_image(
+                number, processing.create_binary_mask(mask), int(edited.width), int(edited.height)
+            )
+    return Edit(
+        image,
+        mask,
+        denoising_strength=float(edited.denoising_strength),
+        resize_mode=mode,
+        invert_mask=bool(edited.inpainting_mask_invert),
+        mask_blur=round(max(edited.mask_blur_x, edited.mask_blur_y)),
+        masked_content={0: "fill", 1: "original"}.get(int(edited.inpainting_fill), "noise"),
+        only_masked=only_masked,
+        mask_padding=int(edited.inpaint_full_res_padding),
+    )
 
 
 def prompts_of(p: Any) -> list[Prompt]:

@@ -1,0 +1,173 @@
+"""Editing with a model: do completed halves fit what was kept, does a changed word change that and nothing else, does inversion come back?
+
+On the bundled base and the held-out portraits. A classifier of one half of the portraits, trained on the real ones, judges the completed
+halves: agreement with the skin and background of the half that was kept. A portrait is moved to another word of one kind (skin, background
+or shirt) at each strength: the share that shows it, and the share of the other two kinds that stayed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_core import bundled
+from ddpm_core.evaluation.alignment import Classifier
+from ddpm_core.model import file as model_file
+from ddpm_core.model.build import network_of
+from ddpm_core.model.diffusion import Diffusion, model_to_uint8, uint8_to_model
+from ddpm_core.operations.pictures import make_grid
+from ddpm_core.operations.telling import tags_told
+from ddpm_core.sampling.denoiser import Denoiser
+from ddpm_core.sampling.generate import SampleSettings, generate
+from ddpm_core.sampling.guidance import Asked
+from ddpm_core.sampling.samplers import ddim
+from ddpm_core.sampling.start import Start, invert
+from ddpm_core.workspace import Workspace
+
+from . import common
+
+KINDS = ("skin", "background", "shirt")
+BARS = {"completed": 0.9, "changed": 0.8, "kept": 0.8, "inversion_db": 30.0}
+
+
+def run(argv: list[str] | None = None) -> int:
+    options = common.parser(__doc__ or "")
+    options.add_argument("--model", default=str(bundled.FOLDER / f"{bundled.BASE}.safetensors"), help="a model file")
+    options.add_argument("--images", type=int, default=88)
+    options.add_argument("--resamples", type=int, nargs="+", default=[1, 2, 4])
+    options.add_argument("--strengths", type=float, nargs="+", default=[0.5])
+    options.add_argument("--scale", type=float, default=2.0, help="CFG scale")
+    options.add_argument("--sampler", default="dpmpp_2m")
+    a = options.parse_args(argv)
+    device = common.device_of(a)
+    model = model_file.load(bundled.FOLDER / a.model)
+    network, process = network_of(model.config, model.weights, device), Diffusion(model.config.diffusion, device)
+    packed = common.portraits(model.config.image_size[0])
+    entries = model.config.tags
+    words = tags_told(Workspace(common.WORK, common.WORK / "models").store("portraits"), entries, packed)
+    rows = packed.held_rows[: a.images]
+    images, told = uint8_to_model(packed.images[rows]), words[rows]
+    everything = uint8_to_model(packed.images)
+    groups = {
+        kind: [i for i, entry in enumerate(entries) if entry.split(" | ")[0].endswith(f" {kind}")] for kind in KINDS
+    }
+    settings = SampleSettings(a.sampler, seed=1000)
+
+    def sampled(start: Start, asked: Tensor | None) -> Tensor:
+        question = None if asked is None else Asked({"tags": asked}, None, a.scale)
+        found, _ = generate(
+            network, process, model.config.denoised, len(images), settings, batch_size=16, asked=question, start=start
+        )
+        return found
+
+    rows_found: list[dict[str, Any]] = []
+    half = images.shape[-1] // 2
+    mask = torch.zeros((1, 1, *images.shape[2:]))
+    mask[..., half:] = 1.0
+    judge = Classifier(square(everything[..., half:]), words)
+    common.say(f"halves: the classifier's own accuracy {accuracy(judge, groups)}")
+    for resamples in a.resamples:
+        for asked in (None, told):
+            found = sampled(Start(images, 1.0, mask, blank=True, resamples=resamples), asked)
+            shown = judge.shows(square(found[..., half:]))
+            row = {
+                "what": "completed",
+                "resamples": resamples,
+                "told": asked is not None,
+                **{kind: agreement(shown, told, groups[kind]) for kind in KINDS},
+            }
+            rows_found.append(row)
+            common.say(str(row))
+            show(f"completed-{resamples}-{asked is not None}", images, images * (1 - mask) - mask, found)
+    judge = Classifier(everything, words)
+    common.say(f"whole: the classifier's own accuracy {accuracy(judge, groups)}")
+    draw = torch.Generator(device="cpu").manual_seed(5)
+    for strength in a.strengths:
+        for kind in KINDS:
+            wanted = told.clone()
+            new = []
+            for number in range(len(wanted)):
+                others = [i for i in groups[kind] if wanted[number, i] == 0]
+                chosen = others[int(torch.randint(len(others), (1,), generator=draw, device="cpu"))]
+                wanted[number, groups[kind]] = 0.0
+                wanted[number, chosen] = 1.0
+                new.append(chosen)
+            found = sampled(Start(images, strength), wanted)
+            shown = judge.shows(found)
+            rest = [k for k in KINDS if k != kind]
+            row = {
+                "what": f"another {kind}",
+                "strength": strength,
+                "changed": round(float(shown[range(len(new)), new].float().mean()), 3),
+                **{f"kept_{k}": agreement(shown, told, groups[k]) for k in rest},
+            }
+            rows_found.append(row)
+            common.say(str(row))
+            show(f"{kind}-{strength:g}", images, images, found)
+    rows_found.append({"what": "inversion", "db": inversion(network, process, model.config.denoised)})
+    common.say(str(rows_found[-1]))
+    result = {
+        "what": "editing",
+        "bar": BARS,
+        "passed": passed(rows_found),
+        "rows": rows_found,
+        **common.machine(device),
+    }
+    return common.answer(a, result)
+
+
+def square(halves: Tensor) -> Tensor:
+    """Halves of images as wide as they are high, for the features."""
+    return F.interpolate(halves, (halves.shape[2], halves.shape[2]), mode="bilinear")
+
+
+def accuracy(judge: Classifier, groups: dict[str, list[int]]) -> dict[str, float]:
+    """The mean balanced accuracy of each kind's words."""
+    return {kind: round(float(judge.accuracy[numbers].mean()), 3) for kind, numbers in groups.items()}
+
+
+def agreement(shown: Tensor, told: Tensor, numbers: list[int]) -> float:
+    """The share of the images that show the word that they have of some."""
+    has = told[:, numbers] > 0
+    return round(float((shown[:, numbers] & has).any(1)[has.any(1)].float().mean()), 3)
+
+
+def inversion(network: Any, process: Diffusion, shape: tuple[int, int, int]) -> list[float]:
+    """Decibels between ten samples of the model and what comes back of them, each by 50 steps of DDIM."""
+    times = [1000 * (50 - i) // 50 - 1 for i in range(50)]
+    settings = SampleSettings("ddim", 50, seed=0, clip=False)
+    samples, _ = generate(network, process, shape, 10, settings)
+    denoiser = Denoiser(network, process, clip=False)
+    with torch.no_grad():
+        noise = invert(denoiser, samples, times)
+        again = ddim(denoiser, noise, times, noise=lambda _: noise)
+    return [round(-10 * math.log10(float(((x - y) ** 2).mean()) / 4), 1) for x, y in zip(samples, again)]
+
+
+def passed(rows: list[dict[str, Any]]) -> bool:
+    """Whether the defaults (two resamples, told nothing; strength 0.5) reach the bars, and every inversion does."""
+    completed = [row for row in rows if row["what"] == "completed" and row["resamples"] == 2 and not row["told"]]
+    moved = [row for row in rows if row.get("strength") == 0.5]
+    kept = [value for row in moved for key, value in row.items() if key.startswith("kept_")]
+    return (
+        all(min(row["skin"], row["background"]) >= BARS["completed"] for row in completed)
+        and all(row["changed"] >= BARS["changed"] for row in moved)
+        and all(value >= BARS["kept"] for value in kept)
+        and min(rows[-1]["db"]) >= BARS["inversion_db"]
+    )
+
+
+def show(name: str, *rows: Tensor) -> None:
+    """Twelve of each in a row of its own, to be looked at."""
+    common.WORK.mkdir(exist_ok=True)
+    picture = make_grid(torch.cat([model_to_uint8(row[:12].clamp(-1, 1)) for row in rows]), columns=12)
+    picture.resize((picture.width * 3, picture.height * 3), 0).save(common.WORK / f"editing-{name}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,93 @@
+"""The models that come along: put into a workspace once, used and deleted like any other, never taken for a person's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CommandLine
+
+from ddpm_core import bundled
+from ddpm_core.host.standalone import StandaloneHost
+from ddpm_core.model import file as model_file
+from ddpm_core.requests import SampleRequest
+from ddpm_core.service import Service
+from ddpm_core.workspace import Workspace
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(StandaloneHost(tmp_path / "ws"))
+
+
+def test_they_are_small_and_whole() -> None:
+    assert set(bundled.names()) == {bundled.BASE, bundled.UPSCALER}
+    assert sum(path.stat().st_size for path in bundled.FOLDER.iterdir()) <= 12 * 2**20
+    for name in bundled.names():
+        model = model_file.load(bundled.FOLDER / f"{name}.safetensors")
+        assert {value.dtype for value in model.weights.values()} == {torch.float16}
+        assert model.info["bundled"] is True and "CC0" in model.info["description"]
+        text = str(model.info)
+        assert "/" not in text.replace("4x", ""), "no path of the machine that made it"
+
+
+def test_a_server_offers_them_once(service: Service) -> None:
+    workspace = service.workspace
+    assert workspace.model_names() == bundled.names()
+    shown = workspace.show_model(bundled.BASE)
+    assert shown["bundled"] and shown["upscaler"] == bundled.UPSCALER and len(shown["tags"]) > 20
+    service.delete("model", bundled.BASE)
+    assert workspace.model_names() == [bundled.UPSCALER]
+    again = Service(StandaloneHost(workspace.root)).workspace
+    assert again.model_names() == [bundled.UPSCALER], "what was deleted stays away"
+    assert again.restore_model(bundled.BASE) == bundled.BASE
+    assert again.model_names() == bundled.names()
+    (workspace.root / bundled.RECORD).write_text("{", encoding="utf-8")
+    assert bundled.offer(again) == []
+
+
+def test_the_command_line_alone_puts_nothing_there(tmp_path: Path) -> None:
+    assert CommandLine(tmp_path / "ws").run("models", "list") == {"models": []}
+
+
+def test_a_model_of_that_name_is_left_alone(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    own = workspace.models_folder / f"{bundled.BASE}.safetensors"
+    own.write_bytes(b"mine")
+    bundled.offer(workspace)
+    assert own.read_bytes() == b"mine"
+
+
+def test_a_persons_own_model_comes_first(service: Service) -> None:
+    workspace = service.workspace
+    assert workspace.newest_model() == bundled.BASE
+    base = model_file.load(workspace.model_path(bundled.BASE))
+    model_file.save(workspace.models_folder / "mine.safetensors", base.config, base.weights, title="mine", info={})
+    shutil.copy(bundled.FOLDER / f"{bundled.BASE}.safetensors", workspace.model_path(bundled.BASE))  # written later
+    assert workspace.newest_model() == "mine"
+    assert workspace.upscaler_of("mine") is None
+
+
+def test_the_newest_upscaler_of_the_same_dataset_goes_with_a_model(service: Service) -> None:
+    workspace = service.workspace
+    for name in bundled.names():
+        model = model_file.load(workspace.model_path(name))
+        path = workspace.models_folder / f"my-{model.config.kind}.safetensors"
+        model_file.save(path, model.config, model.weights, title=path.stem, info={"dataset": "faces"})
+    assert workspace.upscaler_of("my-unet") == "my-upscaler"
+    assert workspace.show_model("my-unet")["upscaler"] == "my-upscaler"
+    assert workspace.upscaler_of("my-upscaler") is None
+
+
+def test_they_make_portraits_at_once(service: Service) -> None:
+    request = SampleRequest(
+        bundled.BASE, 2, steps=6, seed=0, upscaler=f"DDPM: {bundled.UPSCALER}", upscaler_steps=3, prompt="dark skin"
+    )
+    job = service.start_sampling(request)
+    assert job.finished.wait(60) and job.state == "done", job.error
+    results = job.artifacts["results"]
+    assert [result.image.size for result in results] == [(128, 128)] * 2
+    assert "DDPM upscaler steps: 3" in results[0].text
+    service.shutdown()
