@@ -17,7 +17,10 @@ for %%g in (3 4) do call :gradio %%g || exit /b 1
 if "%~1"=="--long" goto long
 if not "%~1"=="" goto some
 rem two side by side, since many wait for a browser or a process; then those that measure
+rem each with one thread, as in test.sh
+set OMP_NUM_THREADS=1
 %venv_python% -m pytest -q -n 2 --dist worksteal -m "not long and not alone" || exit /b 1
+set OMP_NUM_THREADS=
 %venv_python% -m pytest -q -m "alone and not long"
 exit /b %ERRORLEVEL%
 

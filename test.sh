@@ -44,6 +44,7 @@ fi
 if [ $# -gt 0 ]; then
     exec "$python" -m pytest -q "$@"
 fi
-# two side by side, since many wait for a browser or a process; then those that measure
-"$python" -m pytest -q -n 2 --dist worksteal -m 'not long and not alone'
+# two side by side, since many wait for a browser or a process, each with one thread: two with two of each take 2.5 times as long on two cores;
+# then those that measure
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$python" -m pytest -q -n 2 --dist worksteal -m 'not long and not alone'
 exec "$python" -m pytest -q -m 'alone and not long'
