@@ -16,14 +16,17 @@ from typing import Any
 
 import torch
 
+from ddpm_core.dataset.packing import pack
 from ddpm_core.demo import unpack
 from ddpm_core.model.config import UpscalerConfig
+from ddpm_core.model.diffusion import model_to_uint8, uint8_to_model
+from ddpm_core.model.upscaling import enlarge, shrink
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.faithfulness import evaluate_upscaler
 from ddpm_core.operations.training import train
 from ddpm_core.operations.upscaling import Upscaler
 from ddpm_core.requests import TrainRequest
-from ddpm_core.sampling.upscale import UpscaleSettings
+from ddpm_core.sampling.upscale import OVERLAP, TILE, UpscaleSettings, starts
 from ddpm_core.workspace import Workspace
 
 from . import common
@@ -49,6 +52,7 @@ def run(argv: list[str] | None = None) -> int:
         "--steps", type=int, nargs="+", default=[UpscaleSettings().steps], help="network calls an image"
     )
     options.add_argument("--noise", type=float, nargs="+", default=[UpscaleSettings().noise])
+    options.add_argument("--seams", type=int, metavar="SIDE", help="also look for seams in an image of that size")
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings of the preset")
     a = options.parse_args(argv)
     device = common.device_of(a)
@@ -81,6 +85,8 @@ def run(argv: list[str] | None = None) -> int:
                 above = max(found["detail_kid"] - found["detail_kid_floor"], 0.0)
                 row["detail_kid_share"] = round(above / (found["detail_kid_lanczos"] - found["detail_kid_floor"]), 4)
                 row["passed"] = reached(row)
+                if a.seams:
+                    row["seams"] = seams(workspace, name, context, a.seams)
                 rows.append(row)
                 common.say(str(row))
     first = rows[: len(a.seeds)]
@@ -108,6 +114,34 @@ def alone(workspace: Workspace, name: str, context: Context, settings: UpscaleSe
         upscaler(small, [0], settings)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def seams(workspace: Workspace, name: str, context: Context, side: int) -> dict[str, float]:
+    """How much neighbouring pixels differ across the edges of tiles, over how much they differ elsewhere, of what the upscaler adds to a plainly
+    enlarged mosaic of the dataset's images, ``side`` pixels large: 1 where nothing shows. The same at lines where there is no edge, for comparison."""
+    config = workspace.model_config(name).unet
+    assert isinstance(config, UpscalerConfig)
+    packed = pack(workspace.store("portraits"), config.image_size, "center")
+    small = shrink(uint8_to_model(packed.images[packed.held_rows[:64]]), config.factor)
+    across = -(-side // config.image_size[0])
+    rows = [torch.cat([small[(row * across + i) % len(small)] for i in range(across)], 2) for row in range(across)]
+    mosaic = torch.cat(rows, 1)[None, :, : side // config.factor, : side // config.factor]
+    found = Upscaler(workspace, name, context)(model_to_uint8(mosaic), [0], UpscaleSettings())
+    assert found is not None
+    added = uint8_to_model(found) - enlarge(mosaic, config.factor)
+    lines = starts(side, TILE, OVERLAP, config.stride)
+    edges = sorted({edge for one in lines for edge in (one, one + TILE)} - {0, side})
+    steps = torch.cat([added.diff(dim=2).abs().mean((0, 1, 3))[None], added.diff(dim=3).abs().mean((0, 1, 2))[None]])
+    typical = float(steps.mean())
+    others = [edge + TILE // 3 for edge in edges if edge + TILE // 3 < side - 1]
+    return {
+        "side": side,
+        "tiles": len(lines) ** 2,
+        "edges": round(float(steps[:, [edge - 1 for edge in edges]].mean()) / typical, 3),
+        "worst": round(float(steps[:, [edge - 1 for edge in edges]].max()) / typical, 3),
+        "elsewhere": round(float(steps[:, others].mean()) / typical, 3),
+        "worst_elsewhere": round(float(steps.max()) / typical, 3),
+    }
 
 
 def reached(row: dict[str, Any]) -> bool:

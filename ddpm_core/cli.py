@@ -38,6 +38,9 @@ def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequenc
         if name in leave_out:
             continue
         option, about = field.option, field.option.help or None
+        if field.kind is bool and field.none:
+            parser.add_argument(field.flag, dest=name, action=argparse.BooleanOptionalAction, help=about)
+            continue
         if field.kind is bool:
             action = "store_false" if field.default else "store_true"
             parser.add_argument(field.flag, dest=name, action=action, help=about)
@@ -193,8 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=7870, help="port of the page (7870)")
     p.add_argument("--root-path", default="", metavar="PATH", help="behind a proxy: the path it serves the page below")
 
-    p = command("demo", "From bundled images to new ones: harvest, train, sample, evaluate, then serve the tab.")
-    p.add_argument("--headless", action="store_true", help="end after the grid")
+    p = command("demo", "From bundled images to new ones, in the tab: harvest, train, sample, evaluate.")
+    p.add_argument("--headless", action="store_true", help="without the tab, and end with the story")
     p.add_argument("--minutes", type=float, help="how long to train")
     p.add_argument("--port", type=int, default=7870)
     return parser

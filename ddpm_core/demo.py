@@ -22,6 +22,7 @@ from .operations.evaluation import evaluate
 from .operations.pictures import grid_of
 from .operations.sampling import sample
 from .requests import OWN_UPSCALER, Prompt, SampleRequest, TrainRequest
+from .results import Result
 from .sampling.generate import SampleSettings
 from .screen import Screen
 from .service import Service
@@ -222,13 +223,15 @@ class Story:
 
         def work(job: Job) -> dict[str, Any]:
             context = self.service.context_of(job)
+            job.artifacts["results"] = results = []
             for prompt in prompts:  # one by one: each begins with the same noise
                 if not job.stop.is_set():
                     found = sample(self.workspace, NAME, 1, SampleSettings(seed=7), context, prompts=[prompt])
                     pictures.extend(found.pictures)
-            return {"count": len(pictures)}
+                    results += [Result(one, text, 7, None) for one, text in zip(found.pictures, found.texts)]
+            return {"count": len(pictures), "model": NAME}
 
-        job = self.service.jobs.start("asked", "Asking by words", work, subject=NAME)
+        job = self.service.jobs.start("sample", f"Generating with {NAME}", work, subject=NAME)
         self._done(job)
         if len(pictures) < len(prompts):
             return ""

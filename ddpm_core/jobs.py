@@ -23,6 +23,10 @@ _MOST_WAITING = 100  # in a lane; each waiting sampling holds a request, and its
 _log = logging.getLogger("ddpm_core")
 
 
+def _nothing(job: Job) -> Any:
+    """The work of a job that is over."""
+
+
 class Job:
     """One piece of work: queued, running, then done, failed or stopped."""
 
@@ -88,6 +92,7 @@ class Job:
                 return False
             self.stop.set()
             self.state = "stopped"
+        self._work = _nothing  # which may hold images
         self.finished.set()
         return True
 
@@ -100,6 +105,7 @@ class Job:
             self.began = time.monotonic()
         if self.stop.is_set():
             self.began, self.state = 0.0, "stopped"
+            self._work = _nothing
             self.finished.set()
             return
         try:
@@ -115,6 +121,7 @@ class Job:
             _log.exception("%s failed", self.title)
             said = f"{self.title} failed: {type(error).__name__}: {error}"
             self.error, outcome = mendable(error) or said, "failed"
+        self._work = _nothing
         self.ended = time.monotonic()
         self.state = outcome
         self.finished.set()

@@ -50,12 +50,12 @@ class TrainRequest:
         help="what the model learns to be told: the words of the prompts (tags), the prompts by the WebUI's text encoder "
         "(text: pooled or cross-attention, by the number of images), or nothing (default: auto)",
     )
-    stop_before_copying: bool = option(
-        True,
+    stop_before_copying: bool | None = option(
+        None,
         label="Stop before it copies",
         info="Ends the training when it begins to learn its images by heart",
-        flag="--train-past-copying",
-        help="go on where it begins to learn its images by heart (default: it stops there)",
+        shown=True,
+        help="end where it begins to learn its images by heart (the default of a new run), or go on",
     )
     resume: bool = option(False)
     init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
@@ -195,12 +195,22 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Interpolation:
+    """Frames from the sample of a seed to that of another, and from the request's prompt to another."""
+
+    to_seed: int = option(-1, label="To seed (-1 = random)")
+    to_prompt: str = option("", label="To prompt (empty = the same)")
+    frames: int = option(16, label="Frames", low=2, high=100, step=1)
+    loop: bool = option(False, label="Loop")
+
+
+@dataclass(frozen=True)
 class Edit:
     """An image to begin with, as in the WebUI's img2img and inpainting; ``mask``: white where is drawn anew, all of it where there is none.
 
     ``resize_mode``: how an image of other proportions is brought to the model's: stretched, cut, or filled up. ``only_masked``: the model
     draws the masked part with ``mask_padding`` pixels around it instead of the whole image. ``resamples``: how often each part of the way from
-    noise to image is gone, so that what is drawn fits what stays.
+    noise to image is gone, so that what is drawn fits what stays. ``ready``: image and mask are as ``operations.editing.prepared`` makes them.
     """
 
     image: Image.Image
@@ -213,6 +223,7 @@ class Edit:
     only_masked: bool = False
     mask_padding: int = 32
     resamples: int = 2
+    ready: bool = False
 
 
 @dataclass(frozen=True)
@@ -350,8 +361,9 @@ class SampleRequest:
             if self.mask is not None:
                 raise UserError("A mask needs the image that it belongs to; give that, too (--init).")
             return None
-        check(self, [name for name in Edit.__dataclass_fields__ if name not in ("image", "mask")])
-        return Edit(**{name: getattr(self, name) for name in Edit.__dataclass_fields__})
+        names = [name for name in Edit.__dataclass_fields__ if name != "ready"]
+        check(self, [name for name in names if name not in ("image", "mask")])
+        return Edit(**{name: getattr(self, name) for name in names})
 
     @property
     def asked(self) -> Prompt:

@@ -21,7 +21,8 @@ FILE = "run.json"
 class Run:
     """One run. ``state``: running, finished, stopped or failed. ``config`` is ``RunConfig.to_json``'s; ``fingerprint`` that of the
     dataset's ``images`` images; ``minutes`` count from the beginning, over all resumptions; ``began`` in seconds since 1970;
-    ``init_from``: the model whose weights it started from; ``past_copying``: whether a person wants it to go on where it begins to copy.
+    ``init_from``: the model whose weights it started from; ``past_copying``: whether a person wants it to go on where it begins to copy,
+    ``copies``: whether it does.
     ``rest``: what else the file holds, kept as it is.
     """
 
@@ -37,6 +38,7 @@ class Run:
     version: str | None = None
     format: int = 1
     past_copying: bool = False
+    copies: bool = False
     rest: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -59,8 +61,8 @@ class Run:
             raise ValueError("its minutes are none")
         if not isinstance(source, (str, type(None))):
             raise ValueError("its source is none")
-        if not isinstance(found.get("past_copying", False), bool):
-            raise ValueError("its switch is none")
+        if not all(isinstance(found.get(key, False), bool) for key in ("past_copying", "copies")):
+            raise ValueError("its switches are none")
         return cls(**found, rest={key: value for key, value in values.items() if key not in own})
 
     def to_json(self) -> dict[str, Any]:

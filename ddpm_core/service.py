@@ -26,7 +26,8 @@ from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
 from .operations.context import Context
-from .requests import COLLECTION_STATE, Collection, Edit, Enlarging, Prompt, SampleRequest, TrainRequest
+from .options import check
+from .requests import COLLECTION_STATE, Collection, Edit, Enlarging, Interpolation, Prompt, SampleRequest, TrainRequest
 from .results import Emerging, Result, Save, keep
 from .watch import Watch
 from .workspace import Workspace
@@ -264,10 +265,12 @@ class Service:
 
     def start_sampling(self, request: SampleRequest) -> Job:
         """Sample in the background; UserError where it cannot begin."""
+        from .operations.editing import prepared
         from .operations.sampling import settings_of
 
         model, count, enlarging = request.model, request.count, request.enlarging
-        settings, prompts, edit = settings_of(request), [request.asked], request.edit
+        settings, prompts = settings_of(request), [request.asked]
+        edit = prepared(request.edit) if request.edit is not None else None
         self._check_sampling(model, count, enlarging, edit)
         samplings = [job for job in self.jobs.all() if job.kind == "sample"]
         for old in [job for job in samplings if job.finished.is_set()][1:]:
@@ -303,6 +306,50 @@ class Service:
                 "seconds": round(found.seconds, 2),
                 "evaluations": found.evaluations,
                 "model": model,
+            }
+
+        return self.jobs.start("sample", f"Generating with {model}", work, subject=model)
+
+    def start_interpolation(self, request: SampleRequest, between: Interpolation) -> Job:
+        """Frames between two samples, in the background; UserError where it cannot begin. Upscalers, edits and variations do not count here."""
+        from .operations.sampling import settings_of
+        from .sampling.generate import seed_of
+
+        check(between)
+        settings = dataclasses.replace(settings_of(request), variation_seed=None, variation_strength=0.0)
+        seeds = (settings.seed, seed_of(between.to_seed))
+        last = Prompt(between.to_prompt, request.negative_prompt) if between.to_prompt.strip() else request.asked
+        model, prompts = request.model, (request.asked, last)
+        self._check_sampling(model, between.frames, None)
+        workspace = self.workspace
+
+        def work(job: Job) -> dict[str, Any]:
+            from .operations.interpolating import interpolate
+
+            found = interpolate(
+                workspace,
+                model,
+                seeds,
+                between.frames,
+                settings,
+                self.context_of(job),
+                prompts=prompts,
+                loop=between.loop,
+                batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
+            )
+            results: list[Result] = []
+            job.artifacts["results"] = results
+            frames = [one[None] for one in found.images]
+            job.artifacts["frames"] = frames if between.loop else [*frames, *frames[-2:0:-1]]
+            failure = keep(workspace, found, self.host.save_image, results)
+            if failure is not None:
+                raise failure
+            return {
+                "count": len(results),
+                "seconds": round(found.seconds, 2),
+                "evaluations": found.evaluations,
+                "model": model,
+                "between": True,
             }
 
         return self.jobs.start("sample", f"Generating with {model}", work, subject=model)

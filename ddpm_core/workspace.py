@@ -48,6 +48,7 @@ class _Header:
     upscaler: str = ""
     bundled: bool = False
     written: float = 0.0
+    readable: bool = False
 
 
 class Workspace:
@@ -304,6 +305,7 @@ class Workspace:
                     about.get("upscaler", ""),
                     info.get("bundled") is True,
                     status.st_mtime,
+                    True,
                 )
                 known = self._headers[path.stem] = (key, header)
         except (OSError, UserError):
@@ -313,9 +315,9 @@ class Workspace:
     def newest_model(self) -> str | None:
         """The model that was written last, if there is one; one that came along only where there is no other."""
 
-        def rank(name: str) -> tuple[bool, float]:
+        def rank(name: str) -> tuple[bool, bool, float]:
             header = self._header(self.models_folder / f"{name}.safetensors")
-            return not header.bundled, header.written
+            return header.readable, not header.bundled, header.written
 
         return max(self.model_names("unet"), key=rank, default=None)
 

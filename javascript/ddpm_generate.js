@@ -4,6 +4,7 @@
 
     const { T, draw, root, byId, el, button, figure, get, url, number, inputValue, redraw, progress, jobKey } = window.ddpm;
     let shownSample = null;
+    window.ddpm.shown = () => shownSample; // the job whose results the gallery shows
 
     draw.sample = function (node, status) {
         const job = status.jobs.sample;
@@ -32,6 +33,11 @@
             if (!ready) return [];
             const image = el("img", "ddpm-animation");
             image.alt = "denoising"; image.loading = "lazy"; image.src = url("animation", { job: job.id });
+            if (job.result.between) {
+                const there = el("details", "ddpm-details", el("summary", "", T("Animation")), image);
+                there.open = true;
+                return there;
+            }
             const box = el("details", "ddpm-details", el("summary", "", T("Denoising")), image,
                 el("div", "ddpm-note", T("The network's estimate of the image at each step: first the mean of everything it has seen, then the layout, then the detail.")));
             return box;

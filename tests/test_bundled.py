@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CommandLine
+from PIL import Image
 
-from ddpm_core import bundled
+from ddpm_core import bundled, demo
+from ddpm_core.errors import UserError
+from ddpm_core.host.server import serve
 from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model import file as model_file
 from ddpm_core.requests import SampleRequest
@@ -62,7 +66,8 @@ def test_a_model_of_that_name_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_persons_own_model_comes_first(service: Service) -> None:
     workspace = service.workspace
-    assert workspace.newest_model() == bundled.BASE
+    (workspace.models_folder / "foreign.safetensors").write_bytes(b"x" * 100)
+    assert workspace.newest_model() == bundled.BASE, "nor one that cannot be read"
     base = model_file.load(workspace.model_path(bundled.BASE))
     model_file.save(workspace.models_folder / "mine.safetensors", base.config, base.weights, title="mine", info={})
     shutil.copy(bundled.FOLDER / f"{bundled.BASE}.safetensors", workspace.model_path(bundled.BASE))  # written later
@@ -91,3 +96,33 @@ def test_they_make_portraits_at_once(service: Service) -> None:
     assert [result.image.size for result in results] == [(128, 128)] * 2
     assert "DDPM upscaler steps: 3" in results[0].text
     service.shutdown()
+
+
+def test_the_demo_tells_its_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it in small, through the jobs that the tab shows."""
+    monkeypatch.setattr(demo, "GRID", 3)
+    monkeypatch.setattr(demo, "EVALUATED", 16)
+    monkeypatch.setattr(demo, "SKINS", demo.SKINS[:1])
+    line = CommandLine(tmp_path / "ws")
+    found = line.run("demo", "--headless", "--minutes", 0.05)
+    assert found["harvest"]["added"] == 1000  # type: ignore[index]
+    for part in ("bundled", "sample"):
+        assert len(found[part]["files"]) == 3 and Path(found[part]["grid"]).exists()  # type: ignore[index]
+        with Image.open(found[part]["files"][0]) as opened:  # type: ignore[index]
+            assert opened.size == (128, 128)
+    assert found["train"]["steps"] > 0 and found["upscaler"]["steps"] > 0  # type: ignore[index]
+    assert Path(str(found["asked"])).exists() and Path(found["evaluate"]["neighbours"]).exists()  # type: ignore[index]
+    shown = line.run("models", "show", demo.NAME)
+    assert shown["upscaler"] == demo.UPSCALER and not shown["bundled"]
+
+
+def test_a_chapter_that_fails_leaves_the_page_as_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    stop = threading.Event()
+
+    def meanwhile(service: Service) -> None:
+        stop.set()
+        raise UserError("There is no room left.")
+
+    found = serve(StandaloneHost(tmp_path / "ws"), "127.0.0.1", 0, stop, said.append, meanwhile=meanwhile)
+    assert found["stopped"] and said[-1] == "There is no room left."

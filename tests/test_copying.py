@@ -26,6 +26,8 @@ def test_two_looks_in_a_row_say_it_and_only_once() -> None:
     assert not watch.look(seen, high, FEWEST) and not watch.begun
     assert watch.look(seen, high, FEWEST) and watch.begun
     assert not watch.look(seen, high, FEWEST), "it is said once"
+    overflown = CopyWatch()
+    assert not any(overflown.look(seen, bands(float("inf")), FEWEST) for _ in range(9))
     few = CopyWatch()
     assert not any(few.look(seen, high, FEWEST - 1) for _ in range(9)), "of too few held-out images nothing is known"
 
@@ -52,11 +54,15 @@ def test_a_training_stops_there_and_goes_on_when_it_is_told_to(tmp_path: Path, m
     assert notes.count(copying.SENTENCE) == 1
     assert (tmp_path / "ws" / "models" / "m.safetensors").exists()
     reached = int(found["steps"])  # type: ignore[call-overload]
-    # who resumes without saying so is stopped again; who says so is not, from then on
-    more = line.run("train", "--model", "m", "--resume", "--steps", reached + 5, "--train-past-copying")
-    assert more["ended"] == "steps" and more["steps"] == reached + 5
-    more = line.run("train", "--model", "m", "--resume", "--steps", reached + 10)
-    assert more["ended"] == "steps" and more["steps"] == reached + 10
+
+    def resumed(*flags: str, steps: int) -> tuple[str, int]:
+        more = line.run("train", "--model", "m", "--resume", "--steps", reached + steps, *flags)
+        return str(more["ended"]), int(more["steps"]) - reached  # type: ignore[call-overload]
+
+    assert resumed(steps=5) == ("copying", 0), "who resumes without saying so is stopped at once"
+    assert resumed("--no-stop-before-copying", steps=5) == ("steps", 5)
+    assert resumed(steps=10) == ("steps", 10), "what a person has said holds"
+    assert resumed("--stop-before-copying", steps=15) == ("copying", 10)
 
 
 def test_an_upscaler_is_not_watched() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -12,19 +15,23 @@ import torch
 from conftest import CommandLine
 from diffusers import DDIMScheduler, RePaintScheduler
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddpm_core.errors import UserError
+from ddpm_core.host.standalone import StandaloneHost
 from ddpm_core.model.config import DiffusionConfig
 from ddpm_core.model.diffusion import Diffusion
-from ddpm_core.operations.editing import Canvas, filled
-from ddpm_core.requests import Edit
+from ddpm_core.operations.editing import Canvas, filled, open_image, open_mask
+from ddpm_core.operations.pictures import enlarge_plainly
+from ddpm_core.requests import Edit, Interpolation, SampleRequest
 from ddpm_core.sampling import SAMPLERS
 from ddpm_core.sampling.denoiser import Denoiser
 from ddpm_core.sampling.generate import ImageNoise, SampleSettings, generate
 from ddpm_core.sampling.repaint import repaint, way
 from ddpm_core.sampling.samplers import ddim
 from ddpm_core.sampling.start import Start, circle, invert, kept_steps, slerp
+from ddpm_core.service import Service
 
 CPU = torch.device("cpu")
 SHAPE = (3, 8, 8)
@@ -318,8 +325,95 @@ def test_images_of_all_kinds_can_be_begun_with() -> None:
     assert Canvas(Edit(Image.new("RGB", (1, 1), "red")), (16, 16)).start.images is not None
     with pytest.raises(UserError, match="times as long"):
         Canvas(Edit(Image.new("RGB", (900, 10))), (16, 16))
-    with pytest.raises(UserError, match="at most 4096 pixels"):
+    assert Canvas(Edit(Image.new("LA", (40, 40)).convert("La")), (16, 16)).start.images is not None
+    deep = Image.fromarray(np.full((40, 40), 3000, np.uint16))
+    assert Canvas(Edit(deep), (16, 16)).image.getpixel((3, 3)) == (12, 12, 12)
+    with pytest.raises(UserError, match="megapixels"):
         Canvas(Edit(Image.new("RGB", (5000, 4000))), (16, 16))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_enlarged_sample_lands_where_the_model_drew_it(masked: bool) -> None:
+    """A model that is square sees an image that is not as a whole, squeezed; upscalers keep proportions, and would cut."""
+    image = striped(200, 100)
+    mask = Image.new("L", image.size, 255) if masked else None
+    canvas = Canvas(Edit(image, mask, resize_mode="resize", mask_blur=0), (32, 32))
+    sample = Image.new("RGB", (32, 32), "white")
+    sample.paste((255, 0, 0), (0, 24, 32, 32))  # its lowest quarter
+    larger = enlarge_plainly(sample, canvas.enlarged_size((200, 100)), "Lanczos")
+    found = np.asarray(canvas.put_back(larger, (200, 100)))
+    assert found.shape == (100, 200, 3)
+    red = (found[..., 0] > 200) & (found[..., 1] < 60)
+    assert 0.22 < red.mean() < 0.28 and red[80:].all()
+    # the part may be larger than upscalers may make: the rest is plain enlarging
+    tall = Edit(Image.new("RGB", (4096, 512)), Image.new("L", (4096, 512), 255), resize_mode="fill")
+    assert max(Canvas(tall, (64, 128)).enlarged_size((1, 1))) <= 4096
+
+
+def test_masks_from_files_are_read_as_safely_as_images(tmp_path: Path) -> None:
+    drawn_at = box_mask((64, 48), (10, 8, 30, 20))
+    deep = Image.fromarray(np.asarray(drawn_at).astype(np.uint16) * 257)
+    clear = Image.merge("RGBA", [Image.new("L", (64, 48), 0)] * 3 + [drawn_at])
+    for name, one in (
+        ("grey.png", drawn_at),
+        ("deep.png", deep),
+        ("clear.png", clear),
+        ("colour.webp", drawn_at.convert("RGB")),
+    ):
+        one.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+        assert (np.asarray(open_mask(tmp_path / name)) == np.asarray(drawn_at)).all(), name
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    drawn_at.save(tmp_path / "turned.png", exif=turned)
+    assert open_mask(tmp_path / "turned.png").size == (48, 64)
+    text = PngInfo()
+    text.add_text("comment", "x" * 3_000_000, zip=True)
+    drawn_at.save(tmp_path / "long.png", pnginfo=text)
+    assert open_mask(tmp_path / "long.png").size == (64, 48)
+    Image.new("RGB", (100, 310), "red").save(tmp_path / "tall.png")
+    assert open_image(tmp_path / "tall.png").size == (100, 310), "three times as long as wide is an image"
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
+    assert open_image(tmp_path / "one.png").size == (1, 1)
+
+
+def test_a_mask_that_blur_would_wipe_out_is_not_blurred() -> None:
+    dot = box_mask((256, 256), (100, 100, 101, 101))
+    canvas = Canvas(Edit(striped(256, 256), dot, mask_blur=12, only_masked=True, mask_padding=0), (32, 32))
+    assert canvas.mask is not None and canvas.mask.getbbox() is not None
+
+
+def test_what_waits_holds_little(trained: CommandLine) -> None:
+    service = Service(StandaloneHost(trained.workspace))
+    try:
+        request = SampleRequest("m", count=1, steps=2, image=striped(64, 64), mask=box_mask((64, 64), (9, 9, 40, 40)))
+        job = service.start_sampling(request)
+        assert job.finished.wait(60) and job.state == "done", job.error
+        assert "Mask blur: 4" in job.artifacts["results"][0].text
+        gc.collect()
+        assert not [one for one in gc.get_objects() if isinstance(one, Edit)], "what is over holds no image any more"
+        for large in (Image.new("L", (9000, 10)), Image.new("L", (4096, 4200))):
+            with pytest.raises(UserError, match="megapixels"):
+                service.start_sampling(dataclasses.replace(request, mask=large))
+    finally:
+        service.shutdown()
+
+
+def test_the_text_says_what_was_sampled(trained: CommandLine, few: Path, tmp_path: Path) -> None:
+    """Going parts of the way several times is DDIM's, whatever was chosen; with few steps no part is gone twice."""
+    box_mask((128, 128), (30, 30, 90, 90)).save(tmp_path / "mask.png")
+    image = sorted(few.iterdir())[0]
+    given = ["--model", "m", "--count", 1, "--seed", 4, "--init", image, "--mask", tmp_path / "mask.png"]
+
+    def made(*more: object) -> tuple[str, bytes]:
+        found = trained.run("sample", *given, *more, "--out", tmp_path / "out")
+        with Image.open(found["files"][0]) as opened:  # type: ignore[index]
+            return opened.info["parameters"], opened.convert("RGB").tobytes()
+
+    text, pixels = made("--steps", 20)
+    assert "Sampler: DDIM" in text and "DDPM eta: 0" in text and "DDPM resamples: 2" in text
+    assert made("--steps", 20, "--sampler", "ddim")[1] == pixels, "and so its text makes it again"
+    text, _ = made("--steps", 4)
+    assert "Sampler: DPM++ 2M" in text and "resamples" not in text
 
 
 def test_filling_takes_the_colours_around() -> None:
@@ -356,7 +450,6 @@ def test_an_image_is_edited_by_the_command_line(trained: CommandLine, few: Path,
     for part in (
         "Denoising strength: 0.75",
         "Mask blur: 4",
-        "DDPM resamples: 2",
         f"DDPM enlarged: {original.width / 16:g}x",
     ):
         assert part in text
@@ -384,6 +477,7 @@ def test_an_image_is_edited_by_the_command_line(trained: CommandLine, few: Path,
         (["--init", "IMAGE", "--mask-blur", "99"], "Mask blur must be between 0 and 64"),
         (["--init", "IMAGE", "--resamples", "0"], "Resamples must be between 1 and 10"),
         (["--variation-strength", "2"], "The variation strength must be between 0 and 1"),
+        (["--init", "LONG"], "as long as it is wide"),
         (["--variation-seed", "-7", "--variation-strength", "0.5"], "The variation seed must be"),
     ],
 )
@@ -392,7 +486,13 @@ def test_bad_input_gets_a_sentence(
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     Image.new("L", (64, 64)).save(tmp_path / "black.png")
-    places = {"IMAGE": sorted(few.iterdir())[0], "TEXT": tmp_path / "text.png", "BLACK": tmp_path / "black.png"}
+    Image.new("RGB", (900, 20)).save(tmp_path / "long.png")
+    places = {
+        "LONG": tmp_path / "long.png",
+        "IMAGE": sorted(few.iterdir())[0],
+        "TEXT": tmp_path / "text.png",
+        "BLACK": tmp_path / "black.png",
+    }
     given = [str(places.get(word, word)) for word in arguments]
     answer = trained.run("sample", "--model", "m", "--count", 1, "--out", tmp_path / "out", *given, code=2)
     assert said in str(answer["error"])
@@ -434,3 +534,21 @@ def test_frames_go_from_one_sample_to_the_other(trained: CommandLine, tmp_path: 
     for bad, said in ((["--frames", 1], "between 2 and 1000"), (["--seeds", -1, 3], "The seeds must be")):
         answer = trained.run("interpolate", *shared, "--seeds", 1, 2, *bad, "--out", tmp_path / "bad", code=2)
         assert said in str(answer["error"])
+
+
+def test_a_server_interpolates_in_the_background(trained: CommandLine) -> None:
+    service = Service(StandaloneHost(trained.workspace))
+    try:
+        request = SampleRequest("m", steps=3, seed=5, variation_strength=0.5)
+        job = service.start_interpolation(request, Interpolation(to_seed=6, frames=4))
+        assert job.finished.wait(60) and job.state == "done", job.error
+        results = job.artifacts["results"]
+        assert len(results) == 4 and "DDPM frame: 2 of 4" in results[1].text and "DDPM to seed: 6" in results[1].text
+        assert len(job.artifacts["frames"]) == 6, "there and back"
+        assert "Variation" not in results[0].text
+        with Image.open(io.BytesIO(service.watch.animation(job))) as animation:
+            assert animation.n_frames == 6  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match="Frames must be between 2 and 100"):
+            service.start_interpolation(request, Interpolation(frames=1))
+    finally:
+        service.shutdown()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ddpm_core import bundled
 from ddpm_core.dataset.harvest import harvest
 from ddpm_core.dataset.packing import fit, holdout, load, pack
 from ddpm_core.dataset.store import NewItem, Store
@@ -158,7 +159,7 @@ def test_a_training_stopped_before_its_first_step_is_no_failure_and_takes_no_nam
         service.stop("train")
         assert job.finished.wait(60)
         assert (job.state, job.error) == ("stopped", "") and job.messages[-1].startswith("Stopped")
-        assert not service.workspace.model_names() and not service.workspace.run_names()
+        assert service.workspace.model_names() == bundled.names() and not service.workspace.run_names()
     finally:
         service.shutdown()
 

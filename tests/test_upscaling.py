@@ -14,6 +14,7 @@ from conftest import CommandLine, tiny_training_images
 from PIL import Image
 from trainers import run_steps, same
 
+from ddpm_core import bundled
 from ddpm_core.errors import UserError
 from ddpm_core.evaluation import faithfulness as measures
 from ddpm_core.evaluation.detail import crops_of, detail_features
@@ -299,8 +300,8 @@ def test_an_upscaler_is_judged_on_images_that_it_has_not_seen(trained: CommandLi
     host = StandaloneHost(trained.workspace)
     service = Service(host)
     try:
-        assert service.upscalers()[0] == "DDPM: large"
-        assert service.workspace.model_names("unet") == ["base"]
+        assert service.upscalers()[:2] == [f"DDPM: {bundled.UPSCALER}", "DDPM: large"]
+        assert service.workspace.model_names("unet") == ["base", bundled.BASE]
         job = service.start_evaluation("large", "d", 0)
         assert job.finished.wait(120) and job.state == "done", job.error
         found = job.result

@@ -28,6 +28,8 @@ MAX_PIXELS = 80_000_000  # below Pillow's own warning, which would go to the hos
 _MAX_PIXELS_OF = {"WEBP": 60_000_000}  # it is held four times over while it is decoded; no picture is to need a GiB
 MAX_COPY_BYTES = 64 * 2**20  # of a dataset's own shrunken picture
 _BIG_PIXELS = 16_000_000
+# a decoded image, the short side it may have, its colour profile, how it is turned
+Convert = Callable[[Image.Image, int, bytes, "Image.Transpose | None"], Image.Image]
 _one_big_at_a_time = threading.Lock()  # several threads each holding a 60-megapixel picture would not be bounded
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -97,8 +99,16 @@ class Picture:
     texts: dict[str, str]
 
 
-def decode(data: bytes, short_side: int) -> Picture:
-    """Decode an image file's bytes; the first frame of several.
+def decode(
+    data: bytes,
+    short_side: int,
+    *,
+    smallest: int = SMALLEST,
+    longest_ratio: float = 3.0,
+    convert: Convert | None = None,
+) -> Picture:
+    """Decode an image file's bytes; the first frame of several. ``smallest`` side and ``longest_ratio`` of the sides that are taken;
+    ``convert``: another way than :func:`upright_rgb`.
 
     Raises Rejected with a reason a person can read; MemoryError where memory has run out, which says nothing of the picture.
     """
@@ -121,7 +131,7 @@ def decode(data: bytes, short_side: int) -> Picture:
             check_webp(data)
         with Image.open(io.BytesIO(data), formats=known_formats()) as image:
             width, height = image.size
-            check_dimensions(image)
+            check_dimensions(image, smallest=smallest, longest_ratio=longest_ratio)
             check_run_lengths(image, len(data))
             with _one_big_at_a_time if width * height > _BIG_PIXELS else contextlib.nullcontext():
                 if image.format == "PNG":
@@ -135,7 +145,8 @@ def decode(data: bytes, short_side: int) -> Picture:
                 turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
                 if turn in _SIDEWAYS:
                     width, height = height, width
-                return Picture(upright_rgb(image, short_side, icc or colours.icc, turn), width, height, texts)
+                made = (convert or upright_rgb)(image, short_side, icc or colours.icc, turn)
+                return Picture(made, width, height, texts)
     except Rejected:
         raise
     except TooManyPieces:
@@ -236,6 +247,20 @@ def upright_rgb(
         image = image.transpose(turn)  # last: a large picture is never held twice for it
     image.info = {}
     return image
+
+
+def upright_mask(image: Image.Image, short_side: int, icc: bytes, turn: Image.Transpose | None) -> Image.Image:
+    """Turn and shrink a decoded mask: its transparency where it has any, else its brightness, as grey."""
+    image.seek(0)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = _in_bands(image, "L", functools.partial(_of_eight_bits, clear=None))
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        image = image.convert("RGB").convert("L") if alpha.getextrema() == (255, 255) else alpha
+    image = image.convert("L")
+    if min(image.size) > short_side:
+        image.thumbnail((max(image.size) * short_side // min(image.size),) * 2, Image.Resampling.BOX)
+    return image if turn is None else image.transpose(turn)
 
 
 def _in_bands(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:

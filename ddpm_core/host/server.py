@@ -249,7 +249,10 @@ def serve(
     url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
     say(f"Open {url}{page} in a browser. Ctrl+C stops the server; running work is saved.")
     try:
-        meanwhile(service)
+        try:
+            meanwhile(service)
+        except UserError as error:  # the page goes on
+            say(str(error))
         while thread.is_alive() and not stop.wait(0.5):
             pass
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from ..dataset.reading import MAX_PIXELS, Rejected, Skipped, decode, known_formats, read_bytes
+from ..dataset.reading import Convert, Rejected, Skipped, decode, read_bytes, upright_mask
 from ..errors import UserError
 from ..model.diffusion import uint8_to_model
 from ..requests import MOST_PIXELS, Edit
@@ -18,6 +18,7 @@ from ..sampling.start import Start
 
 _FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # and how often, at 512 pixels; as the WebUI fills
 _MOST_LONGER = 8.0  # an image this many times as long as it is wide is no image any more when a model has seen it
+_MOST_AREA = 16_800_000  # pixels
 
 Box = tuple[int, int, int, int]
 
@@ -41,17 +42,33 @@ def _read(path: Path) -> bytes:
 
 def image_of(data: bytes, name: str) -> Image.Image:
     """As :func:`open_image`, of a file's content; ``name`` is for the sentence."""
-    try:
-        return decode(data, MOST_PIXELS).image
-    except Rejected as error:
-        raise UserError(f"{name} cannot be edited: {error.message}") from None
+    return _decoded(data, name, None)
 
 
 def mask_of(data: bytes, name: str) -> Image.Image:
     """As :func:`open_mask`, of a file's content."""
-    image_of(data, name)  # whatever is wrong with the file is said there
-    with Image.open(io.BytesIO(data), formats=known_formats()) as found:
-        return found.convert("RGBA") if "A" in found.getbands() or "transparency" in found.info else found.convert("L")
+    return _decoded(data, name, upright_mask)
+
+
+def _decoded(data: bytes, name: str, convert: Convert | None) -> Image.Image:
+    try:
+        return decode(data, MOST_PIXELS, smallest=1, longest_ratio=_MOST_LONGER, convert=convert).image
+    except Rejected as error:
+        raise UserError(f"{name} cannot be edited: {error.message}") from None
+
+
+def prepared(edit: Edit) -> Edit:
+    """The same with its image as upright RGB and its mask as grey of that size; UserError where one is too large or nothing is masked. What
+    waits for its turn holds no more than that."""
+    if edit.ready:
+        return edit
+    for what, one in (("image", edit.image), ("mask", edit.mask)):
+        if one is not None and (max(one.size) > MOST_PIXELS or one.width * one.height > _MOST_AREA):
+            raise UserError(f"The {what} to edit can have at most {_MOST_AREA // 10**6} megapixels; shrink it first.")
+    if max(edit.image.size) > _MOST_LONGER * min(edit.image.size):
+        raise UserError(f"The image is more than {_MOST_LONGER:g} times as long as it is wide; crop it first.")
+    image = flattened(edit.image)
+    return dataclasses.replace(edit, image=image, mask=_mask_of(edit, image.size), ready=True)
 
 
 class Canvas:
@@ -59,12 +76,12 @@ class Canvas:
     ``part_size``: that of the part of the image that a sample takes the place of; ``described``: its part of the generation text."""
 
     def __init__(self, edit: Edit, size: tuple[int, int]) -> None:
-        self.image = flattened(edit.image)
-        if max(self.image.size) > MOST_PIXELS:
-            raise UserError(f"Images to edit can be at most {MOST_PIXELS} pixels on a side; shrink it first.")
-        if max(self.image.size) > _MOST_LONGER * min(self.image.size):
-            raise UserError(f"The image is more than {_MOST_LONGER:g} times as long as it is wide; crop it first.")
-        self.mask = _mask_of(edit, self.image.size)
+        edit = prepared(edit)
+        self.image, self.mask = edit.image, edit.mask
+        if self.mask is not None and edit.mask_blur:
+            blurred = self.mask.filter(ImageFilter.GaussianBlur(edit.mask_blur))
+            self.mask = blurred if blurred.getbbox() is not None else self.mask  # too small to be blurred so much
+        self._size = size
         self._box = self._box_of(edit, size)
         left, top, right, bottom = self._box
         self.part_size = (right - left, bottom - top)
@@ -88,6 +105,7 @@ class Canvas:
             blank=edit.masked_content == "noise",
             resamples=edit.resamples,
         )
+        self._stretched = edit.resize_mode == "resize"
         self.described = {"Denoising strength": f"{edit.denoising_strength:g}"}
         if self.mask is not None:
             self.described |= {"Mask blur": str(edit.mask_blur)}
@@ -95,7 +113,6 @@ class Canvas:
             self.described |= {"Masked content": edit.masked_content} if edit.masked_content != "original" else {}
             if edit.only_masked:
                 self.described |= {"Inpaint area": "Only masked", "Masked area padding": str(edit.mask_padding)}
-            self.described["DDPM resamples"] = str(edit.resamples)
             self.described["DDPM enlarged"] = f"{self.part_size[0] / size[0]:.3g}x"
 
     def _box_of(self, edit: Edit, size: tuple[int, int]) -> Box:
@@ -120,10 +137,23 @@ class Canvas:
         left, top = (width - new[0]) // 2, (height - new[1]) // 2
         return left, top, left + new[0], top + new[1]
 
-    def put_back(self, sample: Image.Image) -> Image.Image:
-        """A sample in the place of its part of the image; without a mask the sample as it is. Outside the mask no pixel changes."""
+    def enlarged_size(self, wanted: tuple[int, int]) -> tuple[int, int]:
+        """To which size (width, height) a sample is enlarged where images of ``wanted`` size are asked for: in its own proportions, which
+        enlarging keeps, where :meth:`put_back` brings it to others."""
+        target = self.part_size if self.mask is not None else wanted
+        if self.mask is None and not self._stretched:
+            return wanted
+        width, height = self._size
+        scale = min(max(target[0] / width, target[1] / height), MOST_PIXELS / max(width, height))
+        return max(1, round(scale * width)), max(1, round(scale * height))
+
+    def put_back(self, sample: Image.Image, wanted: tuple[int, int] | None = None) -> Image.Image:
+        """A sample in the place of its part of the image, outside the mask no pixel changes; without a mask the sample, brought to the
+        ``wanted`` size, if any."""
         if self.mask is None:
-            return sample
+            if wanted is None or not self._stretched or sample.size == wanted:
+                return sample
+            return sample.resize(wanted, Image.Resampling.LANCZOS)
         if self.start.strength <= 0:
             return self.image
         layer = self.image.copy()
@@ -133,30 +163,39 @@ class Canvas:
         return Image.composite(layer, self.image, ImageChops.darker(self.mask, seen))
 
 
-def flattened(image: Image.Image) -> Image.Image:
-    """Upright RGB; what is transparent becomes white."""
-    image = ImageOps.exif_transpose(image)
+def flattened(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Upright RGB; what is transparent becomes ``ground``."""
+    image = _of_eight_bits(ImageOps.exif_transpose(image))
+    if image.mode in ("La", "RGBa"):  # of which Pillow converts to their plain twins only
+        image = image.convert(image.mode[:-1] + "A")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
     return image.convert("RGB")
 
 
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled, which Pillow would clip."""
+    if not (image.mode.startswith("I;16") or image.mode == "I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+
+
 def _mask_of(edit: Edit, size: tuple[int, int]) -> Image.Image | None:
-    """The mask of an edit at the image's size, blurred; None where there is none."""
+    """The mask of an edit at the image's size; None where there is none."""
     if edit.mask is None:
         return None
-    mask = edit.mask
-    if mask.width * mask.height > MAX_PIXELS:
-        raise UserError("The mask is too large; give it the size of the image.")
-    alpha = mask.getchannel("A") if "A" in mask.getbands() else None
-    mask = alpha if alpha is not None and alpha.getextrema() != (255, 255) else mask.convert("L")
+    mask = _of_eight_bits(ImageOps.exif_transpose(edit.mask))
+    alpha = mask.convert("RGBA").getchannel("A") if "A" in mask.getbands() or "transparency" in mask.info else None
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        mask = alpha
+    mask = mask.convert("L")
     if mask.size != size:
         mask = mask.resize(size, Image.Resampling.BILINEAR)
     mask = ImageOps.invert(mask) if edit.invert_mask else mask
     if mask.getbbox() is None:
         raise UserError("The mask is empty: paint white what shall be drawn anew.")
-    return mask.filter(ImageFilter.GaussianBlur(edit.mask_blur)) if edit.mask_blur else mask
+    return mask
 
 
 def _of_proportions(box: Box, wanted: tuple[int, int], bounds: tuple[int, int]) -> Box:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,13 @@ def interpolate(
         raise UserError(f"The number of frames must be between 2 and {MOST_FRAMES}; got {frames}.")
     if not all(0 <= seed < 2**63 for seed in seeds):
         raise UserError(f"The seeds must be numbers from 0 to {2**63 - 1}.")
+    if loop and seeds[0] == seeds[1]:
+        raise UserError("A loop needs two different seeds.")
+    if not (settings.definition.solver or settings.definition.uses_eta):
+        raise UserError(
+            f"{settings.definition.label} adds noise at each step, so that frames would flicker; choose DPM++ 2M, DDIM or UniPC."
+        )
+    settings = dataclasses.replace(settings, eta=0.0, seed=seeds[0], variation_strength=0.0)
     began = time.monotonic()
     config, weights, title = load_weights(workspace, model, "ema", None)
     if config.kind == "upscaler":
@@ -92,7 +100,12 @@ def interpolate(
             calls,
             "ema",
             prompt=prompts[0],
-            more={"DDPM frame": f"{number + 1} of {frames}", "DDPM to seed": str(seeds[1])},
+            more={
+                "DDPM frame": f"{number + 1} of {frames}",
+                "DDPM to seed": str(seeds[1]),
+                **({"DDPM to prompt": prompts[1].text.strip()} if prompts[1] != prompts[0] else {}),
+                **({"DDPM loop": "True"} if loop else {}),
+            },
         )
         for number in range(len(pixels))
     ]

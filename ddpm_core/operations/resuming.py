@@ -69,7 +69,7 @@ def reopen(
             # the record counts from the run's beginning, so that the rest is known after a kill
             minutes += seconds_spent(CheckpointFolder(folder / "checkpoints").newest_numbers()) / 60
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else run.steps)
-    past = run.past_copying or not request.stop_before_copying
+    past = run.past_copying if request.stop_before_copying is None else not request.stop_before_copying
     run = dataclasses.replace(
         run, steps=steps, minutes=minutes, state="running", config=config.to_json(), past_copying=past
     )

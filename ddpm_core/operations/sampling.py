@@ -114,9 +114,10 @@ def sample(
         raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
     height, width = config.image_size
     size = enlarging.target(width, height) if enlarging else (width, height)
-    canvas = Canvas(edit, (width, height)) if edit is not None else None
-    if canvas is not None and canvas.mask is not None:
-        size = canvas.part_size
+    canvas, wanted = None, size if enlarging is not None else None
+    if edit is not None:
+        canvas = Canvas(edit, (width, height))
+        size = canvas.enlarged_size(size)
     device = context.device
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     question = asking.read(config, each, settings.cfg_scale, context)
@@ -151,6 +152,7 @@ def sample(
     pixels = model_to_uint8(images)
     seeds = [seed for seed, _ in settings.seeds(len(images))]
     pictures, texts = [], []
+    settled, more = _as_sampled(settings, canvas, config.diffusion.timesteps)
     enlarge = _enlarging_by(workspace, enlarging, context) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
         picture, done = to_image(one), None
@@ -160,13 +162,13 @@ def sample(
             larger = None if context.stop.is_set() else enlarge(picture, size, seeds[number])
             picture, done = (picture, None) if larger is None else (larger, enlarging)
         if canvas is not None:
-            picture = canvas.put_back(picture)
+            picture = canvas.put_back(picture, wanted)
         pictures.append(picture)
         texts.append(
             sample_text(
                 title,
                 config,
-                settings,
+                settled,
                 seeds[number],
                 calls,
                 weights,
@@ -175,10 +177,23 @@ def sample(
                 each[number],
                 number=number,
                 size=picture.size,
-                more=canvas.described if canvas is not None else {},
+                more=more,
             )
         )
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
+
+
+def _as_sampled(
+    settings: SampleSettings, canvas: Canvas | None, timesteps: int
+) -> tuple[SampleSettings, Mapping[str, str]]:
+    """The settings as they were used, and what an edit adds to the text: inpainting that goes parts of the way several times is DDIM's."""
+    if canvas is None:
+        return settings, {}
+    if not canvas.start.repaints(len(canvas.start.times(settings.times(timesteps)))):
+        return settings, canvas.described
+    eta = settings.eta if settings.definition.uses_eta else 0.0
+    resamples = {"DDPM resamples": str(canvas.start.resamples)}
+    return dataclasses.replace(settings, sampler="ddim", eta=eta), {**canvas.described, **resamples}
 
 
 def _enlarging_by(

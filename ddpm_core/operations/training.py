@@ -170,7 +170,7 @@ def _begin(
         init_from=request.init_from,
         began=time.time(),
         version=__version__,
-        past_copying=not request.stop_before_copying,
+        past_copying=request.stop_before_copying is False,
     )
     try:
         run.write(folder)
@@ -221,6 +221,7 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
             minutes,
             prepared.request.checkpoint_every,
             before_copying=not run.past_copying,
+            copies=run.copies,
         ),
         outlets,
         spent,
@@ -231,6 +232,7 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         # who ends the server did not mean to end the training: it counts as cut off, and the tab offers to go on
         stopped = "running" if context.leaving() else "stopped"
         state = stopped if summary["stopped"] else "finished"
+        run = dataclasses.replace(run, copies=summary.pop("copies"))
     finally:
         trainer.free()
         dataclasses.replace(run, state=state).write(folder)

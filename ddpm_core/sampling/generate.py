@@ -160,7 +160,7 @@ def generate(
     options = dict(definition.options)
     if definition.uses_eta:
         options["eta"] = settings.eta
-    painting = start.mask is not None and start.resamples > 1
+    painting = start.repaints(len(times))
     most = sum(step >= 0 for step in way(len(times), JUMP, start.resamples)) if painting else len(times)
     total = most * -(-count // batch_size)
     finished: list[Tensor] = []
@@ -172,7 +172,8 @@ def generate(
         progress(done, total, x0)
         return stop is not None and stop.is_set()
 
-    seeds = settings.seeds(count)
+    # between given noises nothing else may change
+    seeds = settings.seeds(count) if start.noise is None else [(settings.seed, None)] * count
     while first < count:
         some = seeds[first : first + batch_size]
         noise = ImageNoise(
@@ -195,7 +196,7 @@ def generate(
         sampler, more = definition.function, options
         if painting and given is not None:
             sampler = repaint
-            more = {"images": given[0], "mask": given[1], "eta": settings.eta, "resamples": start.resamples}
+            more = {"images": given[0], "mask": given[1], "eta": options.get("eta", 0.0), "resamples": start.resamples}
 
         before = done
         try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
+from .repaint import JUMP, way
 
 FIXED_POINTS = 3  # of each step of an inversion
 
@@ -56,6 +57,10 @@ class Start:
         if self.images is None:
             return list(times)
         return list(times[len(times) - kept_steps(self.strength, len(times)) :])
+
+    def repaints(self, steps: int) -> bool:
+        """Whether parts of so many steps are gone several times."""
+        return self.mask is not None and any(step < 0 for step in way(steps, JUMP, self.resamples))
 
     def state(self, denoiser: Denoiser, times: Sequence[int], rows: slice, noise: Tensor) -> Tensor:
         """What the sampling of the images ``rows`` begins with: ``noise`` (n, C, H, W), or the images noised to the first of ``times``."""

@@ -39,6 +39,7 @@ class Limits:
     checkpoint_every: int | None = None
     checkpoint_seconds: float = 60.0
     before_copying: bool = False
+    copies: bool = False  # whether an earlier session has found that it is about to
 
 
 @dataclass
@@ -81,13 +82,16 @@ class TrainingLoop:
         self.images_per_second = 0.0
         self._rollbacks = 0
         self._blind = False
-        self._copying = CopyWatch() if trainer.task.whole_images else None  # pieces of images can be no copies
+        # pieces of images can be no copies
+        self._copying = CopyWatch(limits.copies) if trainer.task.whole_images else None
 
     def run(self) -> dict[str, Any]:
         """Train until a limit or a stop; the summary of it."""
         trainer = self.trainer
         self._began = began = time.monotonic()
         first_step = trainer.step
+        if self.limits.before_copying and self._copies():
+            self._warn_of_copying()
         if not self.checkpoints.paths():
             self._save()  # step 0: there is always something good to go back to
         saved = line_at = time.monotonic()
@@ -134,6 +138,7 @@ class TrainingLoop:
             "seconds": round(self.spent + time.monotonic() - began, 3),
             "stopped": self.out.stop.is_set(),
             "ended": self._ending(),
+            "copies": self._copies(),
             "total": self.limits.steps,
             "steps_now": trainer.step - first_step,
         }

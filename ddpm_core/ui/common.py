@@ -136,9 +136,10 @@ def with_image(image: Image.Image | None) -> Any:
     if image is not None and min(image.size) < _DRAWABLE:
         times = -(-_DRAWABLE // min(image.size))
         image = image.resize((times * image.width, times * image.height), Image.Resampling.LANCZOS)
+    there = image is not None
     if image is None or gr.__version__.startswith("3."):
-        return gr.update(value=image)
-    return gr.update(value={"background": image, "layers": [], "composite": image})
+        return gr.update(value=image, visible=there)
+    return gr.update(value={"background": image, "layers": [], "composite": image}, visible=there)
 
 
 def drawn_on(value: Any) -> tuple[Image.Image | None, Image.Image | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import UserError
 from ..options import fields_of
-from ..requests import MOST_FACTOR, NATIVE, OWN_UPSCALER, SampleRequest
+from ..requests import MOST_FACTOR, NATIVE, OWN_UPSCALER, Interpolation, SampleRequest
 from ..results import Result
 from ..sampling import DEFAULT_SAMPLER, SAMPLERS
 from ..service import Service
@@ -38,7 +38,7 @@ _SOME_VARIATION = 0.2
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 TITLE = "Generate"
-_EDITING = "Drop an image here, or take a result: Generate starts from it. Draw on it to change only that part."
+_EDITING = "Open an image or take a result: Generate starts from it. Draw on it to change only that part."
 
 
 class Panel:
@@ -138,8 +138,10 @@ def build(service: Service) -> dict[str, Any]:
                 gr.HTML(
                     f'<div class="ddpm-note">{_EDITING}</div>',
                 )
-                edited = image_editor(label="Start image", elem_id=ids.EDITED, height=360)
+                # not there until it is wanted: gradio 4 draws its canvas without end
+                edited = image_editor(label="Start image", elem_id=ids.EDITED, height=360, visible=False)
                 with gr.Row():
+                    edit_open = gr.Button("Open an image", elem_id="ddpm_edit_open")
                     edit_last = gr.Button("Use the selected result", elem_id="ddpm_edit_last")
                     edit_none = gr.Button("Remove the image", elem_id="ddpm_edit_none")
                 editing = [field for field in fields.values() if field.option.group == "edit"]
@@ -148,6 +150,10 @@ def build(service: Service) -> dict[str, Any]:
                 vary = gr.Button("Vary the selected result", elem_id="ddpm_vary")
                 varying = [field for field in fields.values() if field.option.group == "variation"]
                 vary_widgets = in_rows(varying)
+            with gr.Accordion("Interpolate", open=False, elem_id="ddpm_interpolate"):
+                going = list(fields_of(Interpolation).values())
+                going_widgets = in_rows(going)
+                interpolate = gr.Button("Generate what lies between", elem_id="ddpm_interpolate_start")
             with gr.Accordion("Learned or memorised?", open=False):
                 against = gr.Dropdown(label="Compare with dataset", choices=[], value=None, allow_custom_value=True)
                 with gr.Row():
@@ -171,6 +177,16 @@ def build(service: Service) -> dict[str, Any]:
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
+        service.start_sampling(asked_for(values))
+        return ""
+
+    def begin_between(*values: Any) -> str:
+        here = len(values) - len(going)
+        between = {field.name: value_of(field, value) for field, value in zip(going, values[here:])}
+        service.start_interpolation(asked_for(values[:here]), Interpolation(**between))
+        return ""
+
+    def asked_for(values: Sequence[Any]) -> SampleRequest:
         (
             name,
             label,
@@ -194,25 +210,22 @@ def build(service: Service) -> dict[str, Any]:
         )
         enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
         image, mask = drawn_on(drawn)
-        service.start_sampling(
-            SampleRequest(
-                model=str(name),
-                count=whole(total, "Number of images", 1),
-                sampler=_LABELS.get(str(label), str(label)),
-                steps=whole(calls, "Steps", 1),
-                seed=seed_from(number),
-                checkpoint_step=None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step"),
-                upscaler=enlarged,
-                factor=decimal(times, "Scale by", 1.0) if enlarged else 1.0,
-                prompt=asked,
-                negative_prompt=unwanted,
-                cfg_scale=value_of(fields["cfg_scale"], strictly),
-                image=image,
-                mask=mask,
-                **{field.name: value_of(field, value) for field, value in zip((*more, *editing, *varying), others)},
-            )
+        return SampleRequest(
+            model=str(name),
+            count=whole(total, "Number of images", 1),
+            sampler=_LABELS.get(str(label), str(label)),
+            steps=whole(calls, "Steps", 1),
+            seed=seed_from(number),
+            checkpoint_step=None if checkpoint in (None, "", _NEWEST) else whole(checkpoint, "Training step"),
+            upscaler=enlarged,
+            factor=decimal(times, "Scale by", 1.0) if enlarged else 1.0,
+            prompt=asked,
+            negative_prompt=unwanted,
+            cfg_scale=value_of(fields["cfg_scale"], strictly),
+            image=image,
+            mask=mask,
+            **{field.name: value_of(field, value) for field, value in zip((*more, *editing, *varying), others)},
         )
-        return ""
 
     def end() -> str:
         return "" if service.stop("sample") else "Nothing is being generated."
@@ -261,24 +274,24 @@ def build(service: Service) -> dict[str, Any]:
             enlarging,
         )
 
-    def selected(index: Any) -> Result:
-        """The result at an index of the gallery; the first where none is selected."""
-        job = service.jobs.latest("sample")
+    def selected(index: Any, shown: Any) -> Result:
+        """The result at an index of the gallery, which shows those of a job; the first where none is selected."""
+        job = service.jobs.get(int(shown)) if isinstance(shown, (int, float)) else None
         found: list[Result] = job.artifacts.get("results", []) if job else []
         if not found:
             raise UserError("There is no result yet: generate first.")
         number = panel.number(int(index) if isinstance(index, (int, float)) else 0)
         return found[min(max(number, 0), len(found) - 1)]
 
-    def take(index: Any) -> Any:
+    def take(index: Any, shown: Any) -> Any:
         try:
-            return with_image(selected(index).image), ""
+            return with_image(selected(index, shown).image), ""
         except UserError as error:
             return gr.update(), failure(str(error))
 
-    def between(index: Any) -> Any:
+    def between(index: Any, shown: Any) -> Any:
         try:
-            found = selected(index)
+            found = selected(index, shown)
         except UserError as error:
             return gr.update(), gr.update(), failure(str(error))
         return found.seed, _SOME_VARIATION, ""
@@ -288,16 +301,18 @@ def build(service: Service) -> dict[str, Any]:
         *(*widgets, *edit_widgets, *vary_widgets),
     ]
     at = {
-        "inputs": [seed],
+        "inputs": [seed, seed],
         "show_progress": False,
-        **in_browser("() => [window.ddpm.selected()]"),
+        **in_browser("() => [window.ddpm.selected(), window.ddpm.shown()]"),
     }  # instead of the seed
     edit_last.click(take, outputs=[edited, message], **at)
+    edit_open.click(lambda: gr.update(visible=True), inputs=[], outputs=[edited], show_progress=False)
     edit_none.click(lambda: with_image(None), inputs=[], outputs=[edited], show_progress=False)
     strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
     vary.click(between, outputs=[seed, strength, message], **at)
     model.change(of_model, inputs=[model, against, upscaler], outputs=[step, against, upscaler], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
+    interpolate.click(said(begin_between), inputs=[*chosen, *going_widgets], outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
     skip.click(said(end), inputs=[], outputs=[message])
     evaluate.click(said(compare), inputs=[model, against], outputs=[message])

@@ -27,20 +27,25 @@ def build_tab(service: Service) -> None:
         in_dataset, in_train, in_generate = built["dataset"], built["train"], built["generate"]
         # the last job that this page has taken a dataset from; on the page, for gradio keeps a state of every page for ever
         harvested = gr.Number(value=0, visible=False, show_label=False)
-        not_in_defaults(harvested)
+        finished = gr.Number(
+            value=0, visible=False, show_label=False
+        )  # and the last training that it has taken a model from
+        not_in_defaults(harvested, finished)
         refresh = gr.Button("Refresh", elem_id=ids.REFRESH, elem_classes=["ddpm-hidden"])
 
     def lists(*current: Any) -> Any:
         datasets, models = service.workspace.dataset_names(), service.workspace.model_names("unet")
 
-        data, data_train, init, trained, model, against, upscaler, seen = current
+        data, data_train, init, trained, model, against, upscaler, seen, ended = current
         job = service.jobs.latest("train")
         first = datasets[0] if datasets else None
         newest = next(
             (j for j in service.jobs.all() if j.kind in ("harvest", "collect") and j.subject in datasets), None
         )
-        # whoever has trained a model wants that, and no longer the one that came along
-        if model in bundled.names() and service.workspace.newest_model() not in bundled.names():
+        # who has just trained a model wants that, and no longer the one that came along
+        done = next((j for j in service.jobs.all() if j.kind == "train" and j.state == "done"), None)
+        was_done = ended if isinstance(ended, (int, float)) else 0
+        if done is not None and done.id > was_done and model in bundled.names() and done.subject in models:
             model = None
         before = seen if isinstance(seen, (int, float)) else 0
         fresh = newest if newest is not None and newest.id > before else None
@@ -54,6 +59,7 @@ def build_tab(service: Service) -> None:
             existing(datasets, against, first),
             existing([NATIVE, *service.upscalers()], upscaler, NATIVE),
             newest.id if newest is not None else 0,
+            done.id if done is not None else 0,
         )
 
     drawn = [
@@ -65,6 +71,7 @@ def build_tab(service: Service) -> None:
         in_generate["dataset"],
         in_generate["upscaler"],
         harvested,
+        finished,
     ]
 
     def chosen(name: Any) -> Any:

@@ -85,6 +85,8 @@ def add(service: Service, p: Any, processed: Any, values: Sequence[Any]) -> None
         seed = int(p.all_seeds[0]) if p.all_seeds else random_seed()
         size = processed.images[processed.index_of_first_image :][0].size  # larger than asked for with Hires. fix
         made, failure = sample(service, choice, p, seed, size, choice.count)
+        if len({id(image) for image in getattr(p, "init_images", None) or []}) > 1:
+            p.comment("DDPM: it begins with the first of the images.")
         if getattr(p, "extra_generation_params", {}).get("Soft inpainting enabled"):
             p.comment("DDPM: soft inpainting is Stable Diffusion's; the DDPM model inpainted plainly.")
     except UserError as error:

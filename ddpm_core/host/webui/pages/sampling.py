@@ -111,9 +111,9 @@ def variation_of(p: Any) -> tuple[int | None, float]:
     """Seed and strength of the variation that a generation asks for (Extra seed)."""
     strength = float(getattr(p, "subseed_strength", 0.0) or 0.0)
     seeds = getattr(p, "all_subseeds", None) or [getattr(p, "subseed", -1)]
-    if not 0.0 < strength <= 1.0 or int(seeds[0]) < 0:
+    if not 0.0 < strength <= 1.0:
         return None, 0.0
-    return int(seeds[0]), strength
+    return (int(seeds[0]) if int(seeds[0]) >= 0 else random_seed()), strength
 
 
 def edit_of(edited: Any) -> Edit | None:
@@ -124,7 +124,10 @@ def edit_of(edited: Any) -> Edit | None:
     images_given = getattr(edited, "init_images", None)
     if not images_given:
         return None
-    image, mask = flattened(images_given[0]), getattr(edited, "image_mask", None)
+    image = flattened(images_given[0], str(option("img2img_background_color", "") or "#ffffff"))
+    mask = getattr(edited, "image_mask", None)
+    if mask is not None and processing.create_binary_mask(mask).getbbox() is None and not edited.inpainting_mask_invert:
+        mask = None  # the host, too, goes on without it
     mode = {0: "resize", 1: "crop", 2: "fill"}.get(int(edited.resize_mode), "resize")
     only_masked = mask is not None and bool(edited.inpaint_full_res)
     if not only_masked:
