@@ -95,7 +95,7 @@ class Story:
         while not job.finished.wait(0.1):
             if self.stop.is_set():
                 job.stop.set()
-            if job.progress is not shown:
+            if job.progress and job.progress is not shown:
                 shown = job.progress
                 self.screen.report(shown)
             said = self._say(job, said)

@@ -153,7 +153,9 @@ def sample(
     seeds = [seed for seed, _ in settings.seeds(len(images))]
     pictures, texts = [], []
     settled, more = _as_sampled(settings, canvas, config.diffusion.timesteps)
-    enlarge = _enlarging_by(workspace, enlarging, context) if enlarging is not None and len(pixels) else None
+    # of many images their number is shown, of one its steps
+    quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
+    enlarge = _enlarging_by(workspace, enlarging, quiet) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
         picture, done = to_image(one), None
         if enlarge is not None:
