@@ -98,6 +98,18 @@ def test_they_make_portraits_at_once(service: Service) -> None:
     service.shutdown()
 
 
+def test_an_image_unlike_all_that_was_learned_is_said_to_be(service: Service, few: Path, tmp_path: Path) -> None:
+    portrait = Image.open(sorted(few.iterdir())[3]).convert("RGB")
+    other = Image.radial_gradient("L").convert("RGB")
+    said = {}
+    for name, image in (("portrait", portrait), ("other", other)):
+        job = service.start_sampling(SampleRequest(bundled.BASE, 1, steps=2, image=image, denoising_strength=0.5))
+        assert job.finished.wait(60) and job.state == "done", job.error
+        said[name] = " ".join(job.messages)
+    assert "learned nothing like this image" in said["other"] and "learned nothing" not in said["portrait"]
+    service.shutdown()
+
+
 def test_the_demo_tells_its_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it in small, through the jobs that the tab shows."""
     monkeypatch.setattr(demo, "GRID", 3)

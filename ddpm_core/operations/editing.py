@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,16 @@ from torch import Tensor
 
 from ..dataset.reading import Convert, Rejected, Skipped, decode, read_bytes, upright_mask
 from ..errors import UserError
-from ..model.diffusion import uint8_to_model
+from ..model.diffusion import Diffusion, model_to_uint8, uint8_to_model
+from ..model.network import Network
 from ..requests import MOST_PIXELS, Edit
 from ..sampling.start import Start
+from ..training.heldout import loss_by_band
 
 _FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # and how often, at 512 pixels; as the WebUI fills
 _MOST_LONGER = 8.0  # an image this many times as long as it is wide is no image any more when a model has seen it
+_UNLIKE = 2.0
+_DRAWS = 8  # of noise, in each band of timesteps
 _MOST_AREA = 16_800_000  # pixels
 
 Box = tuple[int, int, int, int]
@@ -161,6 +167,18 @@ class Canvas:
         seen = Image.new("L", self.image.size)
         seen.paste(255, self._box)
         return Image.composite(layer, self.image, ImageChops.darker(self.mask, seen))
+
+
+def unlike(net: Network, diffusion: Diffusion, canvas: Canvas, heldout_loss: float, dtype: torch.dtype) -> float | None:
+    """How many times larger a network's error is on the image of an edit than on images held out of its training, where that is so much
+    that it has learned nothing like it; else None. Held-out portraits have 0.6 to 1.1, other images 2.2 and more (benchmarks/RESULTS.md)."""
+    images = canvas.start.images
+    if images is None or not heldout_loss > 0:
+        return None
+    several = model_to_uint8(images).expand(_DRAWS, -1, -1, -1)
+    found = loss_by_band(net, diffusion, several, kind="mse", dtype=dtype, gpu_slice=nullcontext)
+    ratio = sum(found.values()) / len(found) / heldout_loss
+    return ratio if _UNLIKE < ratio < math.inf else None
 
 
 def flattened(image: Image.Image, ground: str = "white") -> Image.Image:

@@ -19,6 +19,7 @@ from ..model import file as model_file
 from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
+from ..model.network import Network
 from ..options import WEIGHTS
 from ..requests import Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
@@ -28,7 +29,7 @@ from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from . import asking
 from .context import Context
-from .editing import Canvas
+from .editing import Canvas, unlike
 from .upscaling import Upscaler, own_upscaler
 
 
@@ -127,6 +128,9 @@ def sample(
         diffusion = Diffusion(config.diffusion, device)
     dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
 
+    if canvas is not None:
+        _say_unlike(workspace, model, title, canvas, net, diffusion, dtype, context)
+
     def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
         with context.gpu_slice():
             return net(x, t, told=told)  # type: ignore[no-any-return]
@@ -183,6 +187,27 @@ def sample(
             )
         )
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
+
+
+def _say_unlike(
+    workspace: Workspace,
+    model: str,
+    title: str,
+    canvas: Canvas,
+    net: Network,
+    diffusion: Diffusion,
+    dtype: torch.dtype,
+    context: Context,
+) -> None:
+    """Say where a model has learned nothing like the image that it shall edit."""
+    known = model_file.known_of(model_file.read_config(workspace.model_path(model))[1])
+    with context.gpu_slice():
+        times = unlike(net, diffusion, canvas, float(known.get("heldout_loss", 0.0)), dtype)
+    if times is not None:
+        context.say(
+            f"{title} has learned nothing like this image (its error is {times:.1f} times that on images held out of its training): "
+            "it will draw over it in its own manner."
+        )
 
 
 def _as_sampled(
