@@ -142,7 +142,8 @@ window.ddpm = (function () {
             if (draw[node.dataset.ddpm]) apart(() => draw[node.dataset.ddpm](node, status));
         }
         for (const tick of ticks) apart(() => tick(status));
-        const now = JSON.stringify([status.datasets, status.models, status.upscalers]);
+        const trained = status.jobs.train && status.jobs.train.state === "done" ? status.jobs.train.id : 0;
+        const now = JSON.stringify([status.datasets, status.models, status.upscalers, trained]);
         const refresh = byId("ddpm_refresh");
         if (refresh && now !== lists) {
             lists = now;

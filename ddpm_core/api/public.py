@@ -16,13 +16,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from PIL import Image
 from pydantic import BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import UserError
 from ..jobs import Job
-from ..operations.editing import image_of, mask_of
 from ..operations.pictures import png
 from ..options import fields_of
 from ..parsing import parse_json
@@ -32,7 +30,6 @@ from ..service import Service
 from .page import MOST_IDS
 
 PREFIX = "/ddpm/v1"
-_MOST_BASE64 = 64 * 2**20
 
 
 class HarvestBody(BaseModel):
@@ -98,19 +95,6 @@ SampleBody: Any = body_of(
     image=(Optional[str], Field(None, description="An image to begin with: a file in base64.")),  # noqa: UP045
     mask=(Optional[str], Field(None, description="White where it is drawn anew: a file in base64.")),  # noqa: UP045
 )
-
-
-def decoded(text: str | None, read: Callable[[bytes, str], Image.Image], name: str) -> Image.Image | None:
-    """An image that came as base64, perhaps as a data URL; UserError where it is none."""
-    if not text:
-        return None
-    if len(text) > _MOST_BASE64:
-        raise UserError(f"The {name} is too large; shrink it first.")
-    try:
-        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except ValueError:
-        raise UserError(f"The {name} is no base64.") from None
-    return read(data, f"The {name}")
 
 
 class Refusal(BaseModel):
@@ -239,7 +223,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
         steps = body.steps or SAMPLERS[body.sampler].default_steps
 
         def start() -> Job:
-            given = {"image": decoded(body.image, image_of, "image"), "mask": decoded(body.mask, mask_of, "mask")}
+            from ..operations.editing import decoded_image, image_of, mask_of
+
+            given = {
+                "image": decoded_image(body.image, image_of, "image"),
+                "mask": decoded_image(body.mask, mask_of, "mask"),
+            }
             return service.start_sampling(SampleRequest(**{**dict(body), "steps": steps, **given}))
 
         running = await run_in_threadpool(told, start)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from ..training.heldout import loss_by_band
 
 _FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))  # and how often, at 512 pixels; as the WebUI fills
 _MOST_LONGER = 8.0  # an image this many times as long as it is wide is no image any more when a model has seen it
+_MOST_BASE64 = 64 * 2**20
 _UNLIKE = 2.0
 _DRAWS = 8  # of noise, in each band of timesteps
 _MOST_AREA = 16_800_000  # pixels
@@ -54,6 +57,19 @@ def image_of(data: bytes, name: str) -> Image.Image:
 def mask_of(data: bytes, name: str) -> Image.Image:
     """As :func:`open_mask`, of a file's content."""
     return _decoded(data, name, upright_mask)
+
+
+def decoded_image(text: str | None, read: Callable[[bytes, str], Image.Image], name: str) -> Image.Image | None:
+    """An image that came as base64, perhaps as a data URL; UserError where it is none."""
+    if not text:
+        return None
+    if len(text) > _MOST_BASE64:
+        raise UserError(f"The {name} is too large; shrink it first.")
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError:
+        raise UserError(f"The {name} is no base64.") from None
+    return read(data, f"The {name}")
 
 
 def _decoded(data: bytes, name: str, convert: Convert | None) -> Image.Image:

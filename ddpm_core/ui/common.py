@@ -10,16 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageChops
 
 from ..errors import UserError, mendable
 from ..options import Field
 from ..text import legible
 
 _log = logging.getLogger("ddpm_core")
-
-
-_DRAWABLE = 256  # pixels of a side on which one can draw
 
 
 def live(kind: str) -> Any:
@@ -123,44 +119,14 @@ def value_of(field: Field, value: Any) -> Any:
     return None if field.none and value == field.option.shown and not field.option.choices else value
 
 
-def image_editor(**about: Any) -> Any:
-    """An image on which a mask can be drawn, with what this gradio has for it; :func:`drawn_on` reads it."""
-    if gr.__version__.startswith("3."):
-        return gr.Image(source="upload", tool="sketch", type="pil", image_mode="RGBA", brush_color="#ffffff", **about)
-    brush = gr.Brush(colors=["#ffffff"], color_mode="fixed")
-    return gr.ImageMask(sources=["upload", "clipboard"], type="pil", format="png", brush=brush, **about)
-
-
-def with_image(image: Image.Image | None) -> Any:
-    """An update of an :func:`image_editor`; a small image is enlarged, for no brush is small enough for it."""
-    if image is not None and min(image.size) < _DRAWABLE:
-        times = -(-_DRAWABLE // min(image.size))
-        image = image.resize((times * image.width, times * image.height), Image.Resampling.LANCZOS)
-    there = image is not None
-    if image is None or gr.__version__.startswith("3."):
-        return gr.update(value=image, visible=there)
-    return gr.update(value={"background": image, "layers": [], "composite": image}, visible=there)
-
-
-def drawn_on(value: Any) -> tuple[Image.Image | None, Image.Image | None]:
-    """The image of an :func:`image_editor` and the mask that was drawn on it, if any was."""
-    if not isinstance(value, dict):
-        return value if isinstance(value, Image.Image) else None, None
-    if "image" in value:  # gradio 3
-        layers = [value.get("mask")]
-        image = value["image"]
-    else:
-        layers, image = value.get("layers") or [], value.get("background")
-    if not isinstance(image, Image.Image) or ("A" in image.getbands() and image.getchannel("A").getbbox() is None):
-        return None, None  # gradio 4.40 gives an empty canvas where there is no image
-    found = None
-    for layer in layers:
-        if not isinstance(layer, Image.Image):
-            continue
-        alpha = layer.getchannel("A") if "A" in layer.getbands() else None
-        drawn = alpha if alpha is not None and alpha.getextrema() != (255, 255) else layer.convert("L")
-        found = drawn if found is None else ImageChops.lighter(found, drawn)
-    return image, None if found is None or found.getbbox() is None else found
+def start_image(**about: Any) -> Any:
+    """An image to start from. A mask is drawn over it by javascript/ddpm_mask.js: gradio 4's own editor draws without end, seen or not."""
+    own = (
+        {"source": "upload"}
+        if gr.__version__.startswith("3.")
+        else {"sources": ["upload", "clipboard"], "format": "png"}
+    )
+    return gr.Image(type="pil", image_mode="RGBA", **own, **about)
 
 
 def in_browser(code: str) -> dict[str, str]:

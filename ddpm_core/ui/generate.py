@@ -18,18 +18,16 @@ from ..service import Service
 from . import ids
 from .common import (
     decimal,
-    drawn_on,
     failure,
-    image_editor,
     in_browser,
     in_rows,
     live,
     not_in_defaults,
     said,
+    start_image,
     value_of,
     whole,
     widget,
-    with_image,
 )
 from .common import seed as seed_from
 
@@ -38,7 +36,7 @@ _SOME_VARIATION = 0.2
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 TITLE = "Generate"
-_EDITING = "Open an image or take a result: Generate starts from it. Draw on it to change only that part."
+_EDITING = "Drop an image here or take a result: Generate starts from it. Draw on it to change only that part."
 
 
 class Panel:
@@ -138,10 +136,10 @@ def build(service: Service) -> dict[str, Any]:
                 gr.HTML(
                     f'<div class="ddpm-note">{_EDITING}</div>',
                 )
-                # not there until it is wanted: gradio 4 draws its canvas without end
-                edited = image_editor(label="Start image", elem_id=ids.EDITED, height=360, visible=False)
+                edited = start_image(label="Start image", elem_id=ids.EDITED, height=240)
+                live("mask")
+                drawn = gr.Textbox("", show_label=False, elem_id=ids.MASK, elem_classes=["ddpm-hidden"])
                 with gr.Row():
-                    edit_open = gr.Button("Open an image", elem_id="ddpm_edit_open")
                     edit_last = gr.Button("Use the selected result", elem_id="ddpm_edit_last")
                     edit_none = gr.Button("Remove the image", elem_id="ddpm_edit_none")
                 editing = [field for field in fields.values() if field.option.group == "edit"]
@@ -200,7 +198,8 @@ def build(service: Service) -> dict[str, Any]:
             not_text,
             strictly,
             looks,
-            drawn,
+            given,
+            painted,
             *others,
         ) = values
         if not name:
@@ -209,7 +208,10 @@ def build(service: Service) -> dict[str, Any]:
             str(text or ""), str(not_text or ""), [str(look) for look in looks] if isinstance(looks, list) else []
         )
         enlarged = None if enlarge in (None, NATIVE) else str(enlarge)
-        image, mask = drawn_on(drawn)
+        from ..operations.editing import decoded_image, mask_of
+
+        image = given if isinstance(given, Image.Image) else None
+        mask = decoded_image(str(painted or ""), mask_of, "mask") if image is not None else None
         return SampleRequest(
             model=str(name),
             count=whole(total, "Number of images", 1),
@@ -285,7 +287,7 @@ def build(service: Service) -> dict[str, Any]:
 
     def take(index: Any, shown: Any) -> Any:
         try:
-            return with_image(selected(index, shown).image), ""
+            return gr.update(value=selected(index, shown).image), ""
         except UserError as error:
             return gr.update(), failure(str(error))
 
@@ -297,7 +299,7 @@ def build(service: Service) -> dict[str, Any]:
         return found.seed, _SOME_VARIATION, ""
 
     chosen = [
-        *(model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, edited),
+        *(model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, edited, drawn),
         *(*widgets, *edit_widgets, *vary_widgets),
     ]
     at = {
@@ -306,8 +308,7 @@ def build(service: Service) -> dict[str, Any]:
         **in_browser("() => [window.ddpm.selected(), window.ddpm.shown()]"),
     }  # instead of the seed
     edit_last.click(take, outputs=[edited, message], **at)
-    edit_open.click(lambda: gr.update(visible=True), inputs=[], outputs=[edited], show_progress=False)
-    edit_none.click(lambda: with_image(None), inputs=[], outputs=[edited], show_progress=False)
+    edit_none.click(lambda: gr.update(value=None), inputs=[], outputs=[edited], show_progress=False)
     strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
     vary.click(between, outputs=[seed, strength, message], **at)
     model.change(of_model, inputs=[model, against, upscaler], outputs=[step, against, upscaler], show_progress=False)

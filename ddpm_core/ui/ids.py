@@ -47,6 +47,7 @@ ETA = "ddpm_eta"
 UPSCALER = "ddpm_upscaler"
 FACTOR = "ddpm_factor"
 EDITED = "ddpm_edited"
+MASK = "ddpm_mask_data"  # hidden: what is drawn over it, as a PNG
 # the WebUI's key handler looks for these endings in the current tab: Ctrl+Enter, Esc
 GENERATE = "ddpm_generate"
 INTERRUPT = "ddpm_interrupt"
