@@ -252,7 +252,7 @@ def build(service: Service) -> dict[str, Any]:
         name = _LABELS.get(str(label))
         return gr.update(value=SAMPLERS[name].default_steps) if name else gr.update()
 
-    def of_model(name: Any, dataset: Any, entry: Any) -> Any:
+    def of_model(name: Any, entry: Any) -> Any:
         """What belongs to the chosen model: its checkpoints, the dataset that it learned from, its upscaler."""
         name = str(name or "")
         if name not in service.workspace.model_names():
@@ -272,7 +272,7 @@ def build(service: Service) -> dict[str, Any]:
             enlarging = gr.update(choices=entries, value=OWN_UPSCALER + upscaled if upscaled else NATIVE)
         return (
             gr.update(choices=[_NEWEST, *kept], value=_NEWEST),
-            gr.update(value=own if own in names else dataset),
+            gr.update(value=own) if own in names else gr.update(),
             enlarging,
         )
 
@@ -311,7 +311,7 @@ def build(service: Service) -> dict[str, Any]:
     edit_none.click(lambda: gr.update(value=None), inputs=[], outputs=[edited], show_progress=False)
     strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
     vary.click(between, outputs=[seed, strength, message], **at)
-    model.change(of_model, inputs=[model, against, upscaler], outputs=[step, against, upscaler], show_progress=False)
+    model.change(of_model, inputs=[model, upscaler], outputs=[step, against, upscaler], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interpolate.click(said(begin_between), inputs=[*chosen, *going_widgets], outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
