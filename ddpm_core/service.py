@@ -34,6 +34,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from .dataset.wanted import Wanted
+    from .operations.sampling import Sampled
     from .sampling.generate import SampleSettings
 
 _POLITE_SECONDS = 0.02  # between two looks of a training that lets a sampling go first
@@ -272,9 +273,6 @@ class Service:
         settings, prompts = settings_of(request), [request.asked]
         edit = prepared(request.edit) if request.edit is not None else None
         self._check_sampling(model, count, enlarging, edit)
-        samplings = [job for job in self.jobs.all() if job.kind == "sample"]
-        for old in [job for job in samplings if job.finished.is_set()][1:]:
-            old.artifacts = {}  # pictures are on disk; the newest stay at hand
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
@@ -287,7 +285,7 @@ class Service:
                 count,
                 settings,
                 self.context_of(job),
-                batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
+                batch_size=self._batch_size(),
                 weights=request.weights,
                 step=request.checkpoint_step,
                 enlarging=enlarging,
@@ -295,20 +293,9 @@ class Service:
                 edit=edit,
                 emerging=emerging,
             )
-            results: list[Result] = []
-            job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
-            job.artifacts["frames"] = emerging.frames
-            failure = keep(workspace, found, self.host.save_image, results)
-            if failure is not None:
-                raise failure
-            return {
-                "count": len(results),
-                "seconds": round(found.seconds, 2),
-                "evaluations": found.evaluations,
-                "model": model,
-            }
+            return self._made(workspace, job, found, emerging.frames)
 
-        return self.jobs.start("sample", f"Generating with {model}", work, subject=model)
+        return self._start_making(model, work)
 
     def start_interpolation(self, request: SampleRequest, between: Interpolation) -> Job:
         """Frames between two samples, in the background; UserError where it cannot begin. Upscalers, edits and variations do not count here."""
@@ -316,7 +303,7 @@ class Service:
         from .sampling.generate import seed_of
 
         check(between)
-        settings = dataclasses.replace(settings_of(request), variation_seed=None, variation_strength=0.0)
+        settings = settings_of(request)
         seeds = (settings.seed, seed_of(between.to_seed))
         last = Prompt(between.to_prompt, request.negative_prompt) if between.to_prompt.strip() else request.asked
         model, prompts = request.model, (request.asked, last)
@@ -335,24 +322,38 @@ class Service:
                 self.context_of(job),
                 prompts=prompts,
                 loop=between.loop,
-                batch_size=_SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU,
+                batch_size=self._batch_size(),
             )
-            results: list[Result] = []
-            job.artifacts["results"] = results
             frames = [one[None] for one in found.images]
-            job.artifacts["frames"] = frames if between.loop else [*frames, *frames[-2:0:-1]]
-            failure = keep(workspace, found, self.host.save_image, results)
-            if failure is not None:
-                raise failure
-            return {
-                "count": len(results),
-                "seconds": round(found.seconds, 2),
-                "evaluations": found.evaluations,
-                "model": model,
-                "between": True,
-            }
+            made = self._made(workspace, job, found, frames if between.loop else [*frames, *frames[-2:0:-1]])
+            return {**made, "between": True}
 
+        return self._start_making(model, work)
+
+    def _batch_size(self) -> int:
+        return _SAMPLE_BATCH if self.host.device().type != "cpu" else _SAMPLE_BATCH_CPU
+
+    def _start_making(self, model: str, work: Callable[[Job], dict[str, Any]]) -> Job:
+        """Queue a job that makes images; of those before it only the newest keeps its own at hand, the others' are on disk."""
+        makers = [job for job in self.jobs.all() if job.kind == "sample"]
+        for old in [job for job in makers if job.finished.is_set()][1:]:
+            old.artifacts = {}
         return self.jobs.start("sample", f"Generating with {model}", work, subject=model)
+
+    def _made(self, workspace: Workspace, job: Job, found: Sampled, frames: list[Tensor]) -> dict[str, Any]:
+        """Hold what a job has made, save it, and say how it went. ``frames`` of its animation."""
+        results: list[Result] = []
+        job.artifacts["results"] = results  # at once: where saving fails, the pictures made are not lost
+        job.artifacts["frames"] = frames
+        failure = keep(workspace, found, self.host.save_image, results)
+        if failure is not None:
+            raise failure
+        return {
+            "count": len(results),
+            "seconds": round(found.seconds, 2),
+            "evaluations": found.evaluations,
+            "model": job.subject,
+        }
 
     def sample_within(
         self,

@@ -84,7 +84,7 @@ def interpolate(
         frames,
         settings,
         batch_size=batch_size,
-        dtype=precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32,
+        dtype=precision.of_sampling(device),
         stop=context.stop,
         progress=lambda done, total, _: context.progress(done, total, "Sampling"),
         asked=asked,

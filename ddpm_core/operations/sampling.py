@@ -126,7 +126,7 @@ def sample(
     with context.gpu_slice():
         net = network_of(config, tensors, device)
         diffusion = Diffusion(config.diffusion, device)
-    dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
+    dtype = precision.of_sampling(device)
 
     if canvas is not None:
         _say_unlike(workspace, model, title, canvas, net, diffusion, dtype, context)

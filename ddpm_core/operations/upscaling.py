@@ -39,7 +39,7 @@ class Upscaler:
         with context.gpu_slice():
             self._network = network_of(loaded.config, loaded.weights, device)
             self._diffusion = Diffusion(loaded.config.diffusion, device)
-        self._dtype = precision.DTYPES[precision.choose("auto", device)] if device.type == "cuda" else torch.float32
+        self._dtype = precision.of_sampling(device)
 
     def __call__(self, images: Tensor, seeds: Sequence[int], settings: UpscaleSettings) -> Tensor | None:
         """uint8 (N, 3, h, w) to uint8 (N, 3, h * factor, w * factor); None where it was stopped. Where memory runs out, smaller tiles."""

@@ -29,3 +29,8 @@ def choose(requested: str, device: torch.device) -> str:
     if requested == "bf16" and device.type == "cuda" and not supports_bf16(device):
         raise UserError("This GPU has no bf16; set the precision to auto, or to fp16 at your own risk.")
     return requested
+
+
+def of_sampling(device: torch.device) -> torch.dtype:
+    """What networks sample in: on a GPU what it trains in by itself, elsewhere float32."""
+    return DTYPES[choose("auto", device)] if device.type == "cuda" else torch.float32
