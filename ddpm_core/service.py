@@ -323,6 +323,7 @@ class Service:
                 prompts=prompts,
                 loop=between.loop,
                 batch_size=self._batch_size(),
+                emerging=Emerging(job, between.frames, self.host.gpu_slice),
             )
             frames = [one[None] for one in found.images]
             made = self._made(workspace, job, found, frames if between.loop else [*frames, *frames[-2:0:-1]])

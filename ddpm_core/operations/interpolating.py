@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -44,10 +44,11 @@ def interpolate(
     prompts: tuple[Prompt, Prompt] = (Prompt(), Prompt()),
     loop: bool = False,
     batch_size: int = 64,
+    emerging: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
 ) -> Sampled:
     """``frames`` samples whose noise goes from that of the first seed to that of the second (spherically, so that each is noise), and whose
     words go from the first prompt to the second. ``loop``: on the circle through both noises, with the first prompt, so that the last frame
-    leads to the first. UserError where a value is out of range."""
+    leads to the first. ``emerging``: as for ``sampling.sample``. UserError where a value is out of range."""
     if not 2 <= frames <= MOST_FRAMES:
         raise UserError(f"The number of frames must be between 2 and {MOST_FRAMES}; got {frames}.")
     if not all(0 <= seed < 2**63 for seed in seeds):
@@ -77,6 +78,10 @@ def interpolate(
         with context.gpu_slice():
             return net(x, t, told=told)  # type: ignore[no-any-return]
 
+    def progress(done: int, total: int, x0: Tensor) -> None:
+        emerging(done, total, x0)
+        context.progress(done, total, "Sampling")
+
     images, calls = generate(
         network,
         process,
@@ -86,7 +91,7 @@ def interpolate(
         batch_size=batch_size,
         dtype=precision.of_sampling(device),
         stop=context.stop,
-        progress=lambda done, total, _: context.progress(done, total, "Sampling"),
+        progress=progress,
         asked=asked,
         start=Start(noise=noise),
     )

@@ -136,9 +136,9 @@ def sample(
             return net(x, t, told=told)  # type: ignore[no-any-return]
 
     def progress(done: int, total: int, x0: Tensor) -> None:
-        context.progress(done, total, "Sampling")
-        if emerging is not None:
+        if emerging is not None:  # before a page is told that there is something to see
             emerging(done, total, x0)
+        context.progress(done, total, "Sampling")
 
     images, calls = generate(
         network,
