@@ -7,6 +7,7 @@ or shirt) at each strength: the share that shows it, and the share of the other 
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from typing import Any
@@ -41,7 +42,10 @@ def run(argv: list[str] | None = None) -> int:
     options.add_argument("--images", type=int, default=88)
     options.add_argument("--resamples", type=int, nargs="+", default=[1, 2, 4])
     options.add_argument("--strengths", type=float, nargs="+", default=[0.5])
-    options.add_argument("--scale", type=float, default=2.0, help="CFG scale")
+    options.add_argument(
+        "--scales", type=float, nargs="+", default=[2.0], help="CFG scales of what is moved to another word"
+    )
+    options.add_argument("--away", action="store_true", help="also with the image's own words as the negative prompt")
     options.add_argument("--sampler", default="dpmpp_2m")
     a = options.parse_args(argv)
     device = common.device_of(a)
@@ -58,8 +62,9 @@ def run(argv: list[str] | None = None) -> int:
     }
     settings = SampleSettings(a.sampler, seed=1000)
 
-    def sampled(start: Start, asked: Tensor | None) -> Tensor:
-        question = None if asked is None else Asked({"tags": asked}, None, a.scale)
+    def sampled(start: Start, asked: Tensor | None, scale: float = 2.0, away: Tensor | None = None) -> Tensor:
+        against = None if away is None else {"tags": away}
+        question = None if asked is None else Asked({"tags": asked}, against, scale)
         found, _ = generate(
             network, process, model.config.denoised, len(images), settings, batch_size=16, asked=question, start=start
         )
@@ -87,28 +92,22 @@ def run(argv: list[str] | None = None) -> int:
     judge = Classifier(everything, words)
     common.say(f"whole: the classifier's own accuracy {accuracy(judge, groups)}")
     draw = torch.Generator(device="cpu").manual_seed(5)
-    for strength in a.strengths:
-        for kind in KINDS:
-            wanted = told.clone()
-            new = []
-            for number in range(len(wanted)):
-                others = [i for i in groups[kind] if wanted[number, i] == 0]
-                chosen = others[int(torch.randint(len(others), (1,), generator=draw, device="cpu"))]
-                wanted[number, groups[kind]] = 0.0
-                wanted[number, chosen] = 1.0
-                new.append(chosen)
-            found = sampled(Start(images, strength), wanted)
+    asked_for = {kind: moved(told, groups[kind], draw) for kind in KINDS}
+    for strength, scale, away in itertools.product(a.strengths, a.scales, (False, True) if a.away else (False,)):
+        for kind, (wanted, new) in asked_for.items():
+            found = sampled(Start(images, strength), wanted, scale, told if away else None)
             shown = judge.shows(found)
-            rest = [k for k in KINDS if k != kind]
             row = {
                 "what": f"another {kind}",
                 "strength": strength,
+                "scale": scale,
+                "away": away,
                 "changed": round(float(shown[range(len(new)), new].float().mean()), 3),
-                **{f"kept_{k}": agreement(shown, told, groups[k]) for k in rest},
+                **{f"kept_{k}": agreement(shown, told, groups[k]) for k in KINDS if k != kind},
             }
             rows_found.append(row)
             common.say(str(row))
-            show(f"{kind}-{strength:g}", images, images, found)
+            show(f"{kind}-{strength:g}-{scale:g}-{away}", images, images, found)
     rows_found.append({"what": "inversion", "db": inversion(network, process, model.config.denoised)})
     common.say(str(rows_found[-1]))
     result = {
@@ -119,6 +118,18 @@ def run(argv: list[str] | None = None) -> int:
         **common.machine(device),
     }
     return common.answer(a, result)
+
+
+def moved(told: Tensor, numbers: list[int], draw: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Words with another one of some for each image, and which."""
+    wanted, new = told.clone(), []
+    for number in range(len(wanted)):
+        others = [i for i in numbers if wanted[number, i] == 0]
+        chosen = others[int(torch.randint(len(others), (1,), generator=draw, device="cpu"))]
+        wanted[number, numbers] = 0.0
+        wanted[number, chosen] = 1.0
+        new.append(chosen)
+    return wanted, new
 
 
 def square(halves: Tensor) -> Tensor:
@@ -150,13 +161,13 @@ def inversion(network: Any, process: Diffusion, shape: tuple[int, int, int]) -> 
 
 
 def passed(rows: list[dict[str, Any]]) -> bool:
-    """Whether the defaults (two resamples, told nothing; strength 0.5) reach the bars, and every inversion does."""
+    """Whether the defaults (two resamples, told nothing; strength 0.5, CFG scale 2) reach the bars, and every inversion does."""
     completed = [row for row in rows if row["what"] == "completed" and row["resamples"] == 2 and not row["told"]]
-    moved = [row for row in rows if row.get("strength") == 0.5]
-    kept = [value for row in moved for key, value in row.items() if key.startswith("kept_")]
+    changed = [row for row in rows if row.get("strength") == 0.5 and row["scale"] == 2.0 and not row["away"]]
+    kept = [value for row in changed for key, value in row.items() if key.startswith("kept_")]
     return (
         all(min(row["skin"], row["background"]) >= BARS["completed"] for row in completed)
-        and all(row["changed"] >= BARS["changed"] for row in moved)
+        and all(row["changed"] >= BARS["changed"] for row in changed)
         and all(value >= BARS["kept"] for value in kept)
         and min(rows[-1]["db"]) >= BARS["inversion_db"]
     )

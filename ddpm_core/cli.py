@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequenc
         kinds: dict[str, Any] = {"choices": option.choices} if option.choices else {"type": field.kind}
         kinds |= {"metavar": option.metavar} if option.metavar else {}
         parser.add_argument(
-            field.flag,
+            *(flag for flag in (field.flag, option.also) if flag),
             dest=name,
             default=defaults.get(name, field.default),
             required=name in required,

@@ -27,7 +27,7 @@ NATIVE = "None (native size)"  # what a list of upscalers offers first
 class TrainRequest:
     """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
 
-    model: str = option(metavar="NAME")
+    model: str = option(metavar="NAME", also="--adapter")
     dataset: str | None = option(None, metavar="NAME")
     preset: str | None = option(None, help="tiny-32, portrait-64, article-64 or detail-128")
     size: int | None = option(None, label="Image size in pixels (0 = preset)", metavar="PX")
@@ -59,6 +59,37 @@ class TrainRequest:
     )
     resume: bool = option(False)
     init_from: str | None = option(None, metavar="MODEL", help="initial weights: those of this model")
+    base: str | None = option(
+        None, metavar="MODEL", help="train an adapter of this model, which stays as it is, instead of a model"
+    )
+    concept: str | None = option(
+        None,
+        label="New word",
+        info="What the new images show, in a word that the model does not know yet; empty: the words of their own prompts",
+        group="adapter",
+        shown="",
+        metavar="WORD",
+        help="of an adapter: a new word for what the images show",
+    )
+    rank: int | None = option(
+        None,
+        label="Rank (0 = 8)",
+        low=1,
+        group="adapter",
+        help="of an adapter: more can say more, and takes more room (default 8)",
+    )
+    alpha: float | None = option(
+        None, label="Alpha (0 = the rank)", group="adapter", help="of an adapter: its strength is alpha / rank"
+    )
+    preserve: float | None = option(
+        None,
+        label="Preservation",
+        info="How much it counts that the model forgets nothing; 0 = not at all",
+        shown=1.0,
+        low=0,
+        group="adapter",
+        help="of an adapter: how much it counts that the model forgets nothing (default 1; 0: not at all)",
+    )
     settings: dict[str, str] = field(default_factory=dict)
 
     def check_limits(self) -> None:

@@ -6,6 +6,7 @@ datasets/<name>/   runs/<name>/   models/<name>.safetensors   trash/
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -40,7 +41,8 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class _Header:
     """What lists need to know of a model's file; as it is here of one that cannot be read. ``size``: of the images that it makes, or, of an
-    upscaler, takes when it is trained; ``written``: when, in seconds."""
+    upscaler, takes when it is trained; ``written``: when, in seconds;
+    ``base``: of an adapter, the model that it changes."""
 
     kind: str = "unet"
     size: tuple[int, ...] = ()
@@ -49,6 +51,7 @@ class _Header:
     bundled: bool = False
     written: float = 0.0
     readable: bool = False
+    base: str = ""
 
 
 class Workspace:
@@ -288,6 +291,7 @@ class Workspace:
 
     def _header(self, path: Path) -> _Header:
         """Of a model's file, read anew only where that has changed: lists are asked for all the time."""
+        from .model import adapter_file
         from .model import file as model_file
 
         try:
@@ -295,17 +299,19 @@ class Workspace:
             key = (status.st_mtime_ns, status.st_size)
             known = self._headers.get(path.stem)
             if known is None or known[0] != key:
-                config, info = model_file.read_config(path)
+                adapter = adapter_file.read_head(path)
+                config, info = (adapter.model, adapter.info) if adapter is not None else model_file.read_config(path)
                 about = model_file.known_of(info)
                 factor = getattr(config.unet, "factor", 1)
                 header = _Header(
-                    config.kind,
+                    config.kind if adapter is None else "adapter",
                     tuple(side // factor for side in config.image_size),
                     about.get("dataset", ""),
                     about.get("upscaler", ""),
                     info.get("bundled") is True,
                     status.st_mtime,
                     True,
+                    "" if adapter is None else adapter.base,
                 )
                 known = self._headers[path.stem] = (key, header)
         except (OSError, UserError):
@@ -349,6 +355,24 @@ class Workspace:
             raise UserError(f"There is no model {name!r}; " + (f"there are: {known}." if known else "train one first."))
         return path
 
+    def adapter_path(self, name: str) -> Path:
+        """Path of an adapter given by name; UserError when there is none, listing those that are."""
+        path = self.models_folder / f"{check_name(name, 'model')}.safetensors"
+        known = self.model_names("adapter")
+        if name not in known:
+            if path.is_file():
+                raise UserError(f"{name} is a model and no adapter; choose it as the model.")
+            raise UserError(
+                f"There is no adapter {name!r}; "
+                + (f"there are: {', '.join(known)}." if known else "train one first (Fine-tune).")
+            )
+        return path
+
+    def adapters_of(self, model: str) -> list[str]:
+        """Names of the adapters that were trained on a model of that name."""
+        paths = [self.models_folder / f"{name}.safetensors" for name in self.model_names("adapter")]
+        return [path.stem for path in paths if self._header(path).base == model]
+
     def list_models(self) -> list[dict[str, Any]]:
         """Every readable model with what it says of itself; unreadable ones with their error."""
         found = []
@@ -360,14 +384,20 @@ class Workspace:
         return found
 
     def show_model(self, name: str) -> dict[str, Any]:
-        """What a model says of itself, and its size on disk."""
+        """What a model says of itself, and its size on disk; of an adapter also its base, its rank and alpha, and its word."""
+        from .model import adapter_file
         from .model import file as model_file
 
         path = self.model_path(name)
-        config, info = model_file.read_config(path)
+        adapter = adapter_file.read_head(path)
+        config, info = (adapter.model, adapter.info) if adapter is not None else model_file.read_config(path)
+        own: dict[str, Any] = {}
+        if adapter is not None:
+            own = {"base": adapter.base, **dataclasses.asdict(adapter.config)}
         return {
             "name": path.stem,
-            "kind": config.kind,
+            "kind": config.kind if adapter is None else "adapter",
+            **own,
             "tags": list(config.tags),
             "text": None if config.text is None else f"{config.text.reading}, {config.text.name}",
             "upscaler": self.upscaler_of(path.stem) if path.parent == self.models_folder else None,

@@ -12,8 +12,8 @@ from .prediction import PREDICTIONS
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
-# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler; the numbers are those of tests/data/formats
-FORMAT = 6
+# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler, 7 an adapter; the numbers are those of tests/data/formats
+FORMAT = ADAPTER_FORMAT = 7
 MOST_TAGS = 1024
 _MOST_LETTERS = 20_000
 _MOST_WIDTH, _MOST_TOKENS = 16_384, 4096

@@ -19,7 +19,8 @@ from ..parsing import parse_json, tensors_of
 from .build import build
 from .config import FORMAT, ModelConfig
 
-_KEY = "ddpm"
+KEY = "ddpm"
+ADAPTER = "adapter"  # in the description of a file that holds one
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_HEADER_BYTES = 8 * 2**20
 
@@ -37,7 +38,7 @@ def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: 
     """Write a model file to exactly ``path`` (the caller renames). ``info`` is shown to people: plain JSON, no path, no prompt."""
     height, width = config.image_size
     metadata = {
-        _KEY: json.dumps({"format": config.format, "config": config.to_json(), "info": info}),
+        KEY: json.dumps({"format": config.format, "config": config.to_json(), "info": info}),
         # https://github.com/Stability-AI/ModelSpec
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"ddpm-{config.kind}-pixel",
@@ -53,8 +54,13 @@ def save(path: Path, config: ModelConfig, weights: dict[str, Tensor], *, title: 
 
 def read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Configuration and info of a model file, reading only its header."""
-    values = _metadata(path)
-    return ModelConfig.from_json(values.get("config")), _info(values)
+    values = metadata_of(path)
+    if ADAPTER in values:
+        raise UserError(
+            f"{path.stem} is an adapter, which changes a model and makes no images by itself; choose its model, and the adapter beside it "
+            f"(<ddpm:{path.stem}:1> in the prompt)."
+        )
+    return ModelConfig.from_json(values.get("config")), info_of(values)
 
 
 def known_of(info: dict[str, Any]) -> dict[str, Any]:
@@ -73,12 +79,14 @@ _KNOWN: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _info(values: dict[str, Any]) -> dict[str, Any]:
+def info_of(values: dict[str, Any]) -> dict[str, Any]:
+    """What a file's metadata tell people, empty where that is damaged."""
     info = values.get("info")
     return info if isinstance(info, dict) else {}
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def metadata_of(path: Path) -> dict[str, Any]:
+    """What is written in the head of one of our files; UserError where it is none."""
     if path.suffix.lower() != ".safetensors":
         raise UserError(f"{path.name} is not a model of ours: those end in .safetensors.")
     if not path.is_file():
@@ -92,13 +100,13 @@ def _metadata(path: Path) -> dict[str, Any]:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"The model file {path.name} is damaged or cut off ({error}); copy it again.") from None
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise UserError(
             f"{path.name} is a safetensors file of another kind, not a model trained here; "
             "choose one from 'models list'."
         )
     try:
-        values = parse_json(metadata[_KEY])
+        values = parse_json(metadata[KEY])
         version = int(values["format"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"The description inside {path.name} is damaged; copy the file again.") from None
@@ -109,8 +117,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> ModelFile:
     """Read and check a model file; UserError says what is wrong with it."""
-    values = _metadata(path)
-    config = ModelConfig.from_json(values.get("config"))
+    config, info = read_config(path)
     expected = {name: tuple(p.shape) for name, p in build(config, "meta").named_parameters()}
     size = path.stat().st_size
     if 2 * sum(math.prod(shape) for shape in expected.values()) > size:
@@ -121,4 +128,4 @@ def load(path: Path) -> ModelFile:
         raise UserError(f"The weights in {path.name} do not fit the network that it describes; it is no model of ours.")
     if not all(value.dtype in _DTYPES and bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise UserError(f"{path.name} holds weights that are not finite numbers; use an earlier copy of it.")
-    return ModelFile(config, tensors, _info(values))
+    return ModelFile(config, tensors, info)

@@ -18,6 +18,7 @@ from ..runs import FILE
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..workspace import Workspace
 from .context import Context
+from .tuning import tuned
 
 FEW_IMAGES = 300
 MANY_IMAGES, MANY_PROMPTS = 5000, 1000  # from which cross-attention is the reading of *text*
@@ -25,6 +26,14 @@ MANY_IMAGES, MANY_PROMPTS = 5000, 1000  # from which cross-attention is the read
 
 def configure(workspace: Workspace, request: TrainRequest, device: torch.device) -> tuple[RunConfig, int]:
     """The configuration of a new run and its number of steps, from preset, options and single settings."""
+    if request.base:
+        config, steps = tuned(workspace, request)
+        own = {f.name for f in dataclasses.fields(config.train)}
+        if fixed := sorted(set(request.settings) - own):
+            raise UserError(f"An adapter keeps the network of its base; leave out {fixed[0]}.")
+        return _with_single(config, request), steps
+    if alone := [name for name in ("concept", "rank", "alpha", "preserve") if getattr(request, name) is not None]:
+        raise UserError(f"Only an adapter has a {alone[0]}; say of which model it shall be (--base).")
     preset = get_preset(request.preset) if request.preset else default_preset(device.type)
     config = RunConfig(preset.model, preset.train)
     if request.init_from:
@@ -39,7 +48,16 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
                 f"The model {request.init_from} works at {config.model.image_size[1]} pixels; leave out the size."
             )
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
-        config = RunConfig(dataclasses.replace(config.model, unet=unet), config.train)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, unet=unet))
+    config = _with_single(config, request)
+    if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
+        raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
+    return config, steps
+
+
+def _with_single(config: RunConfig, request: TrainRequest) -> RunConfig:
+    """The configuration with what a request says of single settings."""
     given: dict[str, Any] = {
         "batch_size": request.batch_size,
         "learning_rate": request.learning_rate,
@@ -48,17 +66,15 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         "crop": request.crop,
     }
     train = dataclasses.replace(config.train, **{key: value for key, value in given.items() if value is not None})
-    config = RunConfig(config.model, train)
-    config = config.with_settings(request.settings)
-    if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
-        raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
-    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
-    return config, steps
+    config = dataclasses.replace(config, train=train)
+    return config.with_settings(request.settings)
 
 
 def with_condition(config: RunConfig, request: TrainRequest, store: Store, context: Context) -> RunConfig:
     """The configuration with what the model shall be told of a dataset's prompts, if anything."""
     preset = get_preset(request.preset) if request.preset else None
+    if config.tuning is not None:
+        return config
     if config.model.kind == "upscaler":
         if request.condition not in (None, "auto", "none"):
             raise UserError("An upscaler is told the small image and no words; leave out the condition.")

@@ -18,10 +18,12 @@ from ..runs import Run
 from ..training.settings import RunConfig
 from ..training.team import Team, follow
 from ..training.trainer import Trainer
+from ..training.tuning import Tuning
 from ..workspace import Workspace
 from .context import Context
 from .resuming import pictures_of
 from .telling import told_in_run
+from .tuning import tuning_in_run
 
 
 def help_along(workspace: Workspace, context: Context, team: Team) -> dict[str, Any]:
@@ -33,14 +35,18 @@ def help_along(workspace: Workspace, context: Context, team: Team) -> dict[str, 
     config = RunConfig.from_json(run.config)
     packed: Packed | None = None
     values: dict[str, Values] = {}
+    tuning: Tuning | None = None
     try:
+        tuning = tuning_in_run(_folder(workspace, run), config)
         packed = pictures_of(workspace, run, config, Context(context.device))
         values = told_in_run(workspace, run, config, packed, _folder(workspace, run), context)
     except UserError as error:
         context.say(f"Process {team.rank}: {error}")
     agree(team, run, packed, values)
     assert packed is not None
-    trainer = Trainer(config, packed.images, context.device, context.say, packed.train_rows, team, told=values)
+    trainer = Trainer(
+        config, packed.images, context.device, context.say, packed.train_rows, team, told=values, tuning=tuning
+    )
     try:
         return follow(team, trainer)
     finally:

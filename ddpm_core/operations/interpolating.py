@@ -25,8 +25,9 @@ from ..training import precision
 from ..workspace import Workspace
 from . import asking
 from .context import Context
+from .loading import called, load_weights, with_adapters
 from .pictures import grid_of
-from .sampling import Sampled, load_weights, sample_text
+from .sampling import Sampled, sample_text
 
 MOST_FRAMES = 1000
 _LEAST_SIDE = 256  # of an animation
@@ -62,6 +63,7 @@ def interpolate(
     settings = dataclasses.replace(settings, eta=0.0, seed=seeds[0], variation_strength=0.0)
     began = time.monotonic()
     config, weights, title = load_weights(workspace, model, "ema", None)
+    config, weights = with_adapters(workspace, title, config, weights, called(prompts[:1], context), context)
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose another model.")
     question = asking.read(config, prompts, settings.cfg_scale, context)

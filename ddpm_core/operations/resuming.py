@@ -41,7 +41,9 @@ def reopen(
     if given:
         context.say(f"Resuming keeps the run's own settings; {', '.join(given)} is ignored.")
     if request.learning_rate is not None:
-        config = RunConfig(config.model, dataclasses.replace(config.train, learning_rate=request.learning_rate))
+        config = dataclasses.replace(
+            config, train=dataclasses.replace(config.train, learning_rate=request.learning_rate)
+        )
     wanted = request.precision or config.train.precision
     try:
         chosen = precision.choose(wanted, context.device)
@@ -50,7 +52,7 @@ def reopen(
             raise
         chosen = precision.choose("auto", context.device)
         context.say(f"This device cannot continue in {wanted}; it continues in {chosen}.")
-    config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=chosen))
     if request.dataset is not None and request.dataset != run.dataset:
         raise UserError(
             f"The run {request.model!r} was trained on {run.dataset!r}; to train on {request.dataset!r} start a new one "

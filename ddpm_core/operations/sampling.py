@@ -20,16 +20,15 @@ from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.network import Network
-from ..options import WEIGHTS
 from ..requests import Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
 from ..sampling.upscale import UpscaleSettings
 from ..training import precision
-from ..training.checkpoints import CheckpointFolder
 from ..workspace import Workspace
 from . import asking
 from .context import Context
 from .editing import Canvas, unlike
+from .loading import called, load_weights, with_adapters, written
 from .upscaling import Upscaler, own_upscaler
 
 
@@ -56,38 +55,6 @@ def settings_of(request: SampleRequest) -> SampleSettings:
     return SampleSettings(**{**shared, "seed": seed_of(request.seed), "variation_seed": varied})
 
 
-def load_weights(
-    workspace: Workspace, model: str, weights: str, step: int | None
-) -> tuple[ModelConfig, dict[str, Tensor], str]:
-    """Configuration, weights (ema or raw) and name of a model, from the checkpoint of ``step`` where one is named."""
-    path = workspace.model_path(model)
-    loaded = model_file.load(path)
-    if weights not in WEIGHTS:
-        raise UserError(f"There are no weights {weights!r}; choose ema or raw.")
-    if weights == "ema" and step is None:
-        return loaded.config, loaded.weights, path.stem
-    if path.parent != workspace.models_folder:
-        raise UserError(
-            "Raw weights and older checkpoints lie in a run of this workspace; name its model instead of a file, or use the "
-            "weights ema."
-        )
-    folder = CheckpointFolder(workspace.run_folder(path.stem) / "checkpoints")
-    if step is None:
-        chosen = folder.load_newest()
-    else:
-        steps = workspace.checkpoint_steps(path.stem)
-        if step not in steps:
-            there = f"there are those of step {', '.join(map(str, steps))}" if steps else "its run keeps none here"
-            raise UserError(f"{path.stem} has no checkpoint of step {step}; {there}.")
-        chosen = folder.load(folder.folder / f"step-{step:09d}.safetensors")
-    if chosen is None:
-        raise UserError(
-            f"The raw weights of {path.stem} lie in its run, which is not in this workspace; use the weights ema."
-        )
-    prefix = "net." if weights == "raw" else "ema."
-    return loaded.config, {k[4:]: v for k, v in chosen.tensors.items() if k.startswith(prefix)}, path.stem
-
-
 def sample(
     workspace: Workspace,
     model: str,
@@ -110,7 +77,9 @@ def sample(
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
+    each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     config, tensors, title = load_weights(workspace, model, weights, step)
+    config, tensors = with_adapters(workspace, title, config, tensors, called(each, context), context)
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
     height, width = config.image_size
@@ -120,7 +89,6 @@ def sample(
         canvas = Canvas(edit, (width, height))
         size = canvas.enlarged_size(size)
     device = context.device
-    each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     question = asking.read(config, each, settings.cfg_scale, context)
     asking.say_unknown(title, config, each, question.unknown, context)
     with context.gpu_slice():
@@ -294,5 +262,7 @@ def sample_text(
                 values["DDPM upscaler steps"] = str(enlarging.steps)
             if enlarging.noise != plain.noise:
                 values["DDPM upscaler noise"] = f"{enlarging.noise:g}"
-    prompt = prompt if prompt and config.takes_prompts else Prompt()  # what it does not know is none of its
+    prompt = prompt or Prompt()
+    if not config.takes_prompts:  # what it does not know is none of its
+        prompt = Prompt(written(prompt.text))
     return infotext.build(infotext.Infotext(prompt.text.strip(), prompt.negative.strip(), values))

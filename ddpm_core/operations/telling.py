@@ -36,6 +36,8 @@ def told_of(
     found: dict[str, Values] = {}
     if config.model.tags:
         tags = tags_told(store, config.model.tags, packed)
+        if config.tuning is not None and config.tuning.adapter.concept:
+            tags[:, config.model.tags.index(config.tuning.adapter.concept)] = 1.0  # which all of the images show
         found["tags"] = tags if rows is None else tags[rows]
     if config.model.text is not None:
         texts = texts_of(store)

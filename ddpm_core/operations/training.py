@@ -18,7 +18,9 @@ from .. import __version__, leftovers
 from ..dataset.packing import Packed, pack
 from ..errors import Stopped, UserError
 from ..files import FolderLock, replace_with
+from ..model import adapter_file
 from ..model import file as model_file
+from ..model.lora import Adapter
 from ..model.values import Values
 from ..names import check_name, is_name
 from ..requests import TrainRequest
@@ -35,6 +37,7 @@ from ..training.previews import Held
 from ..training.settings import RunConfig
 from ..training.team import Team
 from ..training.trainer import Trainer
+from ..training.tuning import Tuning
 from ..workspace import Workspace
 from .configuring import check_free, configure, expectations, with_condition
 from .context import Context
@@ -44,6 +47,9 @@ from .previews import drop_later, save_preview
 from .resuming import load_checkpoint, reopen, seconds_spent
 from .telling import FILE as TOLD_FILE
 from .telling import remember_told, told_in_run, told_of
+from .tuning import BASE_FILE, PRIOR_FILE, keep_base, tuning_in_run
+
+KEPT_FILES = (TOLD_FILE, BASE_FILE, PRIOR_FILE)  # beside a run's record
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Prepared:
     packed: Packed
     told: dict[str, Values]
     checkpoints: CheckpointFolder
+    tuning: Tuning | None = None
 
     @property
     def model_path(self) -> Path:
@@ -100,7 +107,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
     )
     with lock.held(), _nothing_left_of(folder, lock):
-        for part in (FILE, TOLD_FILE, "metrics.jsonl", "checkpoints", "previews"):
+        for part in (FILE, *KEPT_FILES, "metrics.jsonl", "checkpoints", "previews"):
             if (folder / part).is_symlink():  # it could lead anywhere, and is written to
                 raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
         config, run, packed = (reopen if request.resume else _begin)(workspace, folder, request, context)
@@ -111,11 +118,12 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
                 if context.stop.is_set() and not checkpoints.paths():
                     raise Stopped("Stopped before the first step; nothing was made.")
                 told = told_in_run(workspace, run, config, packed, folder, context)
+                tuning = tuning_in_run(folder, config)
                 if team is not None:
                     team.part(config.train.batch_size)
                     team.tell(json.dumps({**run.to_json(), "run": name}))
                     agree(team, run, packed, told)
-                prepared = Prepared(workspace, name, folder, request, run, config, packed, told, checkpoints)
+                prepared = Prepared(workspace, name, folder, request, run, config, packed, told, checkpoints, tuning)
                 return _course(prepared, context, team)
         except BaseException:
             if not checkpoints.paths():  # nothing was trained: do not leave a name taken by nothing
@@ -136,7 +144,7 @@ def _nothing_left_of(folder: Path, lock: FolderLock) -> Iterator[None]:
 
 def _forget(folder: Path) -> None:
     """Of a training that never began nothing stays."""
-    for part in (FILE, TOLD_FILE):
+    for part in (FILE, *KEPT_FILES):
         (folder / part).unlink(missing_ok=True)
 
 
@@ -157,13 +165,13 @@ def _begin(
     store = workspace.store(request.dataset)
     packed = pack(store, config.model.image_size, config.train.crop, context.progress, context.stop)
     chosen = precision.choose(config.train.precision, context.device)
-    config = RunConfig(config.model, dataclasses.replace(config.train, precision=chosen))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=chosen))
     config = with_condition(config, request, store, context)
     run = Run(
         config=config.to_json(),
         dataset=request.dataset,
         fingerprint=packed.fingerprint,
-        format=config.model.format,
+        format=config.format,
         images=len(packed.ids),
         steps=steps,
         minutes=request.minutes,
@@ -174,6 +182,8 @@ def _begin(
     )
     try:
         run.write(folder)
+        if config.tuning is not None:
+            keep_base(workspace, config, folder, context)
         remember_told(folder, packed, told_of(store, config, packed, context))
     except BaseException:
         _forget(folder)
@@ -189,7 +199,15 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
     with context.gpu_slice():
         how = None if context.alone else hows.plain(context.device)
         trainer = Trainer(
-            config, packed.images, context.device, context.say, packed.train_rows, team, how, prepared.told
+            config,
+            packed.images,
+            context.device,
+            context.say,
+            packed.train_rows,
+            team,
+            how,
+            prepared.told,
+            prepared.tuning,
         )
     spent = _load(prepared, trainer, context)
     minutes = prepared.request.minutes
@@ -204,10 +222,10 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
 
     def saved() -> None:
         with context.gpu_slice():
-            weights = {key: value.detach().cpu() for key, value in trainer.ema.named_parameters()}
+            weights = {key: value.detach().cpu() for key, value in trainer.averaged().items()}
         _write_model(prepared, weights, trainer.step, loop.heldout_loss, shown.get("last"))
 
-    held = packed.held_rows[:MOST_IMAGES]
+    held = _held(prepared)
     outlets = Outlets(
         context.gpu_slice, context.stop, context.report, context.say, preview, saved, context.preview_seconds
     )
@@ -215,7 +233,7 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         trainer,
         prepared.checkpoints,
         Metrics(folder / "metrics.jsonl", trainer.step),
-        Held(packed.images[held], {name: values[held] for name, values in prepared.told.items()}),
+        held,
         Limits(
             run.steps,
             minutes,
@@ -244,6 +262,19 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         "images": len(packed.train_ids),
         "held_out": len(packed.held_rows),
     }
+
+
+def _held(prepared: Prepared) -> Held:
+    """What a training is judged by: images that are held out of it, or, of an adapter, of what its base learned from."""
+    packed = prepared.packed
+    if prepared.tuning is None:
+        rows = packed.held_rows[:MOST_IMAGES]
+        return Held(packed.images[rows], {name: values[rows] for name, values in prepared.told.items()})
+    prior = prepared.tuning.prior
+    if prior is None:
+        return Held(packed.images[:0], {})
+    rows = prior.held_rows[:MOST_IMAGES]
+    return Held(prior.images[rows], {name: values[rows] for name, values in prior.told.items()})
 
 
 def _load(prepared: Prepared, trainer: Trainer, context: Context) -> float:
@@ -283,7 +314,12 @@ def _write_model(
         "version": __version__,
     }
     path, title, model = prepared.model_path, prepared.name, prepared.config.model
-    replace_with(path, lambda temporary: model_file.save(temporary, model, weights, title=title, info=notes))
+    tuning = prepared.config.tuning
+    if tuning is None:
+        replace_with(path, lambda temporary: model_file.save(temporary, model, weights, title=title, info=notes))
+    else:
+        adapter = Adapter(tuning.adapter, weights, title, tuning.base, tuning.digest)
+        replace_with(path, lambda temporary: adapter_file.save(temporary, adapter, model, info=notes))
     if shown is not None:
         card = make_grid(shown[:4], columns=2).resize((512, 512), Image.Resampling.NEAREST)
         replace_with(path.with_name(f"{title}.preview.png"), lambda temporary: card.save(temporary, format="PNG"))

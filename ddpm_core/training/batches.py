@@ -27,6 +27,13 @@ class Batch:
     noise: Tensor
     told: Mapping[str, Tensor]
 
+    def beside(self, other: Batch) -> Batch:
+        """Both, this one first."""
+        told = {name: torch.cat([values, other.told[name]]) for name, values in self.told.items()}
+        pairs = ((self.x0, other.x0), (self.times, other.times), (self.noise, other.noise))
+        x0, times, noise = (torch.cat(pair) for pair in pairs)
+        return Batch(x0, times, noise, told)
+
 
 class Batches:
     """One process's ``part`` of each step's batch."""

@@ -21,6 +21,8 @@ SENTENCE = "It begins to learn its training images by heart: from here on sample
 class CopyWatch:
     """Asked after each look; :attr:`begun` once copying is about to begin."""
 
+    sentence = SENTENCE
+
     def __init__(self, begun: bool = False) -> None:
         self.begun = begun
         self._above = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
+from ..evaluation.neighbours import nearest
+from ..model.diffusion import uint8_to_model
+from ..model.network import Network
+from ..model.values import Values
 from .checkpoints import CheckpointFolder
-from .copying import SENTENCE, CopyWatch
+from .copying import CopyWatch
 from .heldout import MOST_IMAGES, loss_by_band
 from .metrics import Metrics
 from .previews import Held, preview
 from .trainer import Trainer
+from .tuning import KeepWatch
 
 SLICE_SECONDS = 0.25
 LINE_SECONDS = 1.0
@@ -82,14 +87,20 @@ class TrainingLoop:
         self.images_per_second = 0.0
         self._rollbacks = 0
         self._blind = False
-        # pieces of images can be no copies
-        self._copying = CopyWatch(limits.copies) if trainer.task.whole_images else None
+        # pieces of images can be no copies, and an adapter's new images are not those that are held out
+        whole = trainer.task.whole_images and trainer.tuning is None
+        self._copying = CopyWatch(limits.copies) if whole else None
+        self._keeping: KeepWatch | None = None
 
     def run(self) -> dict[str, Any]:
         """Train until a limit or a stop; the summary of it."""
         trainer = self.trainer
         self._began = began = time.monotonic()
         first_step = trainer.step
+        if trainer.tuning is not None and len(self.held.images):
+            before = self._look_at(trainer.base_network(), self.held.images, self.held.told)
+            if math.isfinite(_mean(before)):
+                self._keeping = KeepWatch(_mean(before), self.limits.copies)
         if self.limits.before_copying and self._copies():
             self._warn_of_copying()
         if not self.checkpoints.paths():
@@ -139,9 +150,17 @@ class TrainingLoop:
             "stopped": self.out.stop.is_set(),
             "ended": self._ending(),
             "copies": self._copies(),
+            **self._kept(),
             "total": self.limits.steps,
             "steps_now": trainer.step - first_step,
         }
+
+    def _kept(self) -> dict[str, Any]:
+        """Of an adapter: how much more its network errs on the base's own images than the base does, relatively."""
+        if self._keeping is None or self.heldout_loss is None:
+            return {}
+        before = self._keeping.before
+        return {"base_loss": round(before, 6), "forgotten": round(self.heldout_loss / before - 1.0, 4)}
 
     def _ending(self) -> str:
         """What ended the run: ``stop``, ``copying``, ``steps`` or ``time``."""
@@ -151,8 +170,12 @@ class TrainingLoop:
             return "copying"
         return "steps" if self.trainer.step >= self.limits.steps else "time"
 
+    @property
+    def _watch_over(self) -> CopyWatch | KeepWatch | None:
+        return self._copying or self._keeping
+
     def _copies(self) -> bool:
-        return self._copying is not None and self._copying.begun
+        return self._watch_over is not None and self._watch_over.begun
 
     def _over(self) -> bool:
         return self.limits.minutes is not None and time.monotonic() - self._began >= 60 * self.limits.minutes
@@ -211,21 +234,15 @@ class TrainingLoop:
         """Held-out loss and preview; how long they took."""
         began = time.monotonic()
         trainer = self.trainer
-        options = {
-            "kind": trainer.settings.loss,
-            "dtype": trainer.dtype,
-            "gpu_slice": self.out.gpu_slice,
-            "task": trainer.task,
-        }
         count = min(max(len(self.held.images), 32), MOST_IMAGES)
         some, words = trainer.batches.some(count), trainer.batches.some_told(count)
-        seen = loss_by_band(trainer.ema, trainer.diffusion, some, told=words, **options)  # type: ignore[arg-type]
+        network = trainer.ema
+        seen = self._look_at(network, some, words)
         values: dict[str, Any] = {"step": trainer.step}
         if math.isfinite(_mean(seen)):
             values.update(seen_bands=_rounded(seen), seen_loss=round(_mean(seen), 6))
         if len(self.held.images):
-            own = {"told": self.held.told, **options}
-            held = loss_by_band(trainer.ema, trainer.diffusion, self.held.images, **own)  # type: ignore[arg-type]
+            held = self._look_at(network, self.held.images, self.held.told)
             self.heldout_loss = self.heldout_step = None
             if math.isfinite(_mean(held)):  # in fp16 an average may overflow on a picture that is not trained on
                 self.heldout_loss = round(_mean(held), 6)
@@ -234,12 +251,35 @@ class TrainingLoop:
             if self._copying is not None and self._copying.look(seen, held, len(self.held.images)):
                 self._warn_of_copying()
         self.metrics.write("heldout", **values)
-        self.out.preview(trainer.step, preview(trainer, self.held, self.out.gpu_slice))
+        shown = preview(trainer, self.held, self.out.gpu_slice)
+        self.out.preview(trainer.step, shown)
+        if self._keeping is not None and self.heldout_loss is not None:
+            new = trainer.batches.some(MOST_IMAGES)
+            copied = 0.0
+            if trainer.task.whole_images and len(new) > 1:
+                copied = float(nearest(uint8_to_model(shown[: len(shown) // 2]), new).memorised.float().mean())
+            if self._keeping.look(self.heldout_loss, copied):
+                self._warn_of_copying()
         return time.monotonic() - began
+
+    def _look_at(self, network: Network, images: Tensor, told: Mapping[str, Values]) -> dict[str, float]:
+        """The loss of images by band."""
+        trainer = self.trainer
+        return loss_by_band(
+            network,
+            trainer.diffusion,
+            images,
+            kind=trainer.settings.loss,
+            dtype=trainer.dtype,
+            gpu_slice=self.out.gpu_slice,
+            told=told,
+            task=trainer.task,
+        )
 
     def _warn_of_copying(self) -> None:
         does = "Training stops here." if self.limits.before_copying else "Training goes on, as you asked it to."
-        text = f"{SENTENCE} {does}"
+        assert self._watch_over is not None
+        text = f"{self._watch_over.sentence} {does}"
         self.metrics.write("note", step=self.trainer.step, text=text)
         self.out.say(text)
 

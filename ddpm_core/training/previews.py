@@ -14,7 +14,7 @@ from ..model.diffusion import model_to_uint8, uint8_to_model
 from ..model.upscaling import shrink
 from ..model.values import Values, dense
 from ..sampling.generate import SampleSettings, generate
-from ..sampling.guidance import Asked
+from ..sampling.guidance import Asked, ToldNetwork
 from ..sampling.upscale import UpscaleSettings, upscale
 from .trainer import Trainer
 
@@ -57,6 +57,8 @@ def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContex
         assert found is not None  # nothing stops it
         squares = small.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         return model_to_uint8(torch.cat([squares, found.cpu(), real], dim=3))
+    if trainer.tuning is not None:
+        return _with_and_without(trainer, network, steps)
     some = trainer.batches.some_told(COUNT)
     if len(held.images) >= COUNT:
         some = {name: dense(values[:COUNT]) for name, values in held.told.items()}
@@ -71,3 +73,31 @@ def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContex
         asked=Asked(enough) if enough else None,
     )
     return model_to_uint8(images)
+
+
+def _with_and_without(trainer: Trainer, network: ToldNetwork, steps: int) -> Tensor:
+    """Of an adapter: images asked for the words of the new ones, and from the same noise without the concept (or, where there is none, nothing)."""
+    assert trainer.tuning is not None
+    half, config = COUNT // 2, trainer.config.model
+    told = {name: dense(values) for name, values in trainer.batches.some_told(half).items()}
+    told = {
+        name: values.repeat(-(-half // len(values)), *(1 for _ in values.shape[1:]))[:half]
+        for name, values in told.items()
+    }
+    without = {name: torch.zeros_like(values) for name, values in told.items()}
+    if concept := trainer.tuning.settings.adapter.concept:
+        without = {name: values.clone() for name, values in told.items()}
+        without["tags"][:, config.tags.index(concept)] = 0.0
+    found = []
+    for asked in (told, without):
+        images, _ = generate(
+            network,
+            trainer.diffusion,
+            config.denoised,
+            half,
+            SampleSettings(steps=steps, seed=1000),
+            dtype=trainer.dtype,
+            asked=Asked(asked) if asked else None,
+        )
+        found.append(images)
+    return model_to_uint8(torch.cat(found))

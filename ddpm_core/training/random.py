@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # streams of random numbers, so that a new one does not shift the others
-WEIGHTS, NOISE, DROPOUT, TIMES, TOLD, CROPS, LOW = 11, 12, 13, 14, 15, 16, 17
+WEIGHTS, NOISE, DROPOUT, TIMES, TOLD, CROPS, LOW, KEPT = 11, 12, 13, 14, 15, 16, 17, 18
 
 _MASK = (1 << 64) - 1
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
-from ..model.config import DiffusionConfig, ModelConfig, UNetConfig, UpscalerConfig, dataclass_from_json
+from ..model.config import (
+    ADAPTER_FORMAT,
+    DiffusionConfig,
+    ModelConfig,
+    UNetConfig,
+    UpscalerConfig,
+    dataclass_from_json,
+)
+from ..model.lora import AdapterConfig
 from ..model.loss import LOSSES, WEIGHTINGS
 from ..options import CROPS, PRECISIONS
 from .pictures import HOLDING
@@ -206,15 +214,48 @@ def default_preset(device_type: str) -> Preset:
 
 
 @dataclass(frozen=True)
+class AdapterSettings:
+    """A fine-tuning by an adapter: of which model (its name, and the ``digest`` of its weights), the shape of the twins and the new word, and how much
+    it counts that the base's own images are answered as before (``preserve``, 0 for not at all)."""
+
+    base: str
+    digest: str
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    preserve: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, str) or not isinstance(self.digest, str):
+            raise UserError("The run configuration does not say which model it fine-tunes.")
+        number = self.preserve
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 <= number <= 100:
+            raise UserError(f"preserve must be a number between 0 and 100; got {number!r}.")
+
+    @classmethod
+    def from_json(cls, values: Any) -> AdapterSettings:
+        """UserError where something is missing or of another kind."""
+        adapter = values.get("adapter") if isinstance(values, dict) else None
+        found = dataclass_from_json(AdapterConfig, adapter, "adapter's settings")
+        return dataclass_from_json(cls, {**values, "adapter": found}, "fine-tuning's settings")
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """Everything that defines a run besides the data: what the model is and how it is trained."""
+    """Everything that defines a run besides the data: what the model is and how it is trained; ``tuning``: where it fine-tunes another, by an
+    adapter."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainSettings = field(default_factory=TrainSettings)
+    tuning: AdapterSettings | None = None
+
+    @property
+    def format(self) -> int:
+        """The oldest format that can say all of it."""
+        return self.model.format if self.tuning is None else ADAPTER_FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """JSON that :meth:`from_json` reads."""
-        return {"model": self.model.to_json(), "train": dataclasses.asdict(self.train)}
+        found: dict[str, Any] = {"model": self.model.to_json(), "train": dataclasses.asdict(self.train)}
+        return found if self.tuning is None else {**found, "tuning": dataclasses.asdict(self.tuning)}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:
@@ -224,6 +265,7 @@ class RunConfig:
         return cls(
             ModelConfig.from_json(values["model"]),
             dataclass_from_json(TrainSettings, values["train"], "training settings"),
+            AdapterSettings.from_json(values["tuning"]) if values.get("tuning") is not None else None,
         )
 
     def with_settings(self, settings: dict[str, str]) -> RunConfig:
@@ -242,7 +284,8 @@ class RunConfig:
                 raise UserError(f"There is no setting {key!r}; the settings are: {', '.join(known)}.")
             changes[owner][key] = _parse_like(getattr(parts[owner], key), key, text)
         unet, diffusion, train = (dataclasses.replace(part, **changes[name]) for name, part in parts.items())
-        return RunConfig(dataclasses.replace(self.model, unet=unet, diffusion=diffusion), train)
+        model = dataclasses.replace(self.model, unet=unet, diffusion=diffusion)
+        return dataclasses.replace(self, model=model, train=train)
 
 
 def _parse_like(example: Any, key: str, text: str) -> Any:

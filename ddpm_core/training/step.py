@@ -23,6 +23,7 @@ from .precision import DTYPES
 from .settings import TrainSettings
 from .state import Moments, Trainables, put_moments
 from .team import Team
+from .tuning import Adapted, Preserving
 
 if TYPE_CHECKING:
     from .flat import FlatUpdate
@@ -46,7 +47,12 @@ class Step:
         team: Team | None,
         dropout: DropoutSource,
         say: Callable[[str], None],
+        adapted: Adapted | None = None,
+        preserving: Preserving | None = None,
     ) -> None:
+        """``adapted``: where the network's weights follow from what is trained; ``preserving``: where a part of each batch shall be answered as
+        a base does."""
+        self._adapted, self._preserving = adapted, preserving
         self.settings, self.diffusion, self.team = settings, diffusion, team
         self.device = device = network.device
         self.dtype = dtype = DTYPES[precision]
@@ -102,6 +108,8 @@ class Step:
         # gradients are averaged over the processes, each of which has the sum of its part
         share = settings.batch_size / (1 if team is None else team.size)
         loss_sum = torch.zeros((), device=self.device)
+        if self._adapted is not None:
+            self._adapted.take_weights()
         if self._flat is not None:
             self._flat.take_weights()
         elif self.cast is not None:
@@ -119,16 +127,23 @@ class Step:
                 with aside.using(self._aside if self.pieces == 1 else None):
                     values = {name: value[part] for name, value in zip(self._told, told)}
                     output = network(noisy.to(self.dtype), times[part], self._dropout, values)
+                weights = self.loss_weights[times[part]]
+                if self._preserving is not None:
+                    target, shares = self._preserving(target, noisy.to(self.dtype), times[part], values, start)
+                    weights = weights * shares
                 losses = loss_per_image(settings.loss, output, target)
-                weighted = (losses * self.loss_weights[times[part]]).sum() / share
+                weighted = (losses * weights).sum() / share
                 torch.autograd.backward(weighted if self.scaler is None else self.scaler.scale(weighted))
             if self._aside is not None:
                 self._aside.join()
             # a flat update takes the gradients of an undivided batch as they are
             if self.cast is not None and (self._flat is None or self.pieces > 1):
                 self.cast.hand_gradients_over()
-            loss_sum += losses.detach().sum()
-        self._update(loss_sum / settings.batch_size)
+            own = len(losses) if self._preserving is None else self._preserving.own(len(losses), start)
+            loss_sum += losses.detach()[:own].sum()
+        if self._adapted is not None:
+            self._adapted.hand_gradients_over()
+        self._update(loss_sum / (settings.batch_size if self._preserving is None else self._preserving.new))
 
     def _update(self, loss: Tensor) -> None:
         if self._flat is not None:
@@ -161,6 +176,8 @@ class Step:
     def forget_gradients(self) -> None:
         """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self._adapted is not None:
+            self._adapted.forget_gradients()
         if self.cast is not None:
             self.cast.forget_gradients()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,21 +13,23 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, is_out_of_memory
-from ..model.build import build
+from ..model.build import build, network_of
 from ..model.condition import conditions_of
 from ..model.diffusion import Diffusion
+from ..model.network import Network
 from ..model.values import Values, distinct
 from . import how as hows
 from . import precision
 from .batches import Batches, Dropout
 from .how import How
 from .muon import is_hidden
-from .random import WEIGHTS, generator
+from .random import KEPT, WEIGHTS, generator, mix
 from .settings import RunConfig
 from .state import Trainable, Trainables
 from .step import Step
 from .tasks import task_of
 from .team import Team
+from .tuning import Preserving, Tuning, Twins
 
 _MOST_FITTED = 4096  # texts by which a whitening is found
 
@@ -61,55 +64,116 @@ class Trainer:
         team: Team | None = None,
         how: How | None = None,
         told: Mapping[str, Values] | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         """``images`` on the CPU, perhaps memory-mapped; ``rows``: indices of those to train on, all by default; ``how`` a step is
-        computed, the fastest way that works by default; ``told``: values of the model's conditions for each of ``images``."""
+        computed, the fastest way that works by default; ``told``: values of the model's conditions for each of ``images``; ``tuning``: where
+        an adapter is trained instead of the network."""
         told = dict(told or {})
         if set(told) != set(conditions_of(config.model)) or any(len(values) != len(images) for values in told.values()):
             raise ValueError("what is told does not fit the model or the images")
-        self.config, self.say, self.team = config, say, team
+        self.config, self.say, self.team, self.tuning = config, say, team, tuning
         self.device = torch.device(device)
         self.settings = settings = config.train
         self.precision = precision.choose(settings.precision, self.device)
         self.dtype = precision.DTYPES[self.precision]
         if how is None:
-            # upscalers have not been measured on a GPU yet
-            measured = team is None and config.model.kind == "unet"
+            # upscalers and adapters have not been measured on a GPU yet
+            measured = team is None and config.model.kind == "unet" and tuning is None
             how = hows.fastest(self.device, self.precision) if measured else hows.plain(self.device)
         if how.network.fused:
             say("Preparing GPU kernels for this network; the first time this takes up to a minute.")
         unet, seed = config.model.unet, settings.seed
-        self.net, self.ema = (
-            build(config.model, self.device, generator("cpu", seed, WEIGHTS), ways=how.network, augmented=net_itself)
+        self.net, self._average = (
+            build(
+                config.model,
+                self.device,
+                generator("cpu", seed, WEIGHTS),
+                ways=how.network,
+                augmented=net_itself and tuning is None,
+            )
             for net_itself in (True, False)
         )
-        for parameter in self.ema.parameters():
-            parameter.requires_grad_(False)
-        for net in (self.net, self.ema):
-            for name, values in told.items():
+        for net in (self.net, self._average):
+            for name, values in told.items() if tuning is None else ():
                 net.condition(name).fit(distinct(values, _MOST_FITTED))
-        self.state = self._register()
+        self._twins = None if tuning is None else Twins(config.model, tuning, self.net, self._average, seed)
+        for parameter in self._average.parameters():
+            parameter.requires_grad_(False)
+        self.state = self._register() if self._twins is None else self._twins.register()
         self.diffusion = Diffusion(config.model.diffusion, self.device)
         rows = torch.arange(len(images)) if rows is None else rows
-        part = slice(0, settings.batch_size) if team is None else team.part(settings.batch_size)
         self.task = task_of(config.model)
+        kept = 0 if tuning is None else tuning.kept(settings.batch_size)
         dropped = {name: self.net.condition(name).dropped for name in told}
-        self.batches = Batches(
-            settings, config.model.diffusion.timesteps, images, rows, part, self.device, told, self.task, dropped
-        )
+        own = dropped if self._twins is None else {**dropped, **self._twins.dropped(dropped)}
+        self.batches = self._batches(images, rows, told, own, settings.batch_size - kept, settings.seed)
+        self._kept, preserving = None, None
+        if tuning is not None and tuning.prior is not None and kept:
+            prior = tuning.prior
+            self._kept = self._batches(
+                prior.images, prior.train_rows, prior.told, dropped, kept, mix(settings.seed, KEPT)
+            )
+            new = settings.batch_size - kept
+            preserving = Preserving(config.model, tuning, self.device, self.dtype, self._mine(new), new)
         seeds = self.net.blocks if how.network.fused and unet.dropout else 0
         self.dropout = Dropout(seed, None if team is None else team.rank, seeds, self.device)
         self.work = Step(
-            self.net, self.state, self.diffusion, settings, self.precision, how, team, self.dropout.source, say
+            self.net,
+            self.state,
+            self.diffusion,
+            settings,
+            self.precision,
+            how,
+            team,
+            self.dropout.source,
+            say,
+            None if self._twins is None else self._twins.adapted,
+            preserving,
         )
         self.step = 0
         self.lr_scale = 1.0
         self.seconds_per_step = 0.0
 
+    def _batches(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        told: Mapping[str, Values],
+        dropped: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]],
+        count: int,
+        seed: int,
+    ) -> Batches:
+        settings = dataclasses.replace(self.settings, batch_size=count, seed=seed)
+        part = slice(0, count) if self.team is None else self.team.part(count)
+        timesteps = self.config.model.diffusion.timesteps
+        return Batches(settings, timesteps, images, rows, part, self.device, told, self.task, dropped)
+
+    def _mine(self, count: int) -> int:
+        """How many of so many images of a batch this process has."""
+        part = slice(0, count) if self.team is None else self.team.part(count)
+        return int(part.stop - part.start)
+
+    @property
+    def ema(self) -> Network:
+        """The network with the averaged weights."""
+        if self._twins is not None:
+            self._twins.average.take_weights()
+        return self._average
+
+    def base_network(self) -> Network:
+        """Of an adapter: the network as it was before, made anew."""
+        assert self.tuning is not None
+        return network_of(self.config.model, dict(self.tuning.base), self.device)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """What a model's file holds: the averaged weights, or an adapter's averaged twins."""
+        return dict(self._average.named_parameters()) if self._twins is None else self._twins.averaged()
+
     def _register(self) -> Trainables:
         found = Trainables()
         muon = self.settings.optimizer == "muon"
-        averages = dict(self.ema.named_parameters())
+        averages = dict(self._average.named_parameters())
         for name, parameter in self.net.named_parameters():
             if name in averages:
                 hidden = muon and is_hidden(name, parameter)
@@ -133,6 +197,8 @@ class Trainer:
     def train_step(self) -> None:
         """One step, without waiting for the device."""
         batch = self.batches.draw(self.step)
+        if self._kept is not None:
+            batch = batch.beside(self._kept.draw(self.step))
         self.dropout.prepare(self.step)
         rate = self.settings.learning_rate_at(self.step) * self.lr_scale
         self.work.set_numbers(rate, 1.0 - self.settings.ema_decay_at(self.step))
@@ -223,7 +289,7 @@ class Trainer:
             if n.startswith("conditions.") and n not in weights
         }
         self.net.load_tensors({**weights, **own})
-        self.ema.load_tensors({**weights, **{n: own[n] for n, _ in self.ema.named_parameters() if n in own}})
+        self._average.load_tensors({**weights, **{n: own[n] for n, _ in self._average.named_parameters() if n in own}})
         if self.team is not None:
             self.team.share_state(self)
 
@@ -232,5 +298,7 @@ class Trainer:
         self.work.free()
         self.state.free()
         self.batches.close()
+        if self._kept is not None:
+            self._kept.close()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,0 +1,220 @@
+"""What a fine-tuning by an adapter is begun with and keeps in its run's folder: the base's weights as they are now, and images of the base's kind.
+
+Both are copies, so that it goes on bit for bit whatever becomes of the base and its dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..dataset.packing import pack
+from ..dataset.tags import MOST_LETTERS, tags_of
+from ..errors import Stopped, UserError
+from ..files import replace_with
+from ..model import adapter_file
+from ..model import file as model_file
+from ..model.build import network_of
+from ..model.config import ModelConfig
+from ..model.diffusion import Diffusion, model_to_uint8
+from ..model.lora import AdapterConfig, widened, with_concept
+from ..options import CROPS
+from ..parsing import tensors_of
+from ..requests import TrainRequest
+from ..sampling.generate import SampleSettings, generate
+from ..sampling.guidance import Asked
+from ..training import precision
+from ..training.settings import AdapterSettings, RunConfig, TrainSettings
+from ..training.tuning import Prior, Tuning
+from ..workspace import Workspace
+from .context import Context
+from .telling import tags_told
+
+BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's folder
+STEPS = 400  # until a person says otherwise
+_MOST_PRIOR = 1024  # images of the base's dataset
+_SAMPLED, _SAMPLED_HELD = 256, 64  # images of the base itself, where its dataset is gone
+_FEWEST = 32  # images from which a dataset says what the base's kind is
+
+
+def tuned(workspace: Workspace, request: TrainRequest) -> tuple[RunConfig, int]:
+    """The configuration of a new fine-tuning, before single settings, and its number of steps."""
+    assert request.base is not None
+    if request.init_from or request.preset or request.size is not None:
+        raise UserError(
+            "An adapter keeps the network of its base; leave out the preset, the size and the initial weights."
+        )
+    if request.condition not in (None, "auto"):
+        raise UserError("An adapter is told what its base is told; leave out the condition.")
+    path = workspace.model_path(request.base)
+    loaded = model_file.load(path)
+    model = loaded.config
+    concept = _concept(model, path.stem, request.concept or "")
+    upscaler = model.kind == "upscaler"
+    train = TrainSettings(
+        batch_size=8 if upscaler else 16,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        flip_probability=0.0,
+        weighting="uniform" if upscaler else "min-snr",
+    )
+    rank = AdapterConfig().rank if request.rank is None else request.rank
+    adapter = AdapterConfig(rank, float(rank) if request.alpha is None else request.alpha, concept)
+    preserve = 1.0 if request.preserve is None else request.preserve
+    settings = AdapterSettings(path.stem, adapter_file.digest_of(loaded.weights), adapter, preserve)
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else STEPS)
+    return RunConfig(with_concept(model, concept), train, settings), steps
+
+
+def _concept(model: ModelConfig, base: str, text: str) -> str:
+    """The new word as the model will know it; UserError where it cannot be one."""
+    words = list(tags_of(text))
+    if not text.strip():
+        return ""
+    if model.kind == "upscaler":
+        raise UserError("An upscaler is told no words; leave out the concept.")
+    if model.text is not None:
+        raise UserError(
+            f"{base} reads whole prompts by a text encoder and learns no single words; leave out the concept: the images' own prompts will teach it."
+        )
+    if len(words) != 1 or len(words[0]) > MOST_LETTERS or re.search(r"[()\[\]<>|:]", text):
+        raise UserError(f"The concept must be one word or a few without commas and brackets; got {text[:100]!r}.")
+    if words[0] in (name for entry in model.tags for name in entry.split(" | ")):
+        raise UserError(
+            f"{base} already knows the word {words[0]!r}; choose another one for what is new, or leave it out to teach the words of the "
+            "images' own prompts."
+        )
+    return words[0]
+
+
+def keep_base(workspace: Workspace, config: RunConfig, folder: Path, context: Context) -> None:
+    """Write the base and images of its kind into a run's folder."""
+    assert config.tuning is not None
+    path = workspace.model_path(config.tuning.base)
+    loaded = model_file.load(path)
+    if adapter_file.digest_of(loaded.weights) != config.tuning.digest:
+        raise UserError(f"The model {config.tuning.base} was changed meanwhile; start again.")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_with(folder / BASE_FILE, lambda temporary: save_file(loaded.weights, temporary))
+    prior = _of_dataset(workspace, config, model_file.known_of(loaded.info), context)
+    if prior is None and config.model.kind == "upscaler":
+        context.say(
+            f"The dataset of {path.stem} is not here: nothing keeps the adapter from forgetting what the upscaler can draw."
+        )
+        return
+    if prior is None:
+        context.say(f"The dataset of {path.stem} is not here: images of its own take the place.")
+        prior = _of_base(config, loaded, context)
+    values = {"images": prior.images.contiguous(), "held": prior.held}
+    if "tags" in prior.told:
+        tags = prior.told["tags"]
+        assert isinstance(tags, Tensor)
+        values["tags"] = tags.contiguous()
+    replace_with(folder / PRIOR_FILE, lambda temporary: save_file(values, temporary))
+
+
+def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object], context: Context) -> Prior | None:
+    """Images of the dataset that the base learned from, if it is there; of many, some."""
+    name, crop = known.get("dataset"), known.get("crop")
+    if not isinstance(name, str) or name not in workspace.dataset_names():
+        return None
+    store = workspace.store(name)
+    if store.counts()["kept"] < _FEWEST:
+        return None
+    crop = crop if isinstance(crop, str) and crop in CROPS else "center"
+    packed = pack(store, config.model.image_size, crop, context.progress, context.stop)
+    order = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
+    rows = order[:_MOST_PRIOR].sort().values
+    held = torch.tensor(packed.held_out)[rows]
+    if not bool(held.any()):
+        held[:: max(2, len(held) // 16)] = True
+    told = {}
+    if config.model.tags:
+        told["tags"] = _without_concept(config, tags_told(store, config.model.tags, packed)[rows])
+    return Prior(packed.images[rows], held, told)
+
+
+def _without_concept(config: RunConfig, tags: Tensor) -> Tensor:
+    """The base's own images do not show what is new, whatever their prompts say."""
+    concept = config.tuning.adapter.concept if config.tuning is not None else ""
+    if concept:
+        tags[:, config.model.tags.index(concept)] = 0.0
+    return tags
+
+
+def _of_base(config: RunConfig, loaded: model_file.ModelFile, context: Context) -> Prior:
+    """Samples of the base, a quarter asked for nothing, the others for one to three of its words."""
+    device, own = context.device, len(loaded.config.tags)
+    draw = torch.Generator(device="cpu").manual_seed(0)
+    tags = torch.zeros((_SAMPLED, len(config.model.tags)))
+    for row in tags[_SAMPLED // 4 :] if own else []:
+        count = 1 + int(torch.randint(min(3, own), (1,), generator=draw, device="cpu"))
+        row[torch.randperm(own, generator=draw, device="cpu")[:count]] = 1.0
+    with context.gpu_slice():
+        net = network_of(loaded.config, loaded.weights, device)
+        diffusion = Diffusion(loaded.config.diffusion, device)
+
+    def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
+        with context.gpu_slice():
+            return net(x, t, told=told)  # type: ignore[no-any-return]
+
+    images, _ = generate(
+        network,
+        diffusion,
+        loaded.config.denoised,
+        _SAMPLED,
+        SampleSettings(seed=0),
+        dtype=precision.of_sampling(device),
+        stop=context.stop,
+        progress=lambda done, total, _: context.progress(done, total, "Sampling images of the base"),
+        asked=Asked({"tags": tags[:, :own]}, None, 1.5) if own else None,
+    )
+    if len(images) < _SAMPLED:
+        raise Stopped("Stopped before the first step; nothing was made.")
+    held = torch.zeros(_SAMPLED, dtype=torch.bool)
+    held[:: _SAMPLED // _SAMPLED_HELD] = True
+    return Prior(model_to_uint8(images).cpu(), held, {"tags": tags} if config.model.tags else {})
+
+
+def tuning_in_run(folder: Path, config: RunConfig) -> Tuning | None:
+    """What a run's folder keeps of its fine-tuning; None for a run that is none, UserError where it is gone or damaged."""
+    settings = config.tuning
+    if settings is None:
+        return None
+    concept = settings.adapter.concept
+    after = config.model
+    before = dataclasses.replace(after, tags=after.tags[:-1]) if concept and after.tags[-1] == concept else after
+    path = folder / BASE_FILE
+    remedy = "; start the fine-tuning again."
+    with tensors_of(path, f"The base that this run began with, {path}, is damaged", remedy) as file:
+        weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        if adapter_file.digest_of(weights) != settings.digest:
+            raise ValueError("it is another model")
+        return Tuning(settings, widened(weights, before, after), _prior_in(folder, config))
+    raise UserError(f"The base that this run began with, {path}, cannot be read{remedy}")
+
+
+def _prior_in(folder: Path, config: RunConfig) -> Prior | None:
+    path = folder / PRIOR_FILE
+    if not path.exists():
+        return None
+    with tensors_of(path, f"The images of the base that this run began with, {path}, are damaged") as file:
+        images, held = file.get_tensor("images").clone(), file.get_tensor("held").clone()
+        height, width = config.model.image_size
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, height, width) or held.shape != images.shape[:1]:
+            raise ValueError("they are of another model")
+        told = {}
+        if config.model.tags:
+            told["tags"] = file.get_tensor("tags").clone()
+            if told["tags"].shape != (len(images), len(config.model.tags)):
+                raise ValueError("their words are of another model")
+        if not bool(held.bool().any()) or bool(held.bool().all()):
+            raise ValueError("none is trained on, or none held out")
+        return Prior(images, held.bool(), told)
+    return None
