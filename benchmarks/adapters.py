@@ -174,35 +174,35 @@ class Judge:
     """Tells crowns and the old words, and measures KID, against real portraits."""
 
     def __init__(self, store: Store, packed: Packed, words: Tensor, entries: tuple[str, ...]) -> None:
-        self._packed, self._entries = packed, entries
-        self._images = uint8_to_model(packed.images)
+        self.packed, self.entries = packed, entries
+        self.images = uint8_to_model(packed.images)
         rows = packed.train_rows[::2]
         size = packed.images.shape[-1]
         some = torch.stack([_pixels(crowned(_open(store, packed.ids[row])), size) for row in rows.tolist()])
-        both = torch.cat([self._images[rows], some])
+        both = torch.cat([self.images[rows], some])
         has = torch.cat([torch.zeros(len(rows), 1), torch.ones(len(rows), 1)])
-        self._crowns = Classifier(both, has)
-        self.accuracy = float(self._crowns.accuracy[0])
-        self._words = Classifier(self._images, words)
-        self._features = RandomFeatures(channels=3, device="cpu")
-        self._real = self._features(self._images)
+        self.crowns = Classifier(both, has)
+        self.accuracy = float(self.crowns.accuracy[0])
+        self.words = Classifier(self.images, words)
+        self.features = RandomFeatures(channels=3, device="cpu")
+        self.real = self.features(self.images)
 
     def crowned(self, images: Tensor) -> float:
         """The share of uint8 images with a crown."""
-        return round(float(self._crowns.shows(uint8_to_model(images)).float().mean()), 4)
+        return round(float(self.crowns.shows(uint8_to_model(images)).float().mean()), 4)
 
     def old(self, images: Tensor, asked: Tensor) -> float:
         """The mean alignment of the base's own words."""
-        return round(alignment(self._words, self._entries, uint8_to_model(images), asked).mean, 4)
+        return round(alignment(self.words, self.entries, uint8_to_model(images), asked).mean, 4)
 
     def kid(self, images: Tensor) -> float:
         """KID against the real portraits."""
-        return round(kid(self._features(uint8_to_model(images)), self._real).value, 4)
+        return round(kid(self.features(uint8_to_model(images)), self.real).value, 4)
 
     def copied(self, images: Tensor, store: Store, size: tuple[int, int]) -> float:
         """The share of the images that are copies of the new ones, by distances to these and to the old ones."""
         new = pack(store, size, "center").images
-        every = torch.cat([new, self._packed.images])
+        every = torch.cat([new, self.packed.images])
         found = nearest(uint8_to_model(images), every)
         return round(float((found.memorised & (found.index < len(new))).float().mean()), 4)
 

@@ -65,7 +65,7 @@ def key_of(name: str) -> str:
 
 class Factors(nn.Module):
     """The twins of a network, float32: ``down`` (rank, in, ...) and ``up`` (out, rank, ...) by the names of the weights they belong to, and the
-    embedding of the concept (width,), if there is one. They add nothing at first."""
+    embedding of the concept (width,), if there is one. The twins add nothing at first."""
 
     def __init__(
         self, config: AdapterConfig, network: Network, device: torch.device | str, generator: torch.Generator
@@ -85,7 +85,10 @@ class Factors(nn.Module):
             up = torch.zeros((out, rank, *(1 for _ in rest[1:])), device=device)
             twins[f"{key_of(name)}.lora_up.weight"] = nn.Parameter(up)
         if config.concept:
-            twins[CONCEPT] = nn.Parameter(torch.zeros(shapes[WORDS][1], device=device))
+            # as loud as the words that the base was trained with: with zeros the network learnt the images and not the word (benchmarks/RESULTS.md)
+            width = shapes[WORDS][1]
+            drawn = torch.empty(width, device="cpu").uniform_(-1.0, 1.0, generator=generator)
+            twins[CONCEPT] = nn.Parameter((math.sqrt(3.0) * drawn).to(device))
         self._places = {name: name.replace(".", "/") for name in twins}  # a module's parameters may have no dots
         for name, parameter in twins.items():
             self.register_parameter(self._places[name], parameter)

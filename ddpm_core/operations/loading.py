@@ -75,6 +75,11 @@ def adapters_in(text: str) -> Adapters:
     return tuple(found.items())
 
 
+def reweighted(text: str, weight: float) -> str:
+    """A prompt whose adapters all have this weight."""
+    return _WRITTEN.sub(lambda found: f"<ddpm:{found.group(1)}:{weight:g}>", text)
+
+
 def written(text: str) -> str:
     """Of a prompt only what calls adapters."""
     return " ".join(found.group() for found in _WRITTEN.finditer(text))

@@ -108,10 +108,10 @@ class Trainer:
         dropped = {name: self.net.condition(name).dropped for name in told}
         own = dropped if self._twins is None else {**dropped, **self._twins.dropped(dropped)}
         self.batches = self._batches(images, rows, told, own, settings.batch_size - kept, settings.seed)
-        self._kept, preserving = None, None
+        self.kept, preserving = None, None
         if tuning is not None and tuning.prior is not None and kept:
             prior = tuning.prior
-            self._kept = self._batches(
+            self.kept = self._batches(
                 prior.images, prior.train_rows, prior.told, dropped, kept, mix(settings.seed, KEPT)
             )
             new = settings.batch_size - kept
@@ -197,8 +197,8 @@ class Trainer:
     def train_step(self) -> None:
         """One step, without waiting for the device."""
         batch = self.batches.draw(self.step)
-        if self._kept is not None:
-            batch = batch.beside(self._kept.draw(self.step))
+        if self.kept is not None:
+            batch = batch.beside(self.kept.draw(self.step))
         self.dropout.prepare(self.step)
         rate = self.settings.learning_rate_at(self.step) * self.lr_scale
         self.work.set_numbers(rate, 1.0 - self.settings.ema_decay_at(self.step))
@@ -298,7 +298,7 @@ class Trainer:
         self.work.free()
         self.state.free()
         self.batches.close()
-        if self._kept is not None:
-            self._kept.close()
+        if self.kept is not None:
+            self.kept.close()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -108,10 +108,12 @@ def listen() -> None:
 
 
 def _before_ui() -> None:
-    """What the host's page is built from: here, a page of model cards."""
+    """What the host's page is built from: here, a page of model cards; and the name by which prompts call our adapters."""
     from .pages.cards import add_page
+    from .pages.network import register_network
 
     add_page(service)
+    register_network()
 
 
 def _infotext_pasted(text: str, params: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Axes of the host's X/Y/Z plot: our model, sampler, steps, weights."""
+"""Axes of the host's X/Y/Z plot: our model, sampler, steps, weights, CFG scale, and the weight of adapters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from modules import scripts
 
 from ....errors import UserError
+from ....model.lora import MOST_WEIGHT
 from ....options import WEIGHTS
 from ....sampling import SAMPLERS
 from ....sampling.guidance import MOST_SCALE
@@ -52,6 +53,7 @@ def add_axes(service: Callable[[], Service]) -> None:
             ),
             axis("[DDPM] Steps", int, _set("steps"), confirm=_confirm_steps),
             axis("[DDPM] CFG scale", float, _set("cfg_scale"), confirm=_confirm_scale),
+            axis("[DDPM] Adapter weight", float, _set("adapter_weight"), confirm=_confirm_weight),
             axis(
                 "[DDPM] Weights",
                 str,
@@ -72,6 +74,12 @@ def _confirm_scale(p: Any, values: list[float]) -> None:
     for value in values:
         if not 1 <= value <= MOST_SCALE:
             raise RuntimeError(f"DDPM CFG scale must be between 1 and {MOST_SCALE:g}: {value}")
+
+
+def _confirm_weight(p: Any, values: list[float]) -> None:
+    for value in values:
+        if not abs(value) <= MOST_WEIGHT:
+            raise RuntimeError(f"DDPM adapter weight must be between {-MOST_WEIGHT:g} and {MOST_WEIGHT:g}: {value}")
 
 
 def _set(name: str) -> Callable[[Any, Any, Any], None]:

@@ -1,4 +1,5 @@
-"""Our models as a page of the host's extra-networks cards; a click takes the model for *alongside*."""
+"""Our models and adapters as a page of the host's extra-networks cards: a click takes the model for *alongside*, or writes the adapter into the
+prompt."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 from modules import shared, ui_extra_networks
 
 from ....errors import UserError
+from ....model import adapter_file
 from ....model import file as model_file
 from ....service import Service
 
@@ -24,7 +26,6 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
     def __init__(self, service: Callable[[], Service]) -> None:
         super().__init__("DDPM")
         self._service = service
-        self.allow_prompt = False
 
     def refresh(self) -> None:
         """Read the models anew."""
@@ -37,7 +38,10 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
             if name not in workspace.model_names():  # asked for by a page: names only, it may not point at files
                 return None
             path = workspace.model_path(name)
-            config, info = model_file.read_config(path)
+            adapter = adapter_file.read_head(path)
+            config, info = (adapter.model, adapter.info) if adapter is not None else model_file.read_config(path)
+            if config.kind != "unet" and adapter is None:
+                return None
         except Exception as error:  # the host lists all its cards, Loras too, or none
             if not isinstance(error, UserError):
                 _log.exception("the card of a model could not be made")
@@ -55,6 +59,16 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
             else ", no words"
         )
         metadata = {"size": f"{width}x{height}", **known, "config": config.to_json()}
+        own: dict[str, Any] = {
+            "onclick": html.escape(f"return window.ddpm.takeCard(this, {json.dumps(name)})"),
+            "prompt": json.dumps(""),
+        }
+        if adapter is not None:
+            seen = f"adapter of {adapter.base}, {known.get('images', '?')} images, {known.get('steps', '?')} steps"
+            word = f" {adapter.config.concept}" if adapter.config.concept else ""
+            # as the host's Lora cards: an expression that the host's own click puts into the prompt
+            parts = (json.dumps(f"<ddpm:{name}:"), "opts.extra_networks_default_multiplier", json.dumps(f">{word}"))
+            own = {"prompt": " + ".join(parts)}
         return {
             "name": name,
             "filename": str(path),
@@ -62,8 +76,7 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
             "preview": self.find_preview(stem),
             "description": self.find_description(stem) or seen,
             "search_terms": [self.search_terms_from_path(str(path)), f"{width}x{height}"],
-            "onclick": html.escape(f"return window.ddpm.takeCard(this, {json.dumps(name)})"),
-            "prompt": json.dumps(""),
+            **own,
             "local_preview": f"{stem}.preview.{shared.opts.samples_format}",
             "metadata": metadata,
             "sort_keys": {"default": index, **self.get_sort_keys(str(path))},
@@ -72,7 +85,8 @@ class ModelCards(ui_extra_networks.ExtraNetworksPage):  # type: ignore[misc]
     def list_items(self) -> Iterator[dict[str, Any]]:
         """All cards."""
         try:
-            names = self._service().workspace.model_names("unet")
+            workspace = self._service().workspace
+            names = [*workspace.model_names("unet"), *workspace.model_names("adapter")]
         except UserError:  # the tab says it
             return
         for index, name in enumerate(names):

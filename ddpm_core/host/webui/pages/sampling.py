@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ....errors import UserError
 from ....operations.editing import flattened
+from ....operations.loading import reweighted
 from ....requests import MOST_TEXT, NATIVE, Edit, Enlarging, Prompt
 from ....results import Result
 from ....sampling import SAMPLERS
@@ -36,7 +37,8 @@ _MOST_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person chose for a sampling; ``seed`` -1 is that of the host's generation, ``upscaler`` NATIVE is none."""
+    """What a person chose for a sampling; ``seed`` -1 is that of the host's generation, ``upscaler`` NATIVE is none; ``adapter_weight``: of all
+    adapters, instead of what the prompt says."""
 
     model: str = NEWEST
     count: int = 1
@@ -46,6 +48,7 @@ class Choice:
     upscaler: str = NATIVE
     weights: str = "ema"
     cfg_scale: float = DEFAULT_SCALE
+    adapter_weight: float | None = None
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Choice:
@@ -97,7 +100,7 @@ def sample(
             settings,
             weights=choice.weights,
             enlarging=None if choice.upscaler == NATIVE else Enlarging(choice.upscaler, size=size),
-            prompts=prompts_of(p),
+            prompts=_reweighted(prompts_of(p), choice.adapter_weight),
             edit=edit_of(p),
             batch_size=max(1, min(batch_size, _MOST_AT_ONCE)),
             stop=progress.stop,
@@ -162,6 +165,12 @@ def prompts_of(p: Any) -> list[Prompt]:
         others = [styled("", str(other), styles)[1] for other in others]
     pairs = zip(texts, [*others, *[others[-1]] * len(texts)])
     return [Prompt(str(text)[:MOST_TEXT], str(other)[:MOST_TEXT]) for text, other in pairs]
+
+
+def _reweighted(prompts: list[Prompt], weight: float | None) -> list[Prompt]:
+    if weight is None:
+        return prompts
+    return [Prompt(reweighted(prompt.text, weight), prompt.negative) for prompt in prompts]
 
 
 def _save(p: Any, image: Image.Image, text: str, seed: int) -> Path | None:
