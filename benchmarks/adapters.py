@@ -89,12 +89,14 @@ def run(argv: list[str] | None = None) -> int:
                     "crowned",
                     base=bundled.BASE,
                     concept=WORD,
-                    rank=a.rank,
-                    preserve=preserve,
                     steps=a.steps,
                     seed=seed,
                     stop_before_copying=False,
-                    settings=dict(pair.split("=", 1) for pair in a.set),
+                    settings={
+                        "rank": str(a.rank),
+                        "preserve": str(preserve),
+                        **dict(pair.split("=", 1) for pair in a.set),
+                    },
                 )
                 began = time.perf_counter()
                 trained = train(workspace, request, context)

@@ -57,6 +57,17 @@ def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequenc
         )
 
 
+def _add_adapters(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        required=required,
+        metavar="NAME[:WEIGHT]",
+        help="with this adapter of the model, as strong as its weight says (default 1); may be given several times",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands."""
     common = _Parser(add_help=False)
@@ -145,6 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(p, SampleRequest, seed=0)
     p.add_argument("--init", metavar="FILE", help="an image to begin with")
     p.add_argument("--mask", metavar="FILE", help="of that image: white where is drawn anew; the rest stays as it is")
+    _add_adapters(p)
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--device", help=_DEVICES)
@@ -170,8 +182,14 @@ def build_parser() -> argparse.ArgumentParser:
     others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed", "cfg_scale"}
     add_flags(p, SampleRequest, sorted(others), seed=0)
 
+    p = command("merge", "Make a model and adapters of it one new model.")
+    p.add_argument("--model", required=True, metavar="NAME")
+    _add_adapters(p, required=True)
+    p.add_argument("--name", required=True, metavar="NEW")
+
     p = command("export", "Write a model for other programs.")
     p.add_argument("--model", required=True, metavar="NAME or FILE")
+    _add_adapters(p)
     p.add_argument("--format", choices=("diffusers",), default="diffusers")
     p.add_argument("--out", required=True, metavar="DIR")
 

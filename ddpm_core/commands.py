@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from .operations.editing import open_image, open_mask
 from .operations.evaluation import evaluate
 from .operations.faithfulness import evaluate_upscaler
 from .operations.interpolating import interpolate, write_animation
+from .operations.loading import named, with_adapters
+from .operations.merging import merge_adapters
 from .operations.pictures import FILTERS, grid_of
 from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
@@ -164,7 +167,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         weights=request.weights,
         step=request.checkpoint_step,
         enlarging=request.enlarging,
-        prompts=[request.asked],
+        prompts=[_with_adapters(request.asked, a.adapter)],
         edit=request.edit,
     )
     files, grid = write_samples(found, Path(a.out))
@@ -177,6 +180,12 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         "unknown_words": [word for word, _ in found.unknown],
         "size": list(found.pictures[0].size if found.pictures else found.images.shape[:1:-1]),
     }
+
+
+def _with_adapters(prompt: Prompt, adapters: Sequence[str]) -> Prompt:
+    """A prompt that calls adapters, too."""
+    written = [f"<ddpm:{name}:{weight:g}>" for name, weight in map(named, adapters)]
+    return Prompt(" ".join([*written, prompt.text]).strip(), prompt.negative)
 
 
 def run_interpolate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
@@ -241,9 +250,22 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
     )
 
 
+def run_merge(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``merge``."""
+    adapters = tuple(map(named, a.adapter))
+    path = merge_adapters(open_workspace(a), a.model, adapters, a.name, make_context(a, stop, screen))
+    return {"model": str(path)}
+
+
 def run_export(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     """``export``."""
-    model = model_file.load(open_workspace(a).model_path(a.model))
+    workspace = open_workspace(a)
+    model = model_file.load(workspace.model_path(a.model))
+    if a.adapter:
+        adapters = tuple(map(named, a.adapter))
+        title, context = workspace.model_path(a.model).stem, make_context(a, stop, screen)
+        config, weights = with_adapters(workspace, title, model.config, model.weights, adapters, context)
+        model = dataclasses.replace(model, config=config, weights=weights)
     return {"files": [str(path) for path in model_export.to_diffusers(model, Path(a.out))]}
 
 

@@ -17,6 +17,7 @@ CROPS = ("center", "top", "pad")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = ("ema", "raw")
 CONDITIONS = ("auto", "none", "tags", "text", "pooled", "cross-attention")
+PRIORS = ("preserve", "none")  # what keeps a fine-tuning from forgetting
 SPACINGS = ("trailing", "leading", "linspace")
 RESIZE_MODES = ("resize", "crop", "fill")
 MASKED_CONTENTS = ("original", "fill", "noise")

@@ -9,7 +9,18 @@ from typing import Any
 from PIL import Image
 
 from .errors import UserError
-from .options import CONDITIONS, CROPS, MASKED_CONTENTS, PRECISIONS, RESIZE_MODES, SPACINGS, WEIGHTS, check, option
+from .options import (
+    CONDITIONS,
+    CROPS,
+    MASKED_CONTENTS,
+    PRECISIONS,
+    PRIORS,
+    RESIZE_MODES,
+    SPACINGS,
+    WEIGHTS,
+    check,
+    option,
+)
 from .parsing import read_json, read_record
 from .text import legible
 
@@ -71,24 +82,14 @@ class TrainRequest:
         metavar="WORD",
         help="of an adapter: a new word for what the images show",
     )
-    rank: int | None = option(
+    prior: str | None = option(
         None,
-        label="Rank (0 = 8)",
-        low=1,
+        label="Keep what the model knows",
+        info="preserve = beside each new image it learns to answer the model's own images as before; none = it forgets them",
         group="adapter",
-        help="of an adapter: more can say more, and takes more room (default 8)",
-    )
-    alpha: float | None = option(
-        None, label="Alpha (0 = the rank)", group="adapter", help="of an adapter: its strength is alpha / rank"
-    )
-    preserve: float | None = option(
-        None,
-        label="Preservation",
-        info="How much it counts that the model forgets nothing; 0 = not at all",
-        shown=1.0,
-        low=0,
-        group="adapter",
-        help="of an adapter: how much it counts that the model forgets nothing (default 1; 0: not at all)",
+        choices=PRIORS,
+        shown=PRIORS[0],
+        help="of an adapter: what keeps the model from forgetting (default preserve)",
     )
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -98,7 +99,7 @@ class TrainRequest:
             raise UserError(f"The number of steps must be at least 1; got {self.steps}.")
         if self.minutes is not None and not 0 < self.minutes <= 10**6:
             raise UserError(f"The number of minutes must be more than 0; got {self.minutes:g}.")
-        check(self, ["checkpoint_every", "condition"])
+        check(self, ["checkpoint_every", "condition", "prior"])
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,9 @@ class Service:
         return self.jobs.start("train", title, work, TRAINING, subject=request.model, dataset=dataset)
 
     def _check_source(self, request: TrainRequest) -> None:
-        if request.init_from and request.init_from not in self.workspace.model_names():  # a page may not point at files
-            raise UserError(f"There is no model {request.init_from!r} to start from.")
+        for source in (request.init_from, request.base):
+            if source and source not in self.workspace.model_names():  # a page may not point at files
+                raise UserError(f"There is no model {source!r} to start from.")
 
     def _check_sampling(self, model: str, count: int, enlarging: Enlarging | None, edit: Edit | None = None) -> None:
         if not 1 <= count <= 1024:

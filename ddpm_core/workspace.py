@@ -391,7 +391,7 @@ class Workspace:
         path = self.model_path(name)
         adapter = adapter_file.read_head(path)
         config, info = (adapter.model, adapter.info) if adapter is not None else model_file.read_config(path)
-        own: dict[str, Any] = {}
+        own: dict[str, Any] = {"base": model_file.known_of(info).get("base")}
         if adapter is not None:
             own = {"base": adapter.base, **dataclasses.asdict(adapter.config)}
         return {

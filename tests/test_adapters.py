@@ -448,8 +448,9 @@ def test_mistakes_are_said_in_one_sentence(taught: CommandLine, tmp_path: Path, 
     assert "already knows the word" in said(*train, "x", "--base", "base", "--concept", _word(taught))
     assert "one word or a few" in said(*train, "x", "--base", "base", "--concept", "a, b")
     assert "is an adapter" in said(*train, "x", "--base", "green")
-    assert "rank" in said(*train, "x", "--base", "base", "--rank", 0)
+    assert "rank" in said(*train, "x", "--base", "base", "--set", "rank=0")
     assert "leave out the preset" in said(*train, "x", "--base", "base", "--preset", "tiny-32")
+    assert "rank must be a whole number" in said(*train, "x", "--base", "base", "--set", "rank=much")
     assert "Only an adapter has a concept" in said(*train, "x", "--concept", "crown")
     assert "leave out dropout" in said(*train, "x", "--base", "base", "--set", "dropout=0.5")
     assert "There is already a model 'green'" in said(*train, "green", "--base", "base")
@@ -461,7 +462,7 @@ def _word(cli: CommandLine) -> str:
 
 
 def test_a_run_keeps_its_base_and_goes_on_without_it(taught: CommandLine, tmp_path: Path) -> None:
-    taught.run("train", "--base", "base", "--adapter", "other", "--dataset", "new", "--steps", 2, "--rank", 2)
+    taught.run("train", "--base", "base", "--adapter", "other", "--dataset", "new", "--steps", 2, "--set", "rank=2")
     taught.run("models", "delete", "base")
     taught.run("dataset", "delete", "d")
     assert taught.run("train", "--resume", "--adapter", "other", "--steps", 4)["steps"] == 4

@@ -74,7 +74,7 @@ def known_of(info: dict[str, Any]) -> dict[str, Any]:
 
 _KNOWN: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("steps", "images_seen", "images"), int),
-    **dict.fromkeys(("crop", "dataset", "fingerprint", "upscaler", "date", "version"), str),
+    **dict.fromkeys(("crop", "dataset", "fingerprint", "upscaler", "base", "date", "version"), str),
     "heldout_loss": (int, float),
 }
 

@@ -18,7 +18,7 @@ from ..runs import FILE
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..workspace import Workspace
 from .context import Context
-from .tuning import tuned
+from .tuning import OWN_SETTINGS, tuned
 
 FEW_IMAGES = 300
 MANY_IMAGES, MANY_PROMPTS = 5000, 1000  # from which cross-attention is the reading of *text*
@@ -29,10 +29,11 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     if request.base:
         config, steps = tuned(workspace, request)
         own = {f.name for f in dataclasses.fields(config.train)}
-        if fixed := sorted(set(request.settings) - own):
+        rest = {key: text for key, text in request.settings.items() if key not in OWN_SETTINGS}
+        if fixed := sorted(set(rest) - own):
             raise UserError(f"An adapter keeps the network of its base; leave out {fixed[0]}.")
-        return _with_single(config, request), steps
-    if alone := [name for name in ("concept", "rank", "alpha", "preserve") if getattr(request, name) is not None]:
+        return _with_single(config, dataclasses.replace(request, settings=rest)), steps
+    if alone := [name for name in ("concept", "prior") if getattr(request, name) is not None]:
         raise UserError(f"Only an adapter has a {alone[0]}; say of which model it shall be (--base).")
     preset = get_preset(request.preset) if request.preset else default_preset(device.type)
     config = RunConfig(preset.model, preset.train)

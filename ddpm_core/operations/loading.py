@@ -56,6 +56,15 @@ def load_weights(
     return loaded.config, {k[4:]: v for k, v in chosen.tensors.items() if k.startswith(prefix)}, path.stem
 
 
+def named(text: str) -> tuple[str, float]:
+    """An adapter as a command line names it: ``NAME`` or ``NAME:WEIGHT``."""
+    name, _, weight = text.partition(":")
+    found = adapters_in(f"<ddpm:{name}:{weight or 1}>")
+    if not found:
+        raise UserError(f"An adapter is named NAME or NAME:WEIGHT; got {text[:100]!r}.")
+    return found[0]
+
+
 def adapters_in(text: str) -> Adapters:
     """Names and weights of the adapters that a prompt calls, ``<ddpm:NAME:WEIGHT>``; the same twice counts once, as it stands last. UserError for a
     weight that is none."""

@@ -312,6 +312,7 @@ def _write_model(
         "heldout_loss": heldout_loss,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         "version": __version__,
+        **({"base": Path(run.init_from).stem} if run.init_from else {}),
     }
     path, title, model = prepared.model_path, prepared.name, prepared.config.model
     tuning = prepared.config.tuning

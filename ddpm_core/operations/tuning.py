@@ -30,14 +30,15 @@ from ..requests import TrainRequest
 from ..sampling.generate import SampleSettings, generate
 from ..sampling.guidance import Asked
 from ..training import precision
-from ..training.settings import AdapterSettings, RunConfig, TrainSettings
+from ..training.settings import ADAPTER_STEPS, AdapterSettings, RunConfig, TrainSettings
 from ..training.tuning import Prior, Tuning
 from ..workspace import Workspace
 from .context import Context
 from .telling import tags_told
 
 BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's folder
-STEPS = 400  # until a person says otherwise
+PRESERVE = 1.0  # how much that the base's own images are answered as before counts beside the new ones
+OWN_SETTINGS = ("rank", "alpha", "preserve")  # of an adapter's training, beside those of any
 _MOST_PRIOR = 1024  # images of the base's dataset
 _SAMPLED, _SAMPLED_HELD = 256, 64  # images of the base itself, where its dataset is gone
 _FEWEST = 32  # images from which a dataset says what the base's kind is
@@ -64,12 +65,22 @@ def tuned(workspace: Workspace, request: TrainRequest) -> tuple[RunConfig, int]:
         flip_probability=0.0,
         weighting="uniform" if upscaler else "min-snr",
     )
-    rank = AdapterConfig().rank if request.rank is None else request.rank
-    adapter = AdapterConfig(rank, float(rank) if request.alpha is None else request.alpha, concept)
-    preserve = 1.0 if request.preserve is None else request.preserve
+    own = {key: request.settings[key] for key in OWN_SETTINGS if key in request.settings}
+    adapter, preserve = _adapter(own, concept, request.prior)
     settings = AdapterSettings(path.stem, adapter_file.digest_of(loaded.weights), adapter, preserve)
-    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else STEPS)
+    steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else ADAPTER_STEPS)
     return RunConfig(with_concept(model, concept), train, settings), steps
+
+
+def _adapter(settings: Mapping[str, str], concept: str, prior: str | None) -> tuple[AdapterConfig, float]:
+    """The shape of the twins, and how much preservation counts, from single settings."""
+    try:
+        rank = int(settings.get("rank", AdapterConfig().rank))
+        alpha = float(settings.get("alpha", rank))
+        preserve = float(settings.get("preserve", PRESERVE))
+    except ValueError:
+        raise UserError("rank must be a whole number, alpha and preserve numbers.") from None
+    return AdapterConfig(rank, alpha, concept), 0.0 if prior == "none" else preserve
 
 
 def _concept(model: ModelConfig, base: str, text: str) -> str:

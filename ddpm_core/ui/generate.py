@@ -88,6 +88,9 @@ def build(service: Service) -> dict[str, Any]:
             )
             negative = gr.Textbox(label="Negative prompt", lines=1, elem_id=ids.NEGATIVE)
             live("model_words")
+            adapter = gr.Dropdown(
+                label="Add an adapter to the prompt", choices=[""], value="", visible=False, elem_id=ids.ADAPTER
+            )
             known = service.host.generation_choices()["styles"]
             styles = gr.Dropdown(label="Styles", choices=known, value=[], multiselect=True, visible=bool(known))
             scale = widget(fields["cfg_scale"], elem_id=ids.CFG_SCALE)
@@ -171,7 +174,7 @@ def build(service: Service) -> dict[str, Any]:
             live("sample")
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
-    not_in_defaults(model, against, step, prompt, negative, scale, styles)
+    not_in_defaults(model, against, step, prompt, negative, scale, styles, adapter)
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
@@ -256,7 +259,7 @@ def build(service: Service) -> dict[str, Any]:
         """What belongs to the chosen model: its checkpoints, the dataset that it learned from, its upscaler."""
         name = str(name or "")
         if name not in service.workspace.model_names():
-            return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update(), gr.update()
+            return gr.update(choices=[_NEWEST], value=_NEWEST), gr.update(), gr.update(), adapter_list(service, name)
         try:
             own = service.workspace.show_model(name)["info"].get("dataset")
             kept = [str(number) for number in service.workspace.checkpoint_steps(name) if number]
@@ -274,7 +277,19 @@ def build(service: Service) -> dict[str, Any]:
             gr.update(choices=[_NEWEST, *kept], value=_NEWEST),
             gr.update(value=own) if own in names else gr.update(),
             enlarging,
+            adapter_list(service, name),
         )
+
+    def add_adapter(name: Any, text: Any) -> Any:
+        """What calls an adapter, at the end of the prompt; and the list as it was."""
+        if not name:
+            return gr.update(), gr.update()
+        try:
+            word = service.workspace.show_model(str(name)).get("concept") or ""
+        except UserError:  # deleted meanwhile
+            return gr.update(), gr.update(value="")
+        parts = [str(text or "").strip(), f"<ddpm:{name}:1>", word]
+        return gr.update(value=" ".join(part for part in parts if part)), gr.update(value="")
 
     def selected(index: Any, shown: Any) -> Result:
         """The result at an index of the gallery, which shows those of a job; the first where none is selected."""
@@ -311,7 +326,9 @@ def build(service: Service) -> dict[str, Any]:
     edit_none.click(lambda: gr.update(value=None), inputs=[], outputs=[edited], show_progress=False)
     strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
     vary.click(between, outputs=[seed, strength, message], **at)
-    model.change(of_model, inputs=[model, upscaler], outputs=[step, against, upscaler], show_progress=False)
+    outputs = [step, against, upscaler, adapter]
+    model.change(of_model, inputs=[model, upscaler], outputs=outputs, show_progress=False)
+    adapter.change(add_adapter, inputs=[adapter, prompt], outputs=[prompt, adapter], show_progress=False)
     generate.click(said(begin), inputs=chosen, outputs=[message])
     interpolate.click(said(begin_between), inputs=[*chosen, *going_widgets], outputs=[message])
     interrupt.click(said(end), inputs=[], outputs=[message])
@@ -321,7 +338,13 @@ def build(service: Service) -> dict[str, Any]:
     evaluate_upscaler.click(said(compare_upscaler), inputs=[upscaler, against], outputs=[message])
     upscaler.change(of_upscaler, inputs=[upscaler], outputs=[factor, evaluate_upscaler], show_progress=False)
     sampler.change(default_steps, inputs=[sampler], outputs=[steps])
-    return {"model": model, "dataset": against, "upscaler": upscaler}
+    return {"model": model, "dataset": against, "upscaler": upscaler, "adapter": adapter}
+
+
+def adapter_list(service: Service, model: Any) -> Any:
+    """The adapters of a model as the list that is not there without any."""
+    names = service.workspace.adapters_of(str(model or ""))
+    return gr.update(choices=["", *names], visible=bool(names))
 
 
 def _visible(image: Image.Image) -> Image.Image:

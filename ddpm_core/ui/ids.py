@@ -45,6 +45,7 @@ STEPS = "ddpm_steps"
 SEED = "ddpm_seed"
 ETA = "ddpm_eta"
 UPSCALER = "ddpm_upscaler"
+ADAPTER = "ddpm_adapter"
 FACTOR = "ddpm_factor"
 EDITED = "ddpm_edited"
 MASK = "ddpm_mask_data"  # hidden: what is drawn over it, as a PNG

@@ -11,6 +11,7 @@ from ..requests import NATIVE
 from ..service import Service
 from . import dataset, generate, ids, train
 from .common import choices, existing, not_in_defaults
+from .generate import adapter_list
 
 # a module has a TITLE, and build(service) that returns what the lists below are drawn in, by name
 PAGES = {"dataset": dataset, "train": train, "generate": generate}
@@ -36,7 +37,7 @@ def build_tab(service: Service) -> None:
     def lists(*current: Any) -> Any:
         datasets, models = service.workspace.dataset_names(), service.workspace.model_names("unet")
 
-        data, data_train, init, trained, model, against, upscaler, seen, ended = current
+        data, data_train, init, base, trained, model, against, upscaler, _, seen, ended = current
         job = service.jobs.latest("train")
         first = datasets[0] if datasets else None
         newest = next(
@@ -54,10 +55,12 @@ def build_tab(service: Service) -> None:
             # what was just harvested is what a person wants to train on
             gr.update(choices=datasets, value=fresh.subject) if fresh else choices(datasets, data_train, first),
             choices(["", *models], init, None),
+            choices(["", *models, *service.workspace.model_names("upscaler")], base, None),
             choices(service.workspace.model_names(), trained, job.subject if job else None),
             existing(models, model, service.workspace.newest_model()),
             existing(datasets, against, first),
             existing([NATIVE, *service.upscalers()], upscaler, NATIVE),
+            adapter_list(service, model),
             newest.id if newest is not None else 0,
             done.id if done is not None else 0,
         )
@@ -66,10 +69,12 @@ def build_tab(service: Service) -> None:
         in_dataset["dataset"],
         in_train["dataset"],
         in_train["init_from"],
+        in_train["base"],
         in_train["model"],
         in_generate["model"],
         in_generate["dataset"],
         in_generate["upscaler"],
+        in_generate["adapter"],
         harvested,
         finished,
     ]

@@ -10,11 +10,15 @@ from ..errors import UserError
 from ..options import fields_of
 from ..requests import TrainRequest
 from ..service import Service
-from ..training.settings import PRESETS, RunConfig, default_preset
+from ..training.settings import ADAPTER_STEPS, PRESETS, RunConfig, default_preset
 from . import ids
-from .common import decimal, failure, live, not_in_defaults, note, said, value_of, whole, widget
+from .common import decimal, failure, in_rows, live, not_in_defaults, note, said, value_of, whole, widget
 
 TITLE = "Train"
+_FINE_TUNE = (
+    "With some images of something new: an adapter teaches it to a model, which forgets nothing. Prompts call it by "
+    "&lt;ddpm:name:1&gt; and the new word."
+)
 
 
 def build(service: Service) -> dict[str, Any]:
@@ -51,7 +55,8 @@ def build(service: Service) -> dict[str, Any]:
                 )
                 minutes = gr.Number(label="Time limit in minutes (0 = none)", value=0, elem_id=ids.TRAIN_MINUTES)
             with gr.Accordion("More settings", open=False):
-                more = [field for field in fields_of(TrainRequest).values() if field.option.label]
+                shown = [field for field in fields_of(TrainRequest).values() if field.option.label]
+                more = [field for field in shown if not field.option.group]
                 widgets = []
                 for start_of_row in range(0, len(more), 3):
                     with gr.Row():
@@ -59,6 +64,18 @@ def build(service: Service) -> dict[str, Any]:
                 with gr.Row():
                     init_from = gr.Dropdown(label="Initial weights", choices=[""], value="", allow_custom_value=True)
                     other = gr.Textbox(label="Other settings", placeholder="flip_probability=0.5, dropout=0.1", lines=1)
+            with gr.Accordion("Fine-tune a model", open=False, elem_id="ddpm_fine_tune"):
+                gr.HTML(f'<div class="ddpm-note">{_FINE_TUNE}</div>')
+                base = gr.Dropdown(
+                    label="Model to fine-tune",
+                    choices=[""],
+                    value="",
+                    allow_custom_value=True,
+                    elem_id="ddpm_base",
+                    info="It stays as it is; what is trained is an adapter, by the model name above",
+                )
+                adapting = [field for field in shown if field.option.group == "adapter"]
+                adapter_widgets = in_rows(adapting)
         with gr.Column(scale=1, min_width=260):
             with gr.Row():
                 start = gr.Button("Train", variant="primary", elem_id=ids.TRAIN_START)
@@ -70,12 +87,12 @@ def build(service: Service) -> dict[str, Any]:
     live("unfinished")
     live("train")
     # which preset is right depends on the device, and its steps on the preset
-    not_in_defaults(dataset, model, preset, steps, init_from)
+    not_in_defaults(dataset, model, preset, steps, init_from, base)
 
-    fields = [dataset, model, preset, steps, minutes, init_from, other, *widgets]
+    fields = [dataset, model, preset, steps, minutes, init_from, other, base, *widgets, *adapter_widgets]
 
     def request(values: tuple[Any, ...], resuming: bool) -> TrainRequest:
-        data, name, chosen, total, most, init, extra, *others = values
+        data, name, chosen, total, most, init, extra, tuned, *others = values
         limit = decimal(most, "Minutes") or None
         if resuming:
             _check_dataset(service, str(name or ""), data)
@@ -86,10 +103,13 @@ def build(service: Service) -> dict[str, Any]:
             )
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
+        tuning = dict(zip((field.name for field in adapting), others[len(more) :])) if tuned else {}
         return TrainRequest(
             model=str(name or ""),
             dataset=str(data),
-            preset=str(chosen),
+            preset=None if tuned else str(chosen),
+            base=str(tuned) if tuned else None,
+            **{field.name: value_of(field, tuning[field.name]) for field in adapting if tuning},
             steps=whole(total, "Steps") or None,
             minutes=limit,
             init_from=str(init) if init else None,
@@ -140,13 +160,21 @@ def build(service: Service) -> dict[str, Any]:
         found = PRESETS.get(str(name))
         return (gr.update(info=found.summary), gr.update(value=found.steps)) if found else (gr.update(), gr.update())
 
+    def chosen_base(name: Any, of_preset: Any) -> Any:
+        """Of how many steps a training usually has."""
+        if name:
+            return gr.update(value=ADAPTER_STEPS)
+        found = PRESETS.get(str(of_preset))
+        return gr.update(value=found.steps) if found else gr.update()
+
+    base.change(chosen_base, inputs=[base, preset], outputs=[steps], show_progress=False)
     model.change(of_run, inputs=[model], outputs=[dataset, steps, message], show_progress=False)
     preset.change(chosen_preset, inputs=[preset], outputs=[preset, steps])
     start.click(said(begin), inputs=fields, outputs=[message])
     resume.click(said(go_on), inputs=fields, outputs=[message])
     stop.click(said(end), inputs=[], outputs=[message])
     estimate.click(said(guess), inputs=fields, outputs=[message])
-    return {"dataset": dataset, "init_from": init_from, "model": model}
+    return {"dataset": dataset, "init_from": init_from, "base": base, "model": model}
 
 
 def _settings_of(name: str, reached: int, config: RunConfig, dataset: str) -> str:
