@@ -5,6 +5,7 @@ Both are copies, so that it goes on bit for bit whatever becomes of the base and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..dataset.packing import pack
+from ..dataset.store import Store
 from ..dataset.tags import MOST_LETTERS, tags_of
 from ..errors import Stopped, UserError
 from ..files import replace_with
@@ -132,11 +134,9 @@ def keep_base(workspace: Workspace, config: RunConfig, folder: Path, context: Co
 
 def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object], context: Context) -> Prior | None:
     """Images of the dataset that the base learned from, if it is there; of many, some."""
-    name, crop = known.get("dataset"), known.get("crop")
-    if not isinstance(name, str) or name not in workspace.dataset_names():
-        return None
-    store = workspace.store(name)
-    if store.counts()["kept"] < _FEWEST:
+    crop = known.get("crop")
+    store = _learned_from(workspace, known)
+    if store is None or store.counts()["kept"] < _FEWEST:
         return None
     crop = crop if isinstance(crop, str) and crop in CROPS else "center"
     packed = pack(store, config.model.image_size, crop, context.progress, context.stop)
@@ -149,6 +149,19 @@ def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object
     if config.model.tags:
         told["tags"] = _without_concept(config, tags_told(store, config.model.tags, packed)[rows])
     return Prior(packed.images[rows], held, told)
+
+
+def _learned_from(workspace: Workspace, known: dict[str, object]) -> Store | None:
+    """The dataset of that name, or one under another name that has the very same images."""
+    names = workspace.dataset_names()
+    if known.get("dataset") in names:
+        return workspace.store(str(known["dataset"]))
+    for name in names:
+        with contextlib.suppress(UserError):  # one that cannot be opened is not it
+            store = workspace.store(name)
+            if store.fingerprint() == known.get("fingerprint"):
+                return store
+    return None
 
 
 def _without_concept(config: RunConfig, tags: Tensor) -> Tensor:

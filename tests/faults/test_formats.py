@@ -25,7 +25,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ddpm_core.dataset.schema import VERSION as SCHEMA_VERSION
+from ddpm_core.model import adapter_file
+from ddpm_core.model import file as model_file
 from ddpm_core.model.file import FORMAT as MODEL_FORMAT
+from ddpm_core.model.lora import merge
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.sampling import sample
 from ddpm_core.requests import Prompt
@@ -62,7 +65,8 @@ def test_every_format_is_kept() -> None:
 def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> None:
     line = unpacked(archive, tmp_path / "ws")
     dataset = tmp_path / "ws" / "datasets" / "d"
-    assert line.run("dataset", "list")["datasets"] == [{"name": "d", "items": 24, "kept": 23, "rejected": {"user": 1}}]
+    first = line.run("dataset", "list")["datasets"][0]  # type: ignore[index]
+    assert first == {"name": "d", "items": 24, "kept": 23, "rejected": {"user": 1}}
     version = int(archive.stem)
     if version < SCHEMA_VERSION:  # as it was, beside what it has become
         with contextlib.closing(sqlite3.connect(dataset / f"dataset.format-{version}.sqlite")) as before:
@@ -84,20 +88,31 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
         found = sample(Workspace(tmp_path / "ws"), "m", 1, SampleSettings("ddim", 5, seed=1), context, prompts=prompts)
         with Image.open(tmp_path / "ws" / "expected-red-bright.png") as before:
             assert np.abs(np.asarray(found.pictures[0], int) - np.asarray(before, int)).max() <= 2
-    if version in (4, 6):  # with words
+    if version in (4, 6, 7):  # with words
         assert sorted(line.run("models", "show", "m")["config"]["tags"]) == TAGS
         asked = ("--prompt", "red, bright", "--out", tmp_path / "red")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
         theirs = tmp_path / "ws" / "expected-red-bright.png"
         with Image.open(tmp_path / "red" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
-    if version == 6:  # with an upscaler
+    if version in (6, 7):  # with an upscaler
         asked = ("--upscaler", "large", "--out", tmp_path / "large")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
         theirs = tmp_path / "ws" / "expected-large.png"
         with Image.open(tmp_path / "large" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert mine.size == (64, 64) and np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 4
         assert line.run("train", "--model", "large", "--resume", "--steps", 7)["steps"] == 7
+    if version == 7:  # with an adapter
+        expected = json.loads((tmp_path / "ws" / "expected-adapter.json").read_text())
+        base = model_file.load(tmp_path / "ws" / "models" / "m.safetensors")
+        adapter = adapter_file.load(tmp_path / "ws" / "models" / "a.safetensors")
+        config, merged = merge(base.config, base.weights, [(adapter, 1.0)])
+        assert list(config.tags) == expected["tags"]
+        for name, change in expected["changed"].items():
+            assert float((merged[name] - base.weights[name]).abs().mean()) == pytest.approx(change, abs=1e-6)
+        asked = ("--prompt", "stripes", "--adapter", "a:0.5", "--out", tmp_path / "stripes")
+        assert line.run("sample", "--model", "m", "--count", 1, "--steps", 2, *asked)["tags"] == ["stripes"]
+        assert line.run("train", "--adapter", "a", "--resume", "--steps", 62)["steps"] == 62
     line.run("dataset", "undo", "d")
     more = line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "more", 3, 32, seed=9))
     assert more["added"] == 3

@@ -201,6 +201,7 @@ PLAIN: dict[str, Any] = {
     **{"eta": 0.0, "seed": 1, "factor": 2.0, "learning_rate": 1e-3, "cfg_scale": 7.0, "negative_prompt": ""},
     **{"image": IMAGE, "mask": IMAGE, "denoising_strength": 0.5, "mask_blur": 1, "resamples": 1, "mask_padding": 4},
     **{"variation_strength": 0.1, "upscaler_steps": 2, "masked_content": "fill", "resize_mode": "fill"},
+    **{"dynamic_threshold": 0.99, "base": "m", "concept": "crown", "prior": "none"},
     **{"only_masked": True, "invert_mask": True, "variation_seed": 3, "upscaler_noise": 0.2},
 }
 OPTIONAL = {
@@ -236,12 +237,15 @@ OPTIONAL = {
     "upscaler_steps",
     "upscaler_noise",
     "stop_before_copying",
+    "base",
+    "concept",
+    "prior",
 }
 
 
 def likely(name: str, guarded: Guarded, chance: random.Random) -> Any:
     """Mostly what a page would send for that name, now and then a hostile value."""
-    return PLAIN[name] if name in PLAIN and chance.random() < 0.8 else values_for(guarded, chance)
+    return PLAIN[name] if name in PLAIN and chance.random() < 0.88 else values_for(guarded, chance)
 
 
 def fields_of(route: APIRoute) -> list[str]:
@@ -401,7 +405,7 @@ def arguments_for(event: Any, guarded: Guarded, chance: random.Random) -> list[A
             )
     for field in event.inputs:
         plain = OF_THE_TAB.get(field.elem_id, getattr(field, "value", None))
-        found.append(plain if chance.random() < 0.8 else values_for(guarded, chance))
+        found.append(plain if chance.random() < 0.88 else values_for(guarded, chance))
     return found
 
 
