@@ -7,13 +7,17 @@ weights. What is kept: the error on portraits that nobody trained on, the old wo
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -26,7 +30,11 @@ from ddpm_core.evaluation.features import RandomFeatures
 from ddpm_core.evaluation.kid import kid
 from ddpm_core.evaluation.neighbours import nearest
 from ddpm_core.host.standalone import save_png
-from ddpm_core.model.diffusion import uint8_to_model
+from ddpm_core.model import adapter_file
+from ddpm_core.model import file as model_file
+from ddpm_core.model.build import network_of
+from ddpm_core.model.diffusion import Diffusion, uint8_to_model
+from ddpm_core.model.lora import Adapter, AdapterConfig, merge
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.pictures import make_grid
 from ddpm_core.operations.sampling import sample
@@ -34,6 +42,10 @@ from ddpm_core.operations.telling import tags_told
 from ddpm_core.operations.training import train
 from ddpm_core.requests import Prompt, TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
+from ddpm_core.training.heldout import loss_by_band
+from ddpm_core.training.settings import AdapterSettings, RunConfig, get_preset
+from ddpm_core.training.trainer import Trainer
+from ddpm_core.training.tuning import Tuning
 from ddpm_core.workspace import Workspace
 
 from . import common
@@ -53,6 +65,9 @@ def run(argv: list[str] | None = None) -> int:
     options.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     options.add_argument("--scale", type=float, default=2.0, help="CFG scale")
     options.add_argument("--samples", type=int, default=256)
+    options.add_argument(
+        "--costs", action="store_true", help="what a step and a sampling cost instead, beside those without an adapter"
+    )
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change settings of the training")
     a = options.parse_args(argv)
     device = common.device_of(a)
@@ -67,6 +82,10 @@ def run(argv: list[str] | None = None) -> int:
         packed = pack(store, config.image_size, "center")
         teach(workspace, store, packed, Path(folder) / "crowned", a.images)
         words = tags_told(store, config.tags, packed)
+        if a.costs:
+            return common.answer(
+                a, {**costs(workspace, packed, words, device, context, a.rank), **common.machine(device)}
+            )
         judge = Judge(store, packed, words, config.tags)
         common.say(f"crowns: the classifier's own accuracy {judge.accuracy:.3f}")
         draw = torch.Generator(device="cpu").manual_seed(1)
@@ -79,7 +98,8 @@ def run(argv: list[str] | None = None) -> int:
             return sample(workspace, bundled.BASE, len(prompts), settings, context, prompts=asked).images
 
         before = {"old": judge.old(sampled(plain), own), "kid": judge.kid(sampled([""] * a.samples))}
-        common.say(f"before: {before}")
+        unchanged = held_out(workspace, packed, words, a.images)
+        common.say(f"before: {before}, loss {unchanged:.4f}")
         base_bytes = workspace.model_path(bundled.BASE).stat().st_size
         for seed in a.seeds:
             for preserve in a.preserve:
@@ -103,7 +123,8 @@ def run(argv: list[str] | None = None) -> int:
                 seconds = time.perf_counter() - began
                 size = workspace.adapter_path(name).stat().st_size / base_bytes
                 row = {"seed": seed, "preserve": preserve, "seconds": round(seconds, 1), "file": round(size, 4)}
-                row |= {key: trained.get(key) for key in ("steps", "base_loss", "forgotten", "ended")}
+                row |= {key: trained.get(key) for key in ("steps", "ended")}
+                row["by_itself"] = trained.get("forgotten")
                 shown = {}
                 for weight in a.weights:
                     images = sampled([f"<ddpm:{name}:{weight:g}> {WORD}, {text}" for text in plain])
@@ -122,6 +143,7 @@ def run(argv: list[str] | None = None) -> int:
                     "old_before": before["old"],
                     "kid": judge.kid(unprompted),
                     "kid_before": before["kid"],
+                    "forgotten": round(held_out(workspace, packed, words, a.images, name) / unchanged - 1.0, 4),
                 }
                 rows.append(row)
                 common.say(str(row))
@@ -134,6 +156,66 @@ def run(argv: list[str] | None = None) -> int:
         **common.machine(device),
     }
     return common.answer(a, result)
+
+
+def costs(
+    workspace: Workspace, packed: Packed, words: Tensor, device: torch.device, context: Context, rank: int
+) -> dict[str, Any]:
+    """Steps of an adapter's training beside those of the whole network's in turns, bytes of moments, and what merging adds to a sampling of 16."""
+    loaded = model_file.load(workspace.model_path(bundled.BASE))
+    adapter = AdapterSettings(bundled.BASE, adapter_file.digest_of(loaded.weights), AdapterConfig(rank, rank), 0.0)
+    train_settings = dataclasses.replace(get_preset("tiny-32").train, batch_size=16)
+    tuned = dataclasses.replace(train_settings, optimizer="adamw", learning_rate=1e-3)
+    told = {"tags": words}
+    whole = Trainer(RunConfig(loaded.config, train_settings), packed.images, device, told=told)
+    whole.start_from(loaded.weights)
+    twins = Trainer(
+        RunConfig(loaded.config, tuned, adapter),
+        packed.images,
+        device,
+        told=told,
+        tuning=Tuning(adapter, loaded.weights),
+    )
+    kinds = {"adapter": timed(lambda: twins.run_steps(10)), "whole": timed(lambda: whole.run_steps(10))}
+    steps = common.alternate(kinds, 8, common.say)
+    moments = [
+        sum(value.nbytes for name, value in trainer.state_tensors().items() if name.startswith("optimizer."))
+        for trainer in (whole, twins)
+    ]
+    name = "made-up"
+    made = Adapter(adapter.adapter, twins.averaged(), name, bundled.BASE, adapter.digest)
+    adapter_file.save(workspace.models_folder / f"{name}.safetensors", made, loaded.config, info={})
+    settings = SampleSettings(seed=1)
+
+    def sampled(prompt: str) -> Any:
+        return sample(workspace, bundled.BASE, 16, settings, context, prompts=[Prompt(prompt)])
+
+    kinds = {
+        "with": timed(lambda: sampled(f"<ddpm:{name}> smiling")),
+        "plain": timed(lambda: sampled("smiling")),
+    }
+    samplings = common.alternate(kinds, 8, common.say)
+    step = common.paired_ratio(steps["adapter"], steps["whole"])
+    sampling = common.paired_ratio(samplings["with"], samplings["plain"])
+    return {
+        "what": "what an adapter costs: a step over the whole network's",
+        "bar": 1.0,
+        "ratio": round(step, 3),
+        "moments": round(moments[1] / moments[0], 4),
+        "sampling": round(sampling, 3),
+        "passed": step <= 1.0 and moments[1] <= 0.8 * moments[0] and sampling <= 1.05,
+    }
+
+
+def timed(work: Callable[[], Any]) -> Callable[[], float]:
+    """Its seconds."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return seconds
 
 
 def reached(row: dict[str, Any]) -> bool:
@@ -170,6 +252,20 @@ def teach(workspace: Workspace, store: Store, packed: Packed, folder: Path, coun
                 crowned(image), folder / f"{item:05d}.png", f"{prompts[item][0]}\nSteps: 20, Sampler: Euler, Seed: 1"
             )
     workspace.harvest("crowned", [folder])
+
+
+def held_out(workspace: Workspace, packed: Packed, words: Tensor, taught: int, adapter: str = "") -> float:
+    """The base's loss on portraits that neither it nor the adapter has seen, told their words; with an adapter, if one is named."""
+    loaded = model_file.load(workspace.model_path(bundled.BASE))
+    config, weights = loaded.config, loaded.weights
+    if adapter:
+        config, weights = merge(config, weights, [(adapter_file.load(workspace.adapter_path(adapter)), 1.0)])
+    rows = packed.held_rows[taught:]
+    told = {"tags": F.pad(words[rows], (0, len(config.tags) - words.shape[1]))}
+    net, diffusion = network_of(config, weights, "cpu"), Diffusion(config.diffusion, "cpu")
+    options = {"kind": "mse", "dtype": torch.float32, "gpu_slice": contextlib.nullcontext}
+    bands = loss_by_band(net, diffusion, packed.images[rows], told=told, **options)  # type: ignore[arg-type]
+    return sum(bands.values()) / len(bands)
 
 
 class Judge:

@@ -436,6 +436,45 @@ def test_prompts_drive_our_images(host: WebUI) -> None:
     assert texts_of(alone)[-1].startswith(expected)
 
 
+def test_a_prompt_calls_an_adapter(host: WebUI) -> None:
+    """Trained on the bundled model, called by the prompt box beside a generation and alone, weighed by a plot; nothing of it reaches the host's own."""
+    portraits(host)
+    asked = {"preset": None, "base": "bundled-portraits", "concept": "crown", "learning_rate": 0.01, "settings": {}}
+    done = host.job_done(train(host, "crowned", 12, dataset="worded", **asked))
+    assert done["state"] == "done", done["error"]
+    values = ("bundled-portraits", 1, "DDIM", 4, -1, NATIVE, "ema", 2)
+    plain = host.txt2img(prompt="crown, dark skin", seed=9)
+    made = host.txt2img(prompt="<ddpm:crowned:0.8> crown, dark skin", seed=9, **beside(*values))
+    assert pixels(made, 0) == pixels(plain, 0), "the host's own is that of the words alone"
+    (first,) = ours(texts_of(made))
+    assert texts_of(made)[first].startswith("<ddpm:crowned:0.8> crown, dark skin\nSteps: 4, ")
+    assert "DDPM error" not in made["info"]
+    weaker = host.txt2img(prompt="<ddpm:crowned:0.4> crown, dark skin", seed=9, **beside(*values))
+    without = host.txt2img(prompt="dark skin", seed=9, **beside(*values))
+    none = host.txt2img(prompt="<ddpm:crowned:0> dark skin", seed=9, **beside(*values))
+    assert len({pixels(one, first) for one in (made, weaker, without)}) == 3
+    assert pixels(none, first) == pixels(without, first)
+    alone = host.txt2img(
+        prompt="<ddpm:crowned:0.8> crown, dark skin", seed=9, script_name="DDPM alone", script_args=list(values)
+    )
+    assert texts_of(alone)[-1].startswith("<ddpm:crowned:0.8> crown, dark skin\n")
+    row = plot(
+        host,
+        ("[DDPM] Adapter weight", "0, 0.5, 1"),
+        ("[DDPM] Model", "bundled-portraits"),
+        prompt="<ddpm:crowned> crown, dark skin",
+        seed=9,
+        width=128,
+        height=128,
+    )
+    cells = [text for text in json.loads(row["info"])["infotexts"] if "DDPM model: " in text][-3:]
+    assert [text.split(">")[0] for text in cells] == [f"<ddpm:crowned:{weight}" for weight in ("0", "0.5", "1")]
+    wrong = host.txt2img(prompt="<ddpm:crowned> crown", seed=9, **beside("first", *values[1:]))
+    assert "belongs to another model, bundled-portraits" in wrong["info"]
+    unknown = host.txt2img(prompt="<ddpm:crowed> crown", seed=9, **beside(*values))
+    assert "no adapter 'crowed'" in unknown["info"]
+
+
 def test_prompts_are_read_by_the_text_encoder(host: WebUI) -> None:
     """A model that reads prompts by the host's own text encoder: trained, asked beside a generation and alone, and no trace left."""
     portraits(host)
@@ -609,6 +648,11 @@ def test_a_card_is_clicked(host: WebUI, page: Page) -> None:
     page.wait(lambda: page.all("#script_txt2img_ddpm_model input"), "the open accordion")
     page.js("document.querySelector('#txt2img_ddpm_cards .card[data-name=second]').click()")
     page.wait(lambda: shown_model(page) == "second", "the other card's model")
+    if "crowned" in {card.get_attribute("data-name") for card in cards}:
+        page.js("document.querySelector('#txt2img_ddpm_cards .card[data-name=crowned]').click()")
+        prompt = "return document.querySelector('#txt2img_prompt textarea').value"
+        page.wait(lambda: "<ddpm:crowned:1> crown" in page.js(prompt), "the adapter in the prompt")
+        assert shown_model(page) == "second", "and the model stays"
 
 
 def test_from_the_page_to_the_gallery(host: WebUI, page: Page) -> None:
