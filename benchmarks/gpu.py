@@ -3,7 +3,7 @@
 Each rung runs in a process of its own with a time limit, so that a failure stays its own, and appends JSON lines to
 ``gpu.jsonl`` in ``--out``. ``--first`` (about four minutes on an H200) measures the device, our kernels, the ladder of the
 step, its profile and numerics, and the convolutions; ``--second`` (about eight) learning, the other presets, constants of our
-kernels, sampling, the peers and torch.compile. The last lines name the rungs that are still missing in ``--out``.
+kernels, sampling, the peers and torch.compile; ``--third`` upscalers and adapters. The last lines name the rungs that are still missing in ``--out``.
 ``--miniature`` runs everything with tiny networks on any device, to show that it works; its figures mean nothing.
 """
 
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_core.model import ways as all_ways
-from ddpm_core.model.config import ModelConfig, UNetConfig
+from ddpm_core.model.config import ModelConfig, UNetConfig, UpscalerConfig
 from ddpm_core.model.products import folded
 from ddpm_core.model.unet import UNet
 from ddpm_core.model.ways import Ways
@@ -39,6 +39,9 @@ from ddpm_core.training.trainer import Trainer
 from . import common
 
 TINY = UNetConfig((16, 16), 3, 3, (16, 32), (False, True), 1, 16, 4)
+TINY_UPSCALER = UpscalerConfig(
+    image_size=(32, 32), crop_size=16, block_out_channels=(16, 32), blocks_per_level=(1, 1), norm_num_groups=4
+)
 Limits = dict[str, int]
 
 
@@ -61,7 +64,8 @@ class Bench:
         found = PRESETS[preset]
         model, train = found.model, dataclasses.replace(found.train, **changes)
         if self.miniature:
-            model = ModelConfig(dataclasses.replace(TINY, dropout=model.unet.dropout), model.diffusion)
+            tiny = TINY if model.kind == "unet" else TINY_UPSCALER
+            model = ModelConfig(dataclasses.replace(tiny, dropout=model.unet.dropout), model.diffusion)
             train = dataclasses.replace(train, batch_size=2)
         return RunConfig(model, train)
 
@@ -644,6 +648,72 @@ def sampling(bench: Bench) -> None:
         bench.note("sampling", kind=name, seconds=times)
 
 
+def upscalers(bench: Bench) -> None:
+    """Steps of the upscalers, and seconds for 16 images by 10 calls."""
+    from ddpm_core.model.build import build
+    from ddpm_core.model.diffusion import Diffusion
+    from ddpm_core.sampling.upscale import UpscaleSettings, upscale
+
+    plain, fast = bench.hows()
+    for preset in ("upscale-4x", "upscale-4x-small"):
+        makers = {
+            "plain": lambda: bench.trainer(preset, plain),  # noqa: B023
+            "fast": lambda: bench.trainer(preset, fast),  # noqa: B023
+        }
+        measure(bench, f"upscalers {preset}", makers, rounds=2)
+        config = bench.config(preset).model
+        assert isinstance(config.unet, UpscalerConfig)
+        dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
+        count, calls = (2, 2) if bench.miniature else (16, 10)
+        height, width = config.unet.image_size
+        small = torch.zeros((count, 3, height // config.unet.factor, width // config.unet.factor))
+        for name, ways in zip(("plain", "fast"), bench.ways()):
+            net, process = build(config, bench.device, ways=ways), Diffusion(config.diffusion, bench.device)
+            times = []
+            for _ in range(2 if bench.miniature else 4):
+                began = time.perf_counter()
+                upscale(net, process, config.unet, small, range(count), UpscaleSettings(calls), dtype=dtype)
+                bench.synchronise()
+                times.append(round(time.perf_counter() - began, 3))
+            bench.note(f"upscalers {preset}", kind=f"{count} images, {name}", seconds=times)
+
+
+def adapters(bench: Bench) -> None:
+    """Steps of portrait-64: of the whole network, of an adapter, of one that preserves its base; the last two captured, too."""
+    from ddpm_core.model.build import build
+    from ddpm_core.model.lora import AdapterConfig
+    from ddpm_core.training.settings import AdapterSettings
+    from ddpm_core.training.tuning import Prior, Tuning
+
+    plain = bench.hows()[0]
+    captured = dataclasses.replace(plain, captured=bench.device.type == "cuda")
+
+    def of(how: How, preserve: float) -> Callable[[], Trainer]:
+        def make() -> Trainer:
+            config = bench.config("portrait-64", optimizer="adamw", flip_probability=0.0)
+            images = bench.images(config)
+            base = {name: value.detach() for name, value in build(config.model, "cpu").named_parameters()}
+            settings = AdapterSettings("base", "", AdapterConfig(), preserve)
+            tuning = Tuning(settings, base, Prior(images, torch.arange(len(images)) < 8))
+            tuned = dataclasses.replace(config, tuning=settings)
+            return Trainer(tuned, images, bench.device, common.say, how=how, tuning=tuning)
+
+        return make
+
+    measure(
+        bench,
+        "adapters",
+        {
+            "whole": lambda: bench.trainer("portrait-64", plain, optimizer="adamw", flip_probability=0.0),
+            "adapter": of(plain, 0.0),
+            "preserving": of(plain, 1.0),
+            "adapter, captured": of(captured, 0.0),
+            "preserving, captured": of(captured, 1.0),
+        },
+        rounds=2,
+    )
+
+
 def peers(bench: Bench) -> None:
     """Against diffusers' and lucidrains' loops: same topology, their mixed precision on."""
     from . import training
@@ -657,6 +727,7 @@ def peers(bench: Bench) -> None:
 # seconds
 FIRST: Limits = {"machine": 30, "tuning": 60, "kernels": 110, "ladder": 130, "profile": 45, "numbers": 160, "bill": 60}
 SECOND: Limits = {"learning": 300, "presets": 160, "constants": 170, "sampling": 60, "peers": 150, "compiled": 150}
+THIRD: Limits = {"upscalers": 150, "adapters": 120}
 RUNGS: dict[str, Callable[[Bench], None]] = {
     "machine": machine,
     "tuning": tuning,
@@ -671,6 +742,8 @@ RUNGS: dict[str, Callable[[Bench], None]] = {
     "sampling": sampling,
     "peers": peers,
     "compiled": compiled,
+    "upscalers": upscalers,
+    "adapters": adapters,
 }
 
 
@@ -696,6 +769,7 @@ def run(argv: list[str] | None = None) -> int:
     options = common.parser(__doc__ or "")
     options.add_argument("--first", action="store_true", help="the default")
     options.add_argument("--second", action="store_true")
+    options.add_argument("--third", action="store_true")
     options.add_argument("--rungs", nargs="+", choices=sorted(RUNGS), default=[])
     options.add_argument("--miniature", action="store_true", help="tiny networks, on any device")
     options.add_argument("--alone", action="store_true", help="run the rungs in this process")
@@ -707,8 +781,12 @@ def run(argv: list[str] | None = None) -> int:
         for name in a.rungs:
             RUNGS[name](bench)
         return 0
-    names: Limits = {**(FIRST if a.first else {}), **(SECOND if a.second else {})}
-    names.update({name: {**FIRST, **SECOND}[name] for name in a.rungs})
+    names: Limits = {
+        **(FIRST if a.first else {}),
+        **(SECOND if a.second else {}),
+        **(THIRD if a.third else {}),
+    }
+    names.update({name: {**FIRST, **SECOND, **THIRD}[name] for name in a.rungs})
     failed = one_after_another(a, names or FIRST, a.out)
     missing = sorted(set(RUNGS) - measured(a.out))
     print(f"Not measured in {a.out}: {', '.join(missing) or 'nothing'}.")

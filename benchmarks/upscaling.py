@@ -45,6 +45,7 @@ def run(argv: list[str] | None = None) -> int:
     options = common.parser(__doc__ or "")
     options.add_argument("--preset", default="upscale-4x-small")
     options.add_argument("--size", type=int, help="of the large images; the preset's by default")
+    options.add_argument("--folder", type=Path, help="other images than the bundled portraits, which have 128 pixels")
     options.add_argument("--minutes", type=float, default=4.0)
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--count", type=int, default=96)
@@ -59,7 +60,7 @@ def run(argv: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder))
-        workspace.harvest("portraits", [unpack(Path(folder) / "images")])
+        workspace.harvest("portraits", [a.folder or unpack(Path(folder) / "images")])
         context = Context(device, say=common.say)
         for seed in a.seeds:
             name = f"upscaler-{seed}"

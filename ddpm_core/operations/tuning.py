@@ -39,7 +39,7 @@ from .context import Context
 from .telling import tags_told
 
 BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's folder
-PRESERVE = 1.0  # how much that the base's own images are answered as before counts beside the new ones
+PRESERVE = 4.0  # how much that the base's own images are answered as before counts beside the new ones
 OWN_SETTINGS = ("rank", "alpha", "preserve")  # of an adapter's training, beside those of any
 _MOST_PRIOR = 1024  # images of the base's dataset
 _SAMPLED, _SAMPLED_HELD = 256, 64  # images of the base itself, where its dataset is gone
@@ -65,7 +65,7 @@ def tuned(workspace: Workspace, request: TrainRequest) -> tuple[RunConfig, int]:
         learning_rate=1e-3,
         warmup_steps=20,
         flip_probability=0.0,
-        weighting="uniform" if upscaler else "min-snr",
+        weighting="uniform",  # at low noise min-SNR counts nothing, and there the base was forgotten (benchmarks/RESULTS.md)
     )
     own = {key: request.settings[key] for key in OWN_SETTINGS if key in request.settings}
     adapter, preserve = _adapter(own, concept, request.prior)
