@@ -48,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser, request: type, leave_out: Sequenc
         kinds: dict[str, Any] = {"choices": option.choices} if option.choices else {"type": field.kind}
         kinds |= {"metavar": option.metavar} if option.metavar else {}
         parser.add_argument(
-            *(flag for flag in (field.flag, option.also) if flag),
+            field.flag,
             dest=name,
             default=defaults.get(name, field.default),
             required=name in required,
@@ -148,7 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("folder", metavar="DIR")
 
     p = command("train", "Train a model on a dataset, or resume one.")
-    add_flags(p, TrainRequest)
+    named = p.add_mutually_exclusive_group(required=True)
+    named.add_argument("--model", metavar="NAME")
+    named.add_argument("--adapter", metavar="NAME", help="instead of a model, an adapter of --base")
+    add_flags(p, TrainRequest, ["model"])
     p.add_argument("--device", help=_DEVICES)
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change any other setting")
 

@@ -136,7 +136,10 @@ def run_train(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> d
         if not equals:
             raise UserError(f"--set needs KEY=VALUE; got {pair!r}.")
         settings[key.strip()] = value.strip()
-    request = TrainRequest(**{name: getattr(a, name) for name in fields_of(TrainRequest)}, settings=settings)
+    if a.adapter and not (a.base or a.resume):
+        raise UserError("An adapter changes a model: say which (--base MODEL).")
+    given = {name: getattr(a, name) for name in fields_of(TrainRequest)}
+    request = TrainRequest(**{**given, "model": a.adapter or a.model}, settings=settings)
     context = make_context(a, stop, screen)
     team = Team() if Team.wanted() else None
     if team is not None:

@@ -29,8 +29,7 @@ class Option:
 
     ``low`` and ``high``: bounds, both allowed. ``choices``: the only values. ``flag``: where it is not made of the name;
     ``metavar`` of the flag. ``shown``: what the widget shows where the value is None, and means None. ``step`` of a slider,
-    which a number with both bounds gets. ``group``: the widgets that it stands among, where those are not the usual ones. ``also``: another
-    name of the flag.
+    which a number with both bounds gets. ``group``: the widgets that it stands among, where those are not the usual ones.
     """
 
     label: str = ""
@@ -44,7 +43,6 @@ class Option:
     shown: Any = 0
     step: float | None = None
     group: str = ""
-    also: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ NATIVE = "None (native size)"  # what a list of upscalers offers first
 class TrainRequest:
     """What a person asks for; None leaves it to the preset (or, when resuming, to the run)."""
 
-    model: str = option(metavar="NAME", also="--adapter")
+    model: str = option(metavar="NAME")
     dataset: str | None = option(None, metavar="NAME")
     preset: str | None = option(None, help="tiny-32, portrait-64, article-64 or detail-128")
     size: int | None = option(None, label="Image size in pixels (0 = preset)", metavar="PX")

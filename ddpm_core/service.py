@@ -536,5 +536,5 @@ class Service:
             "seconds_per_step": measured.seconds_per_step,
             "steps": steps,
             "images": count,
-            "warnings": expectations(count) if count else [],
+            "warnings": expectations(count) if count and config.tuning is None else [],
         }

@@ -42,7 +42,7 @@ Progress = Callable[[int, int, str], None]
 class _Header:
     """What lists need to know of a model's file; as it is here of one that cannot be read. ``size``: of the images that it makes, or, of an
     upscaler, takes when it is trained; ``written``: when, in seconds;
-    ``base``: of an adapter, the model that it changes."""
+    ``digest``: of an adapter, that of the weights that it changes."""
 
     kind: str = "unet"
     size: tuple[int, ...] = ()
@@ -51,7 +51,7 @@ class _Header:
     bundled: bool = False
     written: float = 0.0
     readable: bool = False
-    base: str = ""
+    digest: str = ""
 
 
 class Workspace:
@@ -73,6 +73,7 @@ class Workspace:
         self._own: OwnPictures | None = None
         self._stores: dict[str, Store] = {}
         self._guard = threading.Lock()
+        self._digests: dict[str, tuple[tuple[int, int], str]] = {}  # of their weights, by name
         self._headers: dict[str, tuple[tuple[int, int], _Header]] = {}  # of models, by name
 
     @property
@@ -311,7 +312,7 @@ class Workspace:
                     info.get("bundled") is True,
                     status.st_mtime,
                     True,
-                    "" if adapter is None else adapter.base,
+                    "" if adapter is None else adapter.digest,
                 )
                 known = self._headers[path.stem] = (key, header)
         except (OSError, UserError):
@@ -369,9 +370,29 @@ class Workspace:
         return path
 
     def adapters_of(self, model: str) -> list[str]:
-        """Names of the adapters that were trained on a model of that name."""
-        paths = [self.models_folder / f"{name}.safetensors" for name in self.model_names("adapter")]
-        return [path.stem for path in paths if self._header(path).base == model]
+        """Names of the adapters that belong to a model's weights, whatever it is called now."""
+        adapters = {
+            name: self._header(self.models_folder / f"{name}.safetensors") for name in self.model_names("adapter")
+        }
+        if not adapters or model not in self.model_names():
+            return []
+        digest = self._digest(self.models_folder / f"{model}.safetensors")
+        return [name for name, header in adapters.items() if header.digest == digest]
+
+    def _digest(self, path: Path) -> str:
+        """Of a model's weights, read anew only where the file has changed; empty where it cannot be read."""
+        from .model import adapter_file
+        from .model import file as model_file
+
+        try:
+            status = path.stat()
+            key = (status.st_mtime_ns, status.st_size)
+            known = self._digests.get(path.stem)
+            if known is None or known[0] != key:
+                known = self._digests[path.stem] = (key, adapter_file.digest_of(model_file.load(path).weights))
+        except (OSError, UserError):
+            return ""
+        return known[1]
 
     def list_models(self) -> list[dict[str, Any]]:
         """Every readable model with what it says of itself; unreadable ones with their error."""

@@ -39,6 +39,9 @@
                 } else if (r && r.ended === "copying") {
                     box.append(el("div", "ddpm-line", el("strong", "", T("Stopped before it copies, at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Longer training would make samples copies of its images. More images allow more training. To train on all the same, clear Stop before it copies in More settings and resume.")));
+                } else if (r && r.ended === "forgetting") {
+                    box.append(el("div", "ddpm-line", el("strong", "", T("Stopped before it forgets, at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
+                        el("div", "ddpm-note", T("Longer training would cost what the model knows. To train on all the same, clear Stop before it copies in More settings and resume.")));
                 } else if (r && r.ended === "stop") {
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from ddpm_core.errors import UserError
 from ddpm_core.model import adapter_file
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build
-from ddpm_core.model.config import DiffusionConfig, ModelConfig, UpscalerConfig
+from ddpm_core.model.config import DiffusionConfig, ModelConfig, TextConfig, UpscalerConfig
 from ddpm_core.model.lora import (
     CONCEPT,
     WORDS,
@@ -36,7 +37,11 @@ from ddpm_core.model.lora import (
     with_concept,
 )
 from ddpm_core.model.network import Network
+from ddpm_core.operations.context import Context
 from ddpm_core.operations.loading import adapters_in
+from ddpm_core.operations.sampling import sample
+from ddpm_core.requests import Prompt
+from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.training.settings import AdapterSettings, RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer
 from ddpm_core.training.tuning import KeepWatch, Prior, Tuning
@@ -48,6 +53,7 @@ SMALL = UpscalerConfig(
     image_size=(32, 32), crop_size=16, block_out_channels=(8, 16), blocks_per_level=(1, 1), norm_num_groups=4
 )
 BOTH = [WORDED, ModelConfig(SMALL)]
+READING = dataclasses.replace(PLAIN, text=TextConfig("pooled", "words", "0" * 64, 12, 4))
 CROWN = AdapterConfig(rank=3, alpha=6.0, concept="crown")
 
 
@@ -174,7 +180,10 @@ def test_weights_out_of_bounds_and_adapters_of_other_shapes_are_refused() -> Non
 
 def test_adapters_are_read_out_of_prompts() -> None:
     assert adapters_in("<ddpm:a:0.5> red, <ddpm:b>, <lora:c:1>, <ddpm:a: .25>") == (("a", 0.25), ("b", 1.0))
-    assert adapters_in("nothing <ddpm:>") == ()
+    assert adapters_in("nothing, <lora:a:1>") == ()
+    for text in ("<ddpm:>", "<ddpm:a:1:2>"):
+        with pytest.raises(UserError, match="is called by"):
+            adapters_in(text)
     for text in ("<ddpm:a:nan>", "<ddpm:a:1e9>", "<ddpm:a:much>", "<ddpm:a:inf>"):
         with pytest.raises(UserError, match="weight of the adapter a"):
             adapters_in(text)
@@ -229,8 +238,27 @@ def test_forged_files_are_refused(tmp_path: Path) -> None:
     refused({name: value for name, value in good.items() if not name.startswith(key) or name == down}, "other names")
     refused({**good, down: torch.ones(9, *good[down].shape[1:])}, "another rank than it says")
     refused({**good, CONCEPT: torch.ones(2, 2)}, "no embedding")
+
+    def unfit(changed: dict[str, torch.Tensor]) -> None:
+        """What can be seen only where it meets its base; before anything of a forged size is made."""
+        save_file(changed, forged, metadata=about)
+        with pytest.raises(UserError, match="does not fit"):
+            merge(WORDED, tensors(shaken(WORDED)), [(adapter_file.load(forged), 1.0)])
+
+    up = f"{key}.lora_up.weight"
+    unfit({**good, CONCEPT: torch.ones(1)})
+    unfit({**good, up: torch.ones(*good[up].shape[:2], 3, 3)})
+    wide = {"lora_unet_x.lora_down.weight": torch.ones(1, 2**17), "lora_unet_x.lora_up.weight": torch.ones(2**17, 1)}
+    unfit({**good, **wide, "lora_unet_x.alpha": torch.tensor(6.0)})
     values = json.loads(about["ddpm"])
-    for broken in ({"base": 3}, {"digest": None}, {"config": {"rank": -1}}, {"config": []}):
+    for broken in (
+        {"base": 3},
+        {"base": "<img src=x>"},
+        {"config": {"concept": "crown <lora:x:1>"}},
+        {"digest": None},
+        {"config": {"rank": -1}},
+        {"config": []},
+    ):
         changed = {**values, "adapter": {**values["adapter"], **broken}}
         with pytest.raises(UserError):
             save_file(good, forged, metadata={**about, "ddpm": json.dumps(changed)})
@@ -245,7 +273,7 @@ def test_forged_files_are_refused(tmp_path: Path) -> None:
 
 def trainer(model: ModelConfig = WORDED, preserve: float = 1.0, prior: bool = True, **changes: Any) -> Trainer:
     """Of an adapter of a shaken base, on some images; half of each batch is the base's."""
-    concept = "" if model.kind == "upscaler" else "crown"
+    concept = "" if model.kind == "upscaler" or model.text is not None else "crown"
     after = with_concept(model, concept)
     settings = TrainSettings(
         **{"batch_size": 8, "precision": "fp32", "warmup_steps": 2, "flip_probability": 0.0, **changes}
@@ -258,6 +286,9 @@ def trainer(model: ModelConfig = WORDED, preserve: float = 1.0, prior: bool = Tr
     if after.tags:
         told = {"tags": torch.tensor([[1.0, 0.0, 1.0]]).repeat(6, 1)}
         own = {"tags": F.pad(torch.eye(2)[torch.arange(20) % 2], (0, 1))}
+    if model.text is not None:
+        random = torch.Generator().manual_seed(8)
+        told, own = ({"text": torch.randn((count, 12), generator=random)} for count in (6, 20))
     base = widened(tensors(shaken(model)), model, after)
     kept = Prior(others, held, own) if prior else None
     return Trainer(RunConfig(after, settings, tuning), images, "cpu", told=told, tuning=Tuning(tuning, base, kept))
@@ -329,7 +360,7 @@ def test_a_training_moves_the_twins_alone_and_begins_as_the_base(model: ModelCon
     assert moments < 0.8 * 2 * sum(value.numel() for value in before.values())
 
 
-@pytest.mark.parametrize("model", BOTH)
+@pytest.mark.parametrize("model", [*BOTH, READING])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_training_is_exact(model: ModelConfig, precision: str) -> None:
     whole, first, second = (trainer(model, precision=precision) for _ in range(3))
@@ -338,6 +369,18 @@ def test_a_resumed_training_is_exact(model: ModelConfig, precision: str) -> None
     second.load_state(first.state_tensors(), first.state_numbers())
     run_steps(second, 2)
     assert same(whole.state_tensors(), second.state_tensors())
+
+
+def test_nothing_stays_in_memory() -> None:
+    """Networks, base and images of a training that ended: a host wants its memory back, whoever still holds the trainer."""
+    t = trainer()
+    run_steps(t, 1)
+    held = [parameter for net in (t.net, t.base_network()) for parameter in net.parameters()]
+    t.free()
+    assert sum(parameter.numel() for parameter in held) == 0
+    alive = [one for one in gc.get_objects() if isinstance(one, torch.nn.Parameter) and one.numel() > 1000]
+    assert not [one for one in alive if any(one is other for other in held)]
+    assert not any(one.numel() for one in t.state.parameters)
 
 
 @pytest.mark.parametrize("model", BOTH)
@@ -369,8 +412,12 @@ def test_a_training_ends_before_it_forgets_or_copies() -> None:
     assert not watch.look(1.03, 0.0) and not watch.look(1.01, 0.0) and not watch.look(1.03, 0.0)
     assert watch.look(1.04, 0.0) and watch.begun and "4.0 %" in watch.sentence
     assert not watch.look(1.05, 0.0)  # said once
+    assert KeepWatch(1.0, begun=True).sentence and watch.ending == "forgetting"
+    careless = KeepWatch(1.0, preserving=False)
+    assert not any(careless.look(2.0, 0.0) for _ in range(5))
     copies = KeepWatch(1.0)
     assert not copies.look(0.9, 0.5) and copies.look(0.9, 1.0) and "copy" in copies.sentence
+    assert copies.ending == "copying"
 
 
 # -- the whole way ----------------------------------------------------------------------------------------------------------
@@ -429,6 +476,14 @@ def test_a_prompt_calls_an_adapter(taught: CommandLine, tmp_path: Path) -> None:
 
     assert pixels(plain)[0] == pixels(none)[0] != pixels(used)[0]
     assert pixels(used)[1].startswith("<ddpm:green:1> emerald\n")
+    # in one batch each image is by what its own prompt calls
+    context = Context(torch.device("cpu"))
+    prompts = [Prompt("emerald <ddpm:green>"), Prompt("")]
+    mixed = sample(Workspace(taught.workspace), "base", 2, SampleSettings(steps=2, seed=4), context, prompts=prompts)
+    assert mixed.seeds == [4, 5] and [text.split("\n")[0][:7] for text in mixed.texts] == ["emerald", "Steps: "]
+    second = sample(Workspace(taught.workspace), "base", 1, SampleSettings(steps=2, seed=5), context)
+    assert torch.equal(mixed.images[1], second.images[0])
+    assert mixed.pictures[0].tobytes() == pixels(used)[0]
     unknown = taught.run(*asked, tmp_path / "d", "--prompt", "emerald")
     assert unknown["unknown_words"] == ["emerald"]
 
@@ -451,8 +506,12 @@ def test_mistakes_are_said_in_one_sentence(taught: CommandLine, tmp_path: Path, 
     assert "rank" in said(*train, "x", "--base", "base", "--set", "rank=0")
     assert "leave out the preset" in said(*train, "x", "--base", "base", "--preset", "tiny-32")
     assert "rank must be a whole number" in said(*train, "x", "--base", "base", "--set", "rank=much")
-    assert "Only an adapter has a concept" in said(*train, "x", "--concept", "crown")
-    assert "leave out dropout" in said(*train, "x", "--base", "base", "--set", "dropout=0.5")
+    assert "say which" in said(*train, "x")
+    assert "setting optimizer" in said(*train, "x", "--base", "base", "--set", "optimizer=muon")
+    between = ["interpolate", "--model", "base", "--seeds", 1, 2, "--out", tmp_path, "--to-prompt", "<ddpm:green>"]
+    assert "let them call the same adapters" in said(*between)
+    assert "Only an adapter has a concept" in said("train", "--dataset", "new", "--model", "x", "--concept", "crown")
+    assert "no setting dropout" in said(*train, "x", "--base", "base", "--set", "dropout=0.5")
     assert "There is already a model 'green'" in said(*train, "green", "--base", "base")
     assert not (taught.workspace / "runs" / "x").exists()
 
@@ -463,6 +522,9 @@ def _word(cli: CommandLine) -> str:
 
 def test_a_run_keeps_its_base_and_goes_on_without_it(taught: CommandLine, tmp_path: Path) -> None:
     taught.run("train", "--base", "base", "--adapter", "other", "--dataset", "new", "--steps", 2, "--set", "rank=2")
+    taught.run("models", "rename", "base", "other-name")
+    assert Workspace(taught.workspace).adapters_of("other-name") == ["green", "other"]
+    taught.run("models", "rename", "other-name", "base")
     taught.run("models", "delete", "base")
     taught.run("dataset", "delete", "d")
     assert taught.run("train", "--resume", "--adapter", "other", "--steps", 4)["steps"] == 4
@@ -476,6 +538,31 @@ def test_a_run_keeps_its_base_and_goes_on_without_it(taught: CommandLine, tmp_pa
     found = taught.run("train", "--base", "base", "--adapter", "third", "--dataset", "new", "--steps", 2)
     assert found["steps"] == 2 and found["base_loss"]
     taught.run("dataset", "restore", "d")
+
+
+def test_upscalers_take_adapters_of_their_own(taught: CommandLine, tmp_path: Path) -> None:
+    small = ["--set", "block_out_channels=16,32", "--set", "blocks_per_level=1,1", "--steps", 2]
+    taught.run("train", "--dataset", "d", "--model", "large", "--preset", "upscale-4x-small", *small)
+    sharper = ["--base", "large", "--adapter", "sharper", "--dataset", "new", "--steps", 3, "--lr", 0.05]
+    assert taught.run("train", *sharper)["steps"] == 3
+    asked = [
+        "sample",
+        "--model",
+        "base",
+        "--count",
+        1,
+        "--steps",
+        2,
+        "--prompt",
+        "<ddpm:sharper:5>",
+        "--out",
+        tmp_path / "a",
+    ]
+    assert "is an adapter of an upscaler" in str(taught.run(*asked, code=2)["error"])
+    taught.run(*asked, "--upscaler", "large")
+    taught.run("sample", "--model", "base", "--count", 1, "--steps", 2, "--upscaler", "large", "--out", tmp_path / "b")
+    with Image.open(tmp_path / "a" / "00000-0.png") as one, Image.open(tmp_path / "b" / "00000-0.png") as other:
+        assert one.size == other.size == (128, 128) and one.tobytes() != other.tobytes()
 
 
 def test_a_process_may_not_take_the_schedule_for_another(taught: CommandLine) -> None:

@@ -433,3 +433,49 @@ def test_an_image_is_edited(page: Page, few: Path, tmp_path: Path) -> None:
     page.wait(lambda: page.all(".ddpm-animation"), "the animation of them")
     page.shot("interpolate")
     assert not page.own_errors()
+
+
+def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
+    """An adapter with a new word is trained from the tab, put into the prompt from its list, and used."""
+    workspace = tmp_path / "served" / "ws"
+    line = CommandLine(workspace)
+    line.run("harvest", "--dataset", "faces", few)
+    few_new = tmp_path / "new"
+    few_new.mkdir()
+    for path in sorted(few.iterdir())[:4]:
+        (few_new / path.name).write_bytes(path.read_bytes())
+    line.run("harvest", "--dataset", "new", few_new)
+    small = ("block_out_channels=8,16,16", "norm_num_groups=4", "attention_head_dim=8")
+    options = [word for setting in small for word in ("--set", setting)]
+    line.run("train", "--model", "m", "--dataset", "faces", "--preset", "tiny-32", "--steps", 2, *options)
+    page.driver.get(f"{page.url}?__theme=light#ddpm_tab_train")
+    page.wait(lambda: page.all("#ddpm_fine_tune .label-wrap"), "the Train sub-tab")
+    page.click("#ddpm_fine_tune .label-wrap")
+    page.wait(lambda: page.all("#ddpm_base input"), "its fields")
+    chosen = "#ddpm_train_dataset input"
+    page.wait(lambda: page.all(chosen)[0].get_attribute("value") == "faces", "the lists")
+    page.write("#ddpm_train_dataset", "new")
+    page.write("#ddpm_train_model", "crown")
+    page.write("#ddpm_base", "m")
+    steps = page.all("#ddpm_train_steps input")[0]
+    page.wait(lambda: steps.get_attribute("value") == "400", "the steps of an adapter")
+    page.write("#ddpm_train_steps", "3")
+    page.write("#ddpm_concept", "crown, hat")
+    page.click("#ddpm_train_start")
+    page.wait(lambda: "one word or a few" in page.text(), "the sentence for a word that is none")
+    page.write("#ddpm_concept", "Green Crown")
+    page.shot("fine-tune")
+    page.click("#ddpm_train_start")
+    page.wait(lambda: (workspace / "models" / "crown.safetensors").exists(), "the adapter", 120)
+    assert line.run("models", "show", "crown")["concept"] == "green crown"
+    page.tab("Generate")
+    page.wait(lambda: page.all("#ddpm_model input")[0].get_attribute("value") == "m", "the model, and no adapter")
+    page.wait(lambda: page.all("#ddpm_adapter input"), "the list of adapters", 30)
+    page.write("#ddpm_adapter", "crown")
+    field = page.all("#ddpm_prompt textarea, #ddpm_prompt input")[0]
+    page.wait(lambda: field.get_attribute("value") == "<ddpm:crown:1> green crown", "the adapter in the prompt")
+    page.shot("adapter")
+    page.click("#ddpm_generate")
+    page.wait(lambda: "<ddpm:crown:1> green crown\nSteps" in page.text(), "the text with the adapter")
+    assert "does not know" not in page.text()
+    assert not page.own_errors()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..names import is_name
 from ..parsing import tensors_of
 from .config import ADAPTER_FORMAT, ModelConfig, dataclass_from_json
 from .file import ADAPTER, KEY, info_of, metadata_of
@@ -54,7 +55,7 @@ def save(path: Path, adapter: Adapter, model: ModelConfig, *, info: dict[str, An
     """Write an adapter to exactly ``path`` (the caller renames), in float16; ``model``: the configuration of its base."""
     config = adapter.config
     tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in adapter.tensors.items()}
-    alpha = torch.tensor(config.alpha, dtype=torch.float16)
+    alpha = torch.tensor(config.alpha, dtype=torch.float32)
     down = ".lora_down.weight"
     alphas = {f"{name[: -len(down)]}.alpha": alpha.clone() for name in tensors if name.endswith(down)}
     about = {"config": dataclasses.asdict(config), "base": adapter.base, "digest": adapter.digest}
@@ -88,7 +89,11 @@ def read_head(path: Path) -> AdapterHead | None:
     if ADAPTER not in values:
         return None
     about = values[ADAPTER]
-    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in ("base", "digest")):
+    if (
+        not isinstance(about, dict)
+        or not all(isinstance(about.get(key), str) for key in ("base", "digest"))
+        or not is_name(about["base"])
+    ):
         raise UserError(f"The description inside {path.name} is damaged; copy the file again.")
     config = dataclass_from_json(AdapterConfig, about.get("config"), "adapter's description")
     return AdapterHead(
@@ -108,7 +113,7 @@ def load(path: Path) -> Adapter:
         tensors = {name: opened.get_tensor(name).clone() for name in names}
     for name in [name for name in tensors if name.endswith(".alpha")]:
         alpha = tensors.pop(name)
-        if alpha.numel() != 1 or not math.isclose(float(alpha), head.config.alpha, rel_tol=1e-2):
+        if alpha.numel() != 1 or not math.isclose(float(alpha), head.config.alpha, rel_tol=1e-3):
             raise UserError(f"The adapter {path.name} has another alpha than it says; copy it again.")
     _check(path, head.config, tensors)
     return Adapter(head.config, tensors, path.stem, head.base, head.digest)

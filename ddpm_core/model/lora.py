@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from .network import Network
 
 MOST_RANK, MOST_ALPHA = 256, 4096.0
 MOST_WEIGHT = 10.0  # of an adapter, either way
+MOST_LETTERS = 100  # of a concept
 _PARTS = ("down_blocks", "mid_block", "up_blocks")  # the first and the last layers stay as they are
 WORDS = "conditions.tags.embedding"  # of a network
 CONCEPT = "concept"  # the row that an adapter adds to it
@@ -44,8 +46,9 @@ class AdapterConfig:
         alpha = self.alpha
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= MOST_ALPHA:
             raise UserError(f"An adapter's alpha must be above 0 and at most {MOST_ALPHA:g}; got {alpha!r}.")
-        if not isinstance(self.concept, str):
-            raise UserError("An adapter's concept must be a word.")
+        word = self.concept
+        if not isinstance(word, str) or len(word) > MOST_LETTERS or re.search(r"[()\[\]<>|:,\n\r]", word):
+            raise UserError("An adapter's concept must be one word or a few without commas and brackets.")
 
     @property
     def scale(self) -> float:
@@ -159,16 +162,19 @@ def merge(
     found = {name: value.float() for name, value in widened(weights, config, after).items()}
     keys = {key_of(name): name for name, value in found.items() if is_adapted(name, value)}
     for adapter, weight in used:
+        unfit = f"The adapter {adapter.name} does not fit this model; it belongs to {adapter.base}."
         for key, down in adapter.tensors.items():
             if not key.endswith(".lora_down.weight"):
                 continue
             name = keys.get(key[: -len(".lora_down.weight")], "")
             up = adapter.tensors[f"{key[: -len('.lora_down.weight')]}.lora_up.weight"]
-            delta = product(down.float(), up.float())
-            if name not in found or delta.shape != found[name].shape:
-                raise UserError(f"The adapter {adapter.name} does not fit this model; it belongs to {adapter.base}.")
-            found[name] = found[name] + weight * adapter.config.scale * delta
+            # before the product of what may be forged
+            if name not in found or (up.shape[0], *down.shape[1:]) != found[name].shape or up[0, 0].numel() != 1:
+                raise UserError(unfit)
+            found[name] = found[name] + weight * adapter.config.scale * product(down.float(), up.float())
         if adapter.config.concept:
+            if adapter.tensors[CONCEPT].shape != found[WORDS].shape[1:]:
+                raise UserError(unfit)
             place = after.tags.index(adapter.config.concept)
             rows = found[WORDS].clone()
             rows[place] += weight * adapter.tensors[CONCEPT].float()

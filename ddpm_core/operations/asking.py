@@ -13,6 +13,7 @@ from ..model.values import Values
 from ..requests import Prompt
 from ..sampling.guidance import Asked
 from .context import Context
+from .loading import unwritten
 from .texts import shared
 
 
@@ -56,7 +57,7 @@ def say_unknown(
     title: str, config: ModelConfig, prompts: Sequence[Prompt], unknown: Sequence[tuple[str, str]], context: Context
 ) -> None:
     """Tell the person which of their words change nothing."""
-    if not any((prompt.text + prompt.negative).strip() for prompt in prompts):
+    if not any(unwritten(prompt.text + prompt.negative) for prompt in prompts):
         return
     if not config.takes_prompts:
         context.say(f"{title} was trained without prompts; the prompt changes nothing.")

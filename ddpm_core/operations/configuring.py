@@ -28,10 +28,11 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
     """The configuration of a new run and its number of steps, from preset, options and single settings."""
     if request.base:
         config, steps = tuned(workspace, request)
-        own = {f.name for f in dataclasses.fields(config.train)}
+        # the twins are AdamW's, and mirrored images would be no longer marked
+        own = {f.name for f in dataclasses.fields(config.train)} - {"optimizer", "muon_ratio", "flip_probability"}
         rest = {key: text for key, text in request.settings.items() if key not in OWN_SETTINGS}
         if fixed := sorted(set(rest) - own):
-            raise UserError(f"An adapter keeps the network of its base; leave out {fixed[0]}.")
+            raise UserError(f"An adapter's training has no setting {fixed[0]}; leave it out.")
         return _with_single(config, dataclasses.replace(request, settings=rest)), steps
     if alone := [name for name in ("concept", "prior") if getattr(request, name) is not None]:
         raise UserError(f"Only an adapter has a {alone[0]}; say of which model it shall be (--base).")

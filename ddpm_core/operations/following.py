@@ -42,7 +42,7 @@ def help_along(workspace: Workspace, context: Context, team: Team) -> dict[str, 
         values = told_in_run(workspace, run, config, packed, _folder(workspace, run), context)
     except UserError as error:
         context.say(f"Process {team.rank}: {error}")
-    agree(team, run, packed, values)
+    agree(team, run, packed, values, tuning)
     assert packed is not None
     trainer = Trainer(
         config, packed.images, context.device, context.say, packed.train_rows, team, told=values, tuning=tuning
@@ -59,7 +59,9 @@ def _folder(workspace: Workspace, run: Run) -> Path:
     return workspace.root / "runs" / (name if isinstance(name, str) and is_name(name) else "-")
 
 
-def agree(team: Team, run: Run, packed: Packed | None, told: Mapping[str, Values]) -> None:
+def agree(
+    team: Team, run: Run, packed: Packed | None, told: Mapping[str, Values], tuning: Tuning | None = None
+) -> None:
     """UserError on every process where one has other pictures than the leader."""
     # the pictures themselves, not their names: another Pillow may resize otherwise
     digest = hashlib.sha256()
@@ -69,6 +71,10 @@ def agree(team: Team, run: Run, packed: Packed | None, told: Mapping[str, Values
             digest.update(part.numpy().tobytes())
     for name in sorted(told):
         digest.update(name.encode() + digest_of(told[name]))
+    if tuning is not None:
+        digest.update(tuning.settings.digest.encode())
+        for value in () if tuning.prior is None else (tuning.prior.images, tuning.prior.held):
+            digest.update(value.contiguous().numpy().tobytes())
     team.agree(
         digest.hexdigest(),
         f"Process {{rank}} has other images than process 0 in its dataset {run.dataset!r}; copy the dataset's folder "

@@ -25,7 +25,7 @@ from ..training import precision
 from ..workspace import Workspace
 from . import asking
 from .context import Context
-from .loading import called, load_weights, with_adapters
+from .loading import adapters_in, called, load_weights, of_kind, with_adapters
 from .pictures import grid_of
 from .sampling import Sampled, sample_text
 
@@ -63,7 +63,12 @@ def interpolate(
     settings = dataclasses.replace(settings, eta=0.0, seed=seeds[0], variation_strength=0.0)
     began = time.monotonic()
     config, weights, title = load_weights(workspace, model, "ema", None)
-    config, weights = with_adapters(workspace, title, config, weights, called(prompts[:1], context), context)
+    adapters = of_kind(workspace, called(prompts[0], context), upscalers=False)
+    if adapters_in(prompts[1].text) not in ((), adapters):
+        raise UserError(
+            "Both prompts of an interpolation are by one network: let them call the same adapters, or the first alone."
+        )
+    config, weights = with_adapters(workspace, title, config, weights, adapters, context)
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose another model.")
     question = asking.read(config, prompts, settings.cfg_scale, context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from .context import Context
 
 MOST_ADAPTERS = 16
 _WRITTEN = re.compile(r"<ddpm:([^<>:\n]+)(?::([^<>:\n]*))?>")
+_MEANT = re.compile(r"<ddpm:[^<>\n]*>")
 Adapters = tuple[tuple[str, float], ...]
 
 
@@ -69,6 +69,9 @@ def adapters_in(text: str) -> Adapters:
     """Names and weights of the adapters that a prompt calls, ``<ddpm:NAME:WEIGHT>``; the same twice counts once, as it stands last. UserError for a
     weight that is none."""
     found: dict[str, float] = {}
+    for meant in _MEANT.findall(text):
+        if _WRITTEN.fullmatch(meant) is None:
+            raise UserError(f"An adapter is called by <ddpm:NAME:WEIGHT>; got {meant[:100]}.")
     for name, weight in _WRITTEN.findall(text):
         try:
             number = float(weight) if weight.strip() else 1.0
@@ -94,12 +97,26 @@ def written(text: str) -> str:
     return " ".join(found.group() for found in _WRITTEN.finditer(text))
 
 
-def called(prompts: Sequence[Prompt], context: Context) -> Adapters:
-    """The adapters of a sampling's prompts: those of the first, since a batch is made by one network."""
-    each = list(dict.fromkeys(adapters_in(prompt.text) for prompt in prompts))
-    if len(each) > 1:
-        context.say("The prompts of this batch call different adapters; those of the first are used for all.")
-    return each[0] if each else ()
+def unwritten(text: str) -> str:
+    """A prompt without what calls adapters."""
+    return _MEANT.sub(" ", text).strip()
+
+
+def called(prompt: Prompt, context: Context) -> Adapters:
+    """The adapters that a prompt calls."""
+    if _MEANT.search(prompt.negative):
+        context.say("An adapter in the negative prompt does nothing; give it a negative weight in the prompt.")
+    return adapters_in(prompt.text)
+
+
+def of_kind(workspace: Workspace, adapters: Adapters, upscalers: bool) -> Adapters:
+    """Those of upscalers, or the others; UserError where one is not there."""
+    kinds = {name: adapter_file.read_head(workspace.adapter_path(name)) for name, _ in adapters}
+    return tuple(
+        (name, weight)
+        for name, weight in adapters
+        if ((head := kinds[name]) is not None and head.model.kind == "upscaler") == upscalers
+    )
 
 
 def with_adapters(

@@ -35,6 +35,9 @@ def reopen(
         "crop": request.crop,
         "seed": request.seed,
         "init_from": request.init_from,
+        "base": request.base,
+        "concept": request.concept,
+        "prior": request.prior,
         "settings": request.settings or None,
     }
     given = [name for name, value in fixed.items() if value is not None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,7 +30,7 @@ from ..workspace import Workspace
 from . import asking
 from .context import Context
 from .editing import Canvas, unlike
-from .loading import called, load_weights, with_adapters, written
+from .loading import Adapters, adapters_in, called, load_weights, of_kind, with_adapters, written
 from .upscaling import Upscaler, own_upscaler
 
 
@@ -74,12 +76,74 @@ def sample(
     ``edit``: the image to begin with, which a masked result is put back into.
     ``emerging(done, total, x0)`` gets the predicted images after each network call.
     """
+    each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "weights": weights,
+        "step": step,
+        "enlarging": enlarging,
+        "edit": edit,
+        "emerging": emerging,
+    }
+    # a batch is made by one network: those whose prompts call other adapters are made by another
+    parts = [list(same) for _, same in itertools.groupby(range(count), key=lambda i: adapters_in(each[i].text))]
+    if len(parts) <= 1:
+        return _alike(workspace, model, count, settings, context, prompts=each, **options)
+    found: list[Sampled] = []
+    for part in parts:
+        own = _from(settings, part[0])
+        found.append(_alike(workspace, model, len(part), own, context, prompts=[each[i] for i in part], **options))
+        if len(found[-1].images) < len(part):  # stopped
+            break
+    return Sampled(
+        torch.cat([one.images for one in found]),
+        [picture for one in found for picture in one.pictures],
+        [seed for one in found for seed in one.seeds],
+        [text for one in found for text in one.texts],
+        max(one.evaluations for one in found),
+        sum(one.seconds for one in found),
+        list(dict.fromkeys(word for one in found for word in one.words)),
+        list(dict(pair for one in found for pair in one.unknown).items()),
+    )
+
+
+def _from(settings: SampleSettings, first: int) -> SampleSettings:
+    """The settings whose first image is that of number ``first``."""
+    if settings.variation_seed is not None and settings.variation_strength:
+        return dataclasses.replace(settings, variation_seed=settings.variation_seed + first)
+    return dataclasses.replace(settings, seed=settings.seed + first)
+
+
+def _alike(
+    workspace: Workspace,
+    model: str,
+    count: int,
+    settings: SampleSettings,
+    context: Context,
+    *,
+    batch_size: int = 64,
+    weights: str = "ema",
+    step: int | None = None,
+    enlarging: Enlarging | None = None,
+    prompts: Sequence[Prompt] = (),
+    edit: Edit | None = None,
+    emerging: Callable[[int, int, Tensor], None] | None = None,
+) -> Sampled:
+    """As :func:`sample`, by one network: all prompts call the same adapters."""
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     config, tensors, title = load_weights(workspace, model, weights, step)
-    config, tensors = with_adapters(workspace, title, config, tensors, called(each, context), context)
+    adapters = called(each[0], context) if each else ()
+    config, tensors = with_adapters(
+        workspace, title, config, tensors, of_kind(workspace, adapters, upscalers=False), context
+    )
+    drawing = of_kind(workspace, adapters, upscalers=True)
+    if drawing and (enlarging is None or own_upscaler(enlarging.upscaler) is None):
+        raise UserError(
+            f"{drawing[0][0]} is an adapter of an upscaler; choose that as the upscaler, or leave the adapter out."
+        )
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
     height, width = config.image_size
@@ -127,7 +191,7 @@ def sample(
     settled, more = _as_sampled(settings, canvas, config.diffusion.timesteps)
     # of many images their number is shown, of one its steps
     quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
-    enlarge = _enlarging_by(workspace, enlarging, quiet) if enlarging is not None and len(pixels) else None
+    enlarge = _enlarging_by(workspace, enlarging, quiet, drawing) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
         picture, done = to_image(one), None
         if enlarge is not None:
@@ -192,13 +256,13 @@ def _as_sampled(
 
 
 def _enlarging_by(
-    workspace: Workspace, enlarging: Enlarging, context: Context
+    workspace: Workspace, enlarging: Enlarging, context: Context, adapters: Adapters
 ) -> Callable[[Image.Image, tuple[int, int], int], Image.Image | None]:
     """Image, size and seed to the enlarged image: by an upscaler of ours, or by one of the host's, which needs no seed."""
     name = own_upscaler(enlarging.upscaler)
     if name is None:
         return lambda image, size, seed: context.enlarge(image, size, enlarging.upscaler)
-    upscaler = Upscaler(workspace, name, context)
+    upscaler = Upscaler(workspace, name, context, adapters)
     settings = UpscaleSettings(enlarging.steps, enlarging.noise)
     return lambda image, size, seed: upscaler.enlarge(image, size, seed, settings)
 

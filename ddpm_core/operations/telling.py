@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from ..dataset.words import choices_of, texts_of
 from ..dataset.words import told_of as words_told_of
 from ..errors import UserError
 from ..files import replace_with
+from ..model.config import ModelConfig
 from ..model.values import Shared, Values
 from ..parsing import tensors_of
 from ..runs import Run
@@ -69,12 +71,33 @@ def tags_told(store: Store, entries: Sequence[str], packed: Packed) -> Tensor:
 def remember_told(folder: Path, packed: Packed, told: Mapping[str, Values]) -> None:
     """Write what is told into a run's folder."""
     if told:
-        values = {"ids": torch.tensor(packed.ids, dtype=torch.int64)}
-        for name, one in told.items():
-            parts = {f"{name}.table": one.table, f"{name}.index": one.index} if isinstance(one, Shared) else {name: one}
-            values |= parts
+        values = {"ids": torch.tensor(packed.ids, dtype=torch.int64), **told_tensors(told)}
         folder.mkdir(parents=True, exist_ok=True)
         replace_with(folder / FILE, lambda temporary: save_file(values, temporary))
+
+
+def told_tensors(told: Mapping[str, Values]) -> dict[str, Tensor]:
+    """What is told, as a file keeps it; :func:`told_from` is the inverse."""
+    values: dict[str, Tensor] = {}
+    for name, one in told.items():
+        values |= {f"{name}.table": one.table, f"{name}.index": one.index} if isinstance(one, Shared) else {name: one}
+    return {name: value.contiguous() for name, value in values.items()}
+
+
+def told_from(file: Any, model: ModelConfig, count: int) -> dict[str, Values]:
+    """What a file tells of ``count`` images; ValueError where it is of another model."""
+    found: dict[str, Values] = {}
+    if model.tags:
+        found["tags"] = _checked(file.get_tensor("tags").clone(), (count, len(model.tags)), torch.float32)
+    if model.text is not None:
+        index, table = file.get_tensor("text.index").clone(), file.get_tensor("text.table").clone()
+        _checked(table, (len(table), *model.text.shape), torch.float16)
+        if index.ndim != 2 or not index.numel() or len(index) != count or index.dtype != torch.int64:
+            raise ValueError("they are of another model")
+        if not 0 <= int(index.min()) <= int(index.max()) < len(table):
+            raise ValueError("they are no texts")
+        found["text"] = Shared(table, index)
+    return found
 
 
 def told_in_run(
@@ -94,18 +117,7 @@ def told_in_run(
         ids = file.get_tensor("ids")
         if ids.shape != (len(packed.ids),) or ids.tolist() != packed.ids:
             raise ValueError("they are of other images")
-        found: dict[str, Values] = {}
-        if config.model.tags:
-            found["tags"] = _checked(file.get_tensor("tags"), (len(packed.ids), len(config.model.tags)), torch.float32)
-        if config.model.text is not None:
-            index, table = file.get_tensor("text.index"), file.get_tensor("text.table")
-            _checked(table, (len(table), *config.model.text.shape), torch.float16)
-            if index.ndim != 2 or not index.numel() or len(index) != len(packed.ids) or index.dtype != torch.int64:
-                raise ValueError("they are of another model")
-            if not 0 <= int(index.min()) <= int(index.max()) < len(table):
-                raise ValueError("they are no texts")
-            found["text"] = Shared(table, index)
-        return found
+        return told_from(file, config.model, len(packed.ids))
     raise UserError(f"The words of the run, {path}, cannot be read.")
 
 

@@ -122,7 +122,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
                 if team is not None:
                     team.part(config.train.batch_size)
                     team.tell(json.dumps({**run.to_json(), "run": name}))
-                    agree(team, run, packed, told)
+                    agree(team, run, packed, told, tuning)
                 prepared = Prepared(workspace, name, folder, request, run, config, packed, told, checkpoints, tuning)
                 return _course(prepared, context, team)
         except BaseException:
@@ -194,7 +194,7 @@ def _begin(
 def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str, Any]:
     """Train until it ends; the summary of it."""
     folder, run, config, packed = prepared.folder, prepared.run, prepared.config, prepared.packed
-    for text in expectations(len(packed.ids)):
+    for text in expectations(len(packed.ids)) if config.tuning is None else ():
         context.say(text)
     with context.gpu_slice():
         how = None if context.alone else hows.plain(context.device)

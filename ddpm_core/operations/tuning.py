@@ -26,6 +26,7 @@ from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.lora import AdapterConfig, widened, with_concept
+from ..model.values import Shared, Values
 from ..options import CROPS
 from ..parsing import tensors_of
 from ..requests import TrainRequest
@@ -36,7 +37,7 @@ from ..training.settings import ADAPTER_STEPS, AdapterSettings, RunConfig, Train
 from ..training.tuning import Prior, Tuning
 from ..workspace import Workspace
 from .context import Context
-from .telling import tags_told
+from .telling import told_from, told_of, told_tensors
 
 BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's folder
 PRESERVE = 4.0  # how much that the base's own images are answered as before counts beside the new ones
@@ -56,6 +57,10 @@ def tuned(workspace: Workspace, request: TrainRequest) -> tuple[RunConfig, int]:
     if request.condition not in (None, "auto"):
         raise UserError("An adapter is told what its base is told; leave out the condition.")
     path = workspace.model_path(request.base)
+    if path.parent != workspace.models_folder:
+        raise UserError(
+            "An adapter belongs to a model of this workspace: put the file into its models folder, and name it."
+        )
     loaded = model_file.load(path)
     model = loaded.config
     concept = _concept(model, path.stem, request.concept or "")
@@ -116,26 +121,24 @@ def keep_base(workspace: Workspace, config: RunConfig, folder: Path, context: Co
     folder.mkdir(parents=True, exist_ok=True)
     replace_with(folder / BASE_FILE, lambda temporary: save_file(loaded.weights, temporary))
     prior = _of_dataset(workspace, config, model_file.known_of(loaded.info), context)
-    if prior is None and config.model.kind == "upscaler":
-        context.say(
-            f"The dataset of {path.stem} is not here: nothing keeps the adapter from forgetting what the upscaler can draw."
-        )
+    preserving = config.tuning.preserve > 0
+    if prior is None and (config.model.kind == "upscaler" or not preserving):
+        if preserving:
+            context.say(
+                f"The dataset of {path.stem} is not here: nothing keeps the adapter from forgetting what the upscaler can draw."
+            )
         return
     if prior is None:
         context.say(f"The dataset of {path.stem} is not here: images of its own take the place.")
         prior = _of_base(config, loaded, context)
-    values = {"images": prior.images.contiguous(), "held": prior.held}
-    if "tags" in prior.told:
-        tags = prior.told["tags"]
-        assert isinstance(tags, Tensor)
-        values["tags"] = tags.contiguous()
+    values = {"images": prior.images.contiguous(), "held": prior.held, **told_tensors(prior.told)}
     replace_with(folder / PRIOR_FILE, lambda temporary: save_file(values, temporary))
 
 
 def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object], context: Context) -> Prior | None:
     """Images of the dataset that the base learned from, if it is there; of many, some."""
     crop = known.get("crop")
-    store = _learned_from(workspace, known)
+    store = _learned_from(workspace, known, context)
     if store is None or store.counts()["kept"] < _FEWEST:
         return None
     crop = crop if isinstance(crop, str) and crop in CROPS else "center"
@@ -145,31 +148,33 @@ def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object
     held = torch.tensor(packed.held_out)[rows]
     if not bool(held.any()):
         held[:: max(2, len(held) // 16)] = True
-    told = {}
-    if config.model.tags:
-        told["tags"] = _without_concept(config, tags_told(store, config.model.tags, packed)[rows])
-    return Prior(packed.images[rows], held, told)
+    told = told_of(store, RunConfig(config.model), packed, context, rows)
+    return Prior(packed.images[rows], held, _without_concept(config, told))
 
 
-def _learned_from(workspace: Workspace, known: dict[str, object]) -> Store | None:
-    """The dataset of that name, or one under another name that has the very same images."""
-    names = workspace.dataset_names()
-    if known.get("dataset") in names:
-        return workspace.store(str(known["dataset"]))
-    for name in names:
+def _learned_from(workspace: Workspace, known: dict[str, object], context: Context) -> Store | None:
+    """The dataset with the very images that a model learned from, whatever it is called, or else that of the name."""
+    named = None
+    for name in workspace.dataset_names():
         with contextlib.suppress(UserError):  # one that cannot be opened is not it
             store = workspace.store(name)
             if store.fingerprint() == known.get("fingerprint"):
                 return store
-    return None
+            if name == known.get("dataset"):
+                named = store
+    if named is not None:
+        context.say(
+            f"The dataset {known['dataset']} has changed since the model learned from it; its images as they are now stand for what it knows."
+        )
+    return named
 
 
-def _without_concept(config: RunConfig, tags: Tensor) -> Tensor:
+def _without_concept(config: RunConfig, told: dict[str, Values]) -> dict[str, Values]:
     """The base's own images do not show what is new, whatever their prompts say."""
-    concept = config.tuning.adapter.concept if config.tuning is not None else ""
-    if concept:
+    concept, tags = config.tuning.adapter.concept if config.tuning is not None else "", told.get("tags")
+    if concept and isinstance(tags, Tensor):
         tags[:, config.model.tags.index(concept)] = 0.0
-    return tags
+    return told
 
 
 def _of_base(config: RunConfig, loaded: model_file.ModelFile, context: Context) -> Prior:
@@ -203,7 +208,11 @@ def _of_base(config: RunConfig, loaded: model_file.ModelFile, context: Context) 
         raise Stopped("Stopped before the first step; nothing was made.")
     held = torch.zeros(_SAMPLED, dtype=torch.bool)
     held[:: _SAMPLED // _SAMPLED_HELD] = True
-    return Prior(model_to_uint8(images).cpu(), held, {"tags": tags} if config.model.tags else {})
+    told: dict[str, Values] = {"tags": tags} if config.model.tags else {}
+    if config.model.text is not None:  # they were asked for nothing
+        nothing = torch.zeros((1, *config.model.text.shape), dtype=torch.float16)
+        told["text"] = Shared(nothing, torch.zeros((_SAMPLED, 1), dtype=torch.int64))
+    return Prior(model_to_uint8(images).cpu(), held, told)
 
 
 def tuning_in_run(folder: Path, config: RunConfig) -> Tuning | None:
@@ -215,6 +224,8 @@ def tuning_in_run(folder: Path, config: RunConfig) -> Tuning | None:
     after = config.model
     before = dataclasses.replace(after, tags=after.tags[:-1]) if concept and after.tags[-1] == concept else after
     path = folder / BASE_FILE
+    if not folder.is_dir():
+        raise UserError("A fine-tuning by several processes needs one workspace for all of them.")
     remedy = "; start the fine-tuning again."
     with tensors_of(path, f"The base that this run began with, {path}, is damaged", remedy) as file:
         weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -233,11 +244,7 @@ def _prior_in(folder: Path, config: RunConfig) -> Prior | None:
         height, width = config.model.image_size
         if images.dtype != torch.uint8 or images.shape[1:] != (3, height, width) or held.shape != images.shape[:1]:
             raise ValueError("they are of another model")
-        told = {}
-        if config.model.tags:
-            told["tags"] = file.get_tensor("tags").clone()
-            if told["tags"].shape != (len(images), len(config.model.tags)):
-                raise ValueError("their words are of another model")
+        told = told_from(file, config.model, len(images))
         if not bool(held.bool().any()) or bool(held.bool().all()):
             raise ValueError("none is trained on, or none held out")
         return Prior(images, held.bool(), told)

@@ -20,6 +20,7 @@ from ..sampling.upscale import TILE, UpscaleSettings, upscale
 from ..training import precision
 from ..workspace import Workspace
 from .context import Context
+from .loading import Adapters, with_adapters
 
 _LEAST_TILE = 64
 
@@ -27,17 +28,18 @@ _LEAST_TILE = 64
 class Upscaler:
     """One, loaded on a context's device. ``factor``: how many times it enlarges at once."""
 
-    def __init__(self, workspace: Workspace, name: str, context: Context) -> None:
+    def __init__(self, workspace: Workspace, name: str, context: Context, adapters: Adapters = ()) -> None:
         loaded = model_file.load(workspace.model_path(name))
         if not isinstance(loaded.config.unet, UpscalerConfig):
             raise UserError(
                 f"{name} makes images and enlarges none; choose an upscaler, or train one (preset upscale-4x)."
             )
+        _, weights = with_adapters(workspace, name, loaded.config, loaded.weights, adapters, context)
         self._config, self._context = loaded.config.unet, context
         self.factor = self._config.factor
         device = context.device
         with context.gpu_slice():
-            self._network = network_of(loaded.config, loaded.weights, device)
+            self._network = network_of(loaded.config, weights, device)
             self._diffusion = Diffusion(loaded.config.diffusion, device)
         self._dtype = precision.of_sampling(device)
 

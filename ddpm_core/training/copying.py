@@ -16,12 +16,13 @@ ONSET = 0.35  # held-out over seen loss there, less 1; at 0.44 one in a hundred 
 _LOOKS = 2  # in a row: a single one may err
 FEWEST = 10  # held-out images, of which there must be a mean
 SENTENCE = "It begins to learn its training images by heart: from here on samples would become copies of them."
+COPYING = "copying"  # why a training ended
 
 
 class CopyWatch:
     """Asked after each look; :attr:`begun` once copying is about to begin."""
 
-    sentence = SENTENCE
+    sentence, ending = SENTENCE, COPYING
 
     def __init__(self, begun: bool = False) -> None:
         self.begun = begun

@@ -18,7 +18,7 @@ from ..model.diffusion import uint8_to_model
 from ..model.network import Network
 from ..model.values import Values
 from .checkpoints import CheckpointFolder
-from .copying import CopyWatch
+from .copying import COPYING, CopyWatch
 from .heldout import MOST_IMAGES, loss_by_band
 from .metrics import Metrics
 from .previews import Held, preview
@@ -98,9 +98,7 @@ class TrainingLoop:
         self._began = began = time.monotonic()
         first_step = trainer.step
         if trainer.tuning is not None and len(self.held.images):
-            before = self._look_at(trainer.base_network(), self.held.images, self.held.told)
-            if math.isfinite(_mean(before)):
-                self._keeping = KeepWatch(_mean(before), self.limits.copies)
+            self._look(self._watch_keeping)
         if self.limits.before_copying and self._copies():
             self._warn_of_copying()
         if not self.checkpoints.paths():
@@ -163,11 +161,11 @@ class TrainingLoop:
         return {"base_loss": round(before, 6), "forgotten": round(self.heldout_loss / before - 1.0, 4)}
 
     def _ending(self) -> str:
-        """What ended the run: ``stop``, ``copying``, ``steps`` or ``time``."""
+        """What ended the run: ``stop``, ``copying``, ``forgetting``, ``steps`` or ``time``."""
         if self.out.stop.is_set():
             return "stop"
         if self.limits.before_copying and self._copies() and self.trainer.step < self.limits.steps:
-            return "copying"
+            return self._watch_over.ending if self._watch_over is not None else COPYING
         return "steps" if self.trainer.step >= self.limits.steps else "time"
 
     @property
@@ -217,11 +215,21 @@ class TrainingLoop:
         }
         self.out.progress(self._told)
 
-    def _look(self) -> float:
-        """:meth:`_watch`, unless the memory does not suffice for it: a training goes on without seeing."""
+    def _watch_keeping(self) -> float:
+        """What an adapter is compared with: its base's loss on the base's own images."""
+        began, tuning = time.monotonic(), self.trainer.tuning
+        with self.out.gpu_slice():
+            base = self.trainer.base_network()
+        before = self._look_at(base, self.held.images, self.held.told)
+        if tuning is not None and math.isfinite(_mean(before)):
+            self._keeping = KeepWatch(_mean(before), self.limits.copies, tuning.settings.preserve > 0)
+        return time.monotonic() - began
+
+    def _look(self, watch: Callable[[], float] | None = None) -> float:
+        """:meth:`_watch` (or ``watch``), unless the memory does not suffice for it: a training goes on without seeing."""
         began = time.monotonic()
         try:
-            return self._watch()
+            return (watch or self._watch)()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -108,14 +108,15 @@ class Trainer:
         dropped = {name: self.net.condition(name).dropped for name in told}
         own = dropped if self._twins is None else {**dropped, **self._twins.dropped(dropped)}
         self.batches = self._batches(images, rows, told, own, settings.batch_size - kept, settings.seed)
-        self.kept, preserving = None, None
+        self.kept: Batches | None = None
+        self.preserving: Preserving | None = None
         if tuning is not None and tuning.prior is not None and kept:
             prior = tuning.prior
             self.kept = self._batches(
                 prior.images, prior.train_rows, prior.told, dropped, kept, mix(settings.seed, KEPT)
             )
             new = settings.batch_size - kept
-            preserving = Preserving(config.model, tuning, self.device, self.dtype, self._mine(new), new)
+            self.preserving = Preserving(config.model, tuning, self.device, self.dtype, self._mine(new), new)
         seeds = self.net.blocks if how.network.fused and unet.dropout else 0
         self.dropout = Dropout(seed, None if team is None else team.rank, seeds, self.device)
         self.work = Step(
@@ -129,7 +130,7 @@ class Trainer:
             self.dropout.source,
             say,
             None if self._twins is None else self._twins.adapted,
-            preserving,
+            self.preserving,
         )
         self.step = 0
         self.lr_scale = 1.0
@@ -162,8 +163,10 @@ class Trainer:
         return self._average
 
     def base_network(self) -> Network:
-        """Of an adapter: the network as it was before, made anew."""
+        """Of an adapter: the network as it was before."""
         assert self.tuning is not None
+        if self.preserving is not None:
+            return self.preserving.network
         return network_of(self.config.model, dict(self.tuning.base), self.device)
 
     def averaged(self) -> dict[str, Tensor]:
@@ -297,8 +300,12 @@ class Trainer:
         """Give the device's memory back."""
         self.work.free()
         self.state.free()
+        if self._twins is not None:  # of which the networks are no part of the state
+            self._twins.free()
         self.batches.close()
         if self.kept is not None:
             self.kept.close()
+        if self.preserving is not None:
+            self.preserving.free()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

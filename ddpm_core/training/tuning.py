@@ -17,6 +17,7 @@ from ..model.config import ModelConfig
 from ..model.lora import CONCEPT, WORDS, Factors, product
 from ..model.network import Network
 from ..model.values import Values
+from .copying import COPYING
 from .random import WEIGHTS, generator
 from .settings import AdapterSettings
 from .state import Trainable, Trainables
@@ -57,6 +58,7 @@ class Tuning:
 
 
 FORGOTTEN = 0.02  # of the loss on the base's own images, more than which an adapter shall not cost
+FORGETTING = "forgetting"  # why a training ended
 _LOOKS = 2  # in a row: a single one may err
 _COPIED = 0.5  # of a look's samples
 
@@ -64,24 +66,29 @@ _COPIED = 0.5  # of a look's samples
 class KeepWatch:
     """Asked after each look at an adapter's training; :attr:`begun` once it begins to forget what its base can, or to copy the new images."""
 
-    def __init__(self, before: float, begun: bool = False) -> None:
-        """``before``: the base's loss on its own images."""
+    def __init__(self, before: float, begun: bool = False, preserving: bool = True) -> None:
+        """``before``: the base's loss on its own images; ``preserving``: whether it shall not forget."""
         self.before, self.begun = before, begun
-        self.sentence = ""
+        self.sentence, self.ending = (
+            "It had begun to forget what its base knows, or to copy the new images.",
+            FORGETTING,
+        )
         self._forgets = self._copies = 0
+        self._preserving = preserving
 
     def look(self, held: float, copied: float) -> bool:
         """The loss on the base's own images, and the share of the samples that are copies of new ones; True at the look at which it begins."""
-        self._forgets = self._forgets + 1 if held > (1.0 + FORGOTTEN) * self.before else 0
+        forgets = self._preserving and held > (1.0 + FORGOTTEN) * self.before
+        self._forgets = self._forgets + 1 if forgets else 0
         self._copies = self._copies + 1 if copied >= _COPIED else 0
         if self.begun or max(self._forgets, self._copies) < _LOOKS:
             return False
         self.begun = True
-        self.sentence = (
-            f"It begins to forget: its error on the base's own images is {100 * (held / self.before - 1):.1f} % above the base's."
-            if self._forgets >= _LOOKS
-            else "It begins to copy: half of its samples are one of the new images."
-        )
+        if self._forgets >= _LOOKS:
+            rise = 100 * (held / self.before - 1)
+            self.sentence = f"It begins to forget: its error on the base's own images is {rise:.1f} % above the base's."
+        else:
+            self.sentence, self.ending = "It begins to copy: half of its samples are one of the new images.", COPYING
         return True
 
 
@@ -90,10 +97,10 @@ class Adapted:
 
     def __init__(self, network: Network, base: Mapping[str, Tensor], factors: Factors, place: int | None) -> None:
         """``base``: on the network's device; ``place`` of the concept among the words."""
-        self._factors, self._place = factors, place
+        self._factors, self._place, self._network = factors, place, network
         own = dict(network.named_parameters())
         self._adapted = [(own[name], base[name], *factors.pair(name)) for name in factors.names]
-        self._words = (own[WORDS], base[WORDS]) if place is not None else None
+        self._words: tuple[Tensor, Tensor] | None = (own[WORDS], base[WORDS]) if place is not None else None
         moving = {id(parameter) for parameter, *_ in self._adapted} | {id(one) for one in (self._words or ())[:1]}
         with torch.no_grad():
             for name, parameter in own.items():
@@ -108,8 +115,8 @@ class Adapted:
         for parameter, base, down, up in self._adapted:
             parameter.copy_(product(down, up)).mul_(scale).add_(base)
         if self._words is not None and self._place is not None:
-            parameter, base = self._words
-            parameter[self._place] = base[self._place] + self._factors.tensors[CONCEPT]
+            rows, known = self._words
+            rows[self._place] = known[self._place] + self._factors.tensors[CONCEPT]
 
     @torch.no_grad()
     def hand_gradients_over(self) -> None:
@@ -124,6 +131,11 @@ class Adapted:
             gradient = self._words[0].grad
             self._factors.tensors[CONCEPT].grad = None if gradient is None else gradient[self._place].clone()
         self.forget_gradients()
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        self._adapted, self._words, self._moving = [], None, []
+        _free(self._network)
 
     def forget_gradients(self) -> None:
         """Drop the gradients of the network's weights."""
@@ -144,10 +156,14 @@ class Preserving:
         new: int,
     ) -> None:
         """``first``: of this process's part of the batch; ``new``: images of the whole batch that are not the base's."""
-        self.network: nn.Module = network_of(config, dict(tuning.base), device)
+        self.network = network_of(config, dict(tuning.base), device)
         for parameter in self.network.parameters():
             parameter.data = parameter.data.to(dtype)
         self.weight, self.first, self.new = tuning.settings.preserve, first, new
+
+    def free(self) -> None:
+        """Give the device's memory back."""
+        _free(self.network)
 
     def own(self, count: int, start: int) -> int:
         """How many of ``count`` images from ``start`` on are new ones."""
@@ -190,6 +206,11 @@ class Twins:
             found.add(Trainable(name, f"net.{name}", parameter, averages[name], f"ema.{name}"))
         return found
 
+    def free(self) -> None:
+        """Give the device's memory back."""
+        self.adapted.free()
+        self.average.free()
+
     def averaged(self) -> dict[str, Tensor]:
         """The averages, by their names in a file."""
         return dict(self._averages.tensors)
@@ -199,6 +220,12 @@ class Twins:
     ) -> dict[str, Callable[[Tensor, torch.Generator], Tensor]]:
         """How words of the new images are left out: never the concept."""
         return {"tags": concept_told(dropped["tags"], self._place)} if "tags" in dropped else {}
+
+
+def _free(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        parameter.data = torch.empty(0)
+        parameter.grad = None
 
 
 def concept_told(

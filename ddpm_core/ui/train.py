@@ -103,7 +103,11 @@ def build(service: Service) -> dict[str, Any]:
             )
         if not data:
             raise UserError("Choose a dataset first: harvest one in the Dataset tab.")
-        tuning = dict(zip((field.name for field in adapting), others[len(more) :])) if tuned else {}
+        tuning = dict(zip((field.name for field in adapting), others[len(more) :]))
+        if not tuned:
+            if str(tuning.get("concept") or "").strip():
+                raise UserError("Choose the model to fine-tune, or leave the new word empty.")
+            tuning = {}
         return TrainRequest(
             model=str(name or ""),
             dataset=str(data),
