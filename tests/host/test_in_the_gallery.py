@@ -835,6 +835,17 @@ def test_our_upscalers_are_among_the_hosts(host: WebUI) -> None:
     }
     fixed = host.txt2img(seed=3, **hires, **more)
     assert picture(fixed).size == (2 * width, 2 * height)
+    request = {"init_images": [base64_of(smooth)], "prompt": "", "seed": 3, "steps": 2, "denoising_strength": 0.2}
+    resized = {"width": 2 * width, "height": 2 * height}
+    by_ours, plainly = (
+        host.post("sdapi/v1/img2img", {**request, **resized, "override_settings": {"upscaler_for_img2img": name}})
+        for name in (entry, "Lanczos")
+    )
+    assert picture(by_ours).size == (2 * width, 2 * height) and pixels(by_ours, 0) != pixels(plainly, 0)
+    script = {"script_name": "SD upscale", "script_args": ["", 16, entry, 2], "width": width, "height": height}
+    tiles = host.post("sdapi/v1/img2img", {**request, **script})
+    assert picture(tiles).size == (2 * width, 2 * height)
+    assert f"SD upscale upscaler: {entry}" in texts_of(tiles)[0].replace('"', "")
     found = host.txt2img(seed=3, **beside("first", 1, "DPM++ 2M", 3, -1, entry, "ema"))
     (number,) = ours(texts_of(found))
     assert "DDPM upscaler: DDPM: large" in texts_of(found)[number] or '"DDPM: large"' in texts_of(found)[number]
