@@ -181,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", required=True, metavar="NAME")
     p.add_argument("--count", type=int, default=512)
     p.add_argument("--prompts", action="store_true", help="also whether it does what prompts ask for")
+    _add_adapters(p)
     p.add_argument("--device", help=_DEVICES)
     others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed", "cfg_scale"}
     add_flags(p, SampleRequest, sorted(others), seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from .operations.evaluation import evaluate
 from .operations.faithfulness import evaluate_upscaler
 from .operations.interpolating import interpolate, write_animation
 from .operations.loading import named, with_adapters
-from .operations.merging import merge_adapters
+from .operations.merging import merge_adapters, write_merged
 from .operations.pictures import FILTERS, grid_of
 from .operations.sampling import Sampled, sample, settings_of
 from .operations.training import train
@@ -241,16 +242,24 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
         return evaluate_upscaler(
             open_workspace(a), a.dataset, make_context(a, stop, screen), model=a.upscaler, count=count
         )
-    return evaluate(
-        open_workspace(a),
-        a.dataset,
-        make_context(a, stop, screen),
-        model=a.model,
-        images=as_pasted(a.images) if a.images else None,
-        count=a.count,
-        settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed), cfg_scale=a.cfg_scale),
-        prompts=a.prompts,
-    )
+    workspace, context, model = open_workspace(a), make_context(a, stop, screen), a.model
+    with tempfile.TemporaryDirectory(prefix="ddpm-merged-") as folder:
+        if a.adapter and model:
+            adapters = tuple(map(named, a.adapter))
+            name = "+".join([workspace.model_path(model).stem, *(one for one, _ in adapters)])
+            merged = Path(folder) / f"{name}.safetensors"
+            write_merged(workspace, model, adapters, merged, context)
+            model = str(merged)
+        return evaluate(
+            workspace,
+            a.dataset,
+            context,
+            model=model,
+            images=as_pasted(a.images) if a.images else None,
+            count=a.count,
+            settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed), cfg_scale=a.cfg_scale),
+            prompts=a.prompts,
+        )
 
 
 def run_merge(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

@@ -10,12 +10,20 @@ from .errors import UserError
 from .files import FolderLock, below
 
 RUN_PARTS = ("checkpoints", "previews")  # the folders within a run's
+KEPT_FILES = (
+    "told.safetensors",
+    "base.safetensors",
+    "prior.safetensors",
+)  # written before its record, and nothing without it
 
 
 def is_leftover(run: Path) -> bool:
-    """Whether a run's folder holds nothing but its lock."""
+    """Whether a run's folder holds nothing but its lock, and what is nothing without a record."""
     try:
-        return all(path.name == ".lock" or (path.name in RUN_PARTS and not below(path)) for path in run.iterdir())
+        return all(
+            path.name in (".lock", *KEPT_FILES) or (path.name in RUN_PARTS and not below(path))
+            for path in run.iterdir()
+        )
     except OSError:
         return False
 
@@ -26,6 +34,9 @@ def clear_held(run: Path, lock: FolderLock) -> None:
         for part in RUN_PARTS:
             with contextlib.suppress(OSError):
                 (run / part).rmdir()
+        for name in KEPT_FILES:
+            with contextlib.suppress(OSError):
+                (run / name).unlink(missing_ok=True)
         lock.remove()
 
 
@@ -38,5 +49,6 @@ def clear(run: Path) -> None:
         clear_held(run, lock)
     if os.name == "nt" and is_leftover(run):  # where what is open, also by somebody else, cannot be removed
         with contextlib.suppress(OSError):
-            (run / ".lock").unlink(missing_ok=True)
+            for name in (".lock", *KEPT_FILES):
+                (run / name).unlink(missing_ok=True)
             run.rmdir()

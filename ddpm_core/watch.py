@@ -73,6 +73,7 @@ class Watch:
             "datasets": datasets,
             "models": workspace.model_names("unet"),
             "upscalers": workspace.upscalers(),
+            "adapters": workspace.model_names("adapter"),
             "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
             "uncollected": [
                 {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}

@@ -143,7 +143,7 @@ window.ddpm = (function () {
         }
         for (const tick of ticks) apart(() => tick(status));
         const trained = status.jobs.train && status.jobs.train.state === "done" ? status.jobs.train.id : 0;
-        const now = JSON.stringify([status.datasets, status.models, status.upscalers, trained]);
+        const now = JSON.stringify([status.datasets, status.models, status.upscalers, status.adapters, trained]);
         const refresh = byId("ddpm_refresh");
         if (refresh && now !== lists) {
             lists = now;

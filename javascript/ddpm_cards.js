@@ -1,4 +1,4 @@
-// A card of one of our models was clicked: take that model for the pictures beside txt2img's or img2img's own.
+// A card of one of our models was clicked: take that model for the pictures beside txt2img's or img2img's own. Cards of adapters are the host's own to click.
 (function () {
     "use strict";
 
@@ -7,7 +7,7 @@
 
     // the host makes its cards once, at the first page: a model trained since would be missing
     ticks.push((status) => {
-        const wanted = [...status.models].sort().join("\n");
+        const wanted = [...status.models, ...status.adapters].sort().join("\n");
         for (const tab of ["txt2img", "img2img"]) {
             const cards = byId(tab + "_ddpm_cards");
             if (!cards || cards.offsetParent === null || asked[tab] === wanted) continue;

@@ -46,6 +46,9 @@
                     box.append(el("div", "ddpm-line", el("span", "", T("Stopped at step")), el("strong", "", r.steps + (r.total < 1e9 ? " / " + r.total : ""))),
                         el("div", "ddpm-note", T("Resume training to continue, or generate with the model as it is.")));
                 }
+                if (r && r.forgotten !== undefined) {
+                    box.append(el("div", "ddpm-line", el("span", "", T("error on the model's own images, against before")), el("strong", "", (r.forgotten > 0 ? "+" : "") + (100 * r.forgotten).toFixed(1) + " %")));
+                }
                 if (job.state === "done") box.append(el("div", "ddpm-note", document.getElementById("txt2img_prompt")
                     ? T("Generate with it in the Generate tab, or tick DDPM in txt2img or img2img.") : T("Generate with it in the Generate tab.")));
                 parts.push(box);

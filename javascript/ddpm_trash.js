@@ -30,7 +30,7 @@
     }
 
     /** A new name; of datasets, another one to add; of models, a folder for diffusers. */
-    function manage(node, kind, name, there) {
+    function manage(node, kind, name, there, plain) {
         const field = el("input", "ddpm-name");
         field.value = node.dataset.typed || ""; // as it was, when this is drawn anew
         field.addEventListener("input", () => { node.dataset.typed = field.value; });
@@ -39,11 +39,12 @@
             node.dataset.typed = "";
             for (const id of CHOSEN[kind]) if (inputValue(id) === name) choose(id, answer.name);
         })));
-        if (kind === "model") {
+        if (kind === "model" && plain) {
             const link = el("a", "ddpm-button", T("Download for diffusers"));
             link.href = url("export", { model: name }); link.download = "";
             return [rename, el("div", "ddpm-line", link)];
         }
+        if (kind === "model") return [rename];
         const others = there.filter((one) => one !== name);
         if (!others.length) return [rename];
         const select = el("select", "ddpm-select", ...others.map((one) => { const option = el("option", "", one); option.value = one; return option; }));
@@ -51,16 +52,27 @@
         return [rename, el("div", "ddpm-line", el("span", "", T("Add the images of")), select, button(T("Merge"), () => act(node, "merge", { into: name, dataset: select.value }, "")))];
     }
 
+    /** Upscalers and adapters, which no list of models has; nothing chosen: the model above. */
+    function other(node, names, chosen) {
+        const select = el("select", "ddpm-select", ...["", ...names].map((one) => { const option = el("option", "", one); option.value = one; return option; }));
+        select.setAttribute("aria-label", T("Upscaler or adapter"));
+        select.value = names.includes(node.dataset.other) ? node.dataset.other : "";
+        select.addEventListener("change", () => { node.dataset.other = select.value; chosen(); });
+        return select;
+    }
+
     /** One place for each kind: a button for what is chosen above, and what lies in the trash. */
     function trash(kind, chosen, texts) {
-        return function (node, status) {
+        return function drawn(node, status) {
             const lying = (status.trash || []).filter((entry) => entry.kind === kind);
-            const there = kind === "dataset" ? status.datasets : status.models;
-            const name = inputValue(chosen);
+            const more = kind === "dataset" ? [] : [...status.upscalers.map((entry) => entry.replace(/^DDPM: /, "")), ...status.adapters];
+            const there = kind === "dataset" ? status.datasets : [...status.models, ...more];
+            const name = more.includes(node.dataset.other) ? node.dataset.other : inputValue(chosen);
             redraw(node, [lying, (status.trash || []).length, there, there.includes(name) ? name : "", node.dataset.message, node.dataset.done], () => {
                 const parts = [];
+                if (more.length) parts.push(el("div", "ddpm-line", el("span", "", T("Upscaler or adapter")), other(node, more, () => drawn(node, status))));
                 if (there.includes(name)) {
-                    parts.push(el("div", "ddpm-line", el("strong", "", name)), ...manage(node, kind, name, there));
+                    parts.push(el("div", "ddpm-line", el("strong", "", name)), ...manage(node, kind, name, there, !more.includes(name)));
                     parts.push(el("div", "ddpm-line", button(texts.remove, () => act(node, "delete", { kind, name }, ""))));
                 } else parts.push(el("div", "ddpm-line", el("span", "", texts.choose)));
                 parts.push(el("div", "ddpm-note", texts.what));

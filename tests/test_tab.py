@@ -478,4 +478,14 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     page.click("#ddpm_generate")
     page.wait(lambda: "<ddpm:crown:1> green crown\nSteps" in page.text(), "the text with the adapter")
     assert "does not know" not in page.text()
+    # adapters and upscalers are managed from a list of their own
+    page.click("#ddpm_trash_model .label-wrap")
+    select = page.wait(lambda: page.all("#ddpm_trash_model select"), "the list of them")[0]
+    page.js("arguments[0].value = 'crown'; arguments[0].dispatchEvent(new Event('change'))", select)
+    press = "[...document.querySelectorAll('#ddpm_trash_model .ddpm-button')].find((b) => b.textContent === 'Move to trash').click()"
+    page.wait(lambda: page.js("return document.querySelector('#ddpm_trash_model strong').textContent") == "crown", "it")
+    page.js(press)
+    page.wait(lambda: not (workspace / "models" / "crown.safetensors").exists(), "the adapter to be in the trash")
+    assert (workspace / "models" / "m.safetensors").exists()
+    page.wait(lambda: not page.all("#ddpm_adapter input"), "the list of adapters to go")
     assert not page.own_errors()

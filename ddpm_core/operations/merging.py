@@ -23,6 +23,13 @@ def merge_adapters(workspace: Workspace, model: str, adapters: Adapters, name: s
     check_free(workspace, name)
     if not adapters:
         raise UserError("Say which adapters to merge (--adapter NAME or NAME:WEIGHT).")
+    path = workspace.models_folder / f"{name}.safetensors"
+    write_merged(workspace, model, adapters, path, context)
+    return path
+
+
+def write_merged(workspace: Workspace, model: str, adapters: Adapters, path: Path, context: Context) -> None:
+    """Write ``model`` with adapters merged in to a file."""
     config, weights, title = load_weights(workspace, model, "ema", None)
     info = model_file.read_config(workspace.model_path(model))[1]
     known = model_file.known_of(info)
@@ -38,6 +45,4 @@ def merge_adapters(workspace: Workspace, model: str, adapters: Adapters, name: s
         "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()),
         "version": __version__,
     }
-    path = workspace.models_folder / f"{name}.safetensors"
-    replace_with(path, lambda temporary: model_file.save(temporary, config, weights, title=name, info=about))
-    return path
+    replace_with(path, lambda temporary: model_file.save(temporary, config, weights, title=path.stem, info=about))

@@ -45,11 +45,8 @@ from .following import agree, help_along
 from .pictures import make_grid
 from .previews import drop_later, save_preview
 from .resuming import load_checkpoint, reopen, seconds_spent
-from .telling import FILE as TOLD_FILE
 from .telling import remember_told, told_in_run, told_of
-from .tuning import BASE_FILE, PRIOR_FILE, keep_base, tuning_in_run
-
-KEPT_FILES = (TOLD_FILE, BASE_FILE, PRIOR_FILE)  # beside a run's record
+from .tuning import keep_base, tuning_in_run
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         folder, f"The model {name!r} is being trained by another process; stop that one or choose another name."
     )
     with lock.held(), _nothing_left_of(folder, lock):
-        for part in (FILE, *KEPT_FILES, "metrics.jsonl", "checkpoints", "previews"):
+        for part in (FILE, *leftovers.KEPT_FILES, "metrics.jsonl", "checkpoints", "previews"):
             if (folder / part).is_symlink():  # it could lead anywhere, and is written to
                 raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
         config, run, packed = (reopen if request.resume else _begin)(workspace, folder, request, context)
@@ -144,7 +141,7 @@ def _nothing_left_of(folder: Path, lock: FolderLock) -> Iterator[None]:
 
 def _forget(folder: Path) -> None:
     """Of a training that never began nothing stays."""
-    for part in (FILE, *KEPT_FILES):
+    for part in (FILE, *leftovers.KEPT_FILES):
         (folder / part).unlink(missing_ok=True)
 
 
@@ -181,9 +178,9 @@ def _begin(
         past_copying=request.stop_before_copying is False,
     )
     try:
-        run.write(folder)
-        if config.tuning is not None:
+        if config.tuning is not None:  # before there is a record: a run without its base could not go on
             keep_base(workspace, config, folder, context)
+        run.write(folder)
         remember_told(folder, packed, told_of(store, config, packed, context))
     except BaseException:
         _forget(folder)

@@ -102,7 +102,7 @@ def _concept(model: ModelConfig, base: str, text: str) -> str:
             f"{base} reads whole prompts by a text encoder and learns no single words; leave out the concept: the images' own prompts will teach it."
         )
     if len(words) != 1 or len(words[0]) > MOST_LETTERS or re.search(r"[()\[\]<>|:]", text):
-        raise UserError(f"The concept must be one word or a few without commas and brackets; got {text[:100]!r}.")
+        raise UserError(f"The new word must be one word or a few without commas and brackets; got {text[:100]!r}.")
     if words[0] in (name for entry in model.tags for name in entry.split(" | ")):
         raise UserError(
             f"{base} already knows the word {words[0]!r}; choose another one for what is new, or leave it out to teach the words of the "

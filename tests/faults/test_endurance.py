@@ -21,6 +21,7 @@ from lives import INSIDE, POINTS
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddpm_core.model import adapter_file
 from ddpm_core.model import file as model_file
 from ddpm_core.training.checkpoints import CheckpointFolder
 from ddpm_core.training.metrics import read_metrics
@@ -34,6 +35,10 @@ TRAIN = ["train", "--dataset", "d", "--model", "m", "--preset", "tiny-32", "--si
 TRAIN += ["--precision", "fp32", "--steps", str(STEPS), "--checkpoint-every", "3"]
 TRAIN += [word for setting in SETTINGS for word in ("--set", setting)]
 RESUME = ["train", "--model", "m", "--resume", "--steps", str(STEPS), "--checkpoint-every", "3"]
+TUNED = 6
+TUNE = ["train", "--dataset", "d", "--adapter", "a", "--base", "m", "--concept", "new", "--batch-size", "4"]
+TUNE += ["--precision", "fp32", "--steps", str(TUNED), "--checkpoint-every", "2", "--no-stop-before-copying"]
+RESUME_TUNING = ["train", "--adapter", "a", "--resume", "--steps", str(TUNED), "--checkpoint-every", "2"]
 
 
 Trouble = Callable[[random.Random, list[str]], dict[str, Any]]
@@ -112,6 +117,8 @@ class Known:
             assert all(isinstance(step, int) for step in logged)
         if "m" in workspace.model_names():
             model_file.load(workspace.model_path("m"))
+        if "a" in workspace.model_names():
+            adapter_file.load(workspace.adapter_path("a"))
 
 
 def commands(source: Path) -> list[list[str]]:
@@ -119,6 +126,7 @@ def commands(source: Path) -> list[list[str]]:
         ["harvest", "--dataset", "d", str(source)],
         ["dataset", "reject", "d", "3", "5"],
         TRAIN,
+        TUNE,
         ["models", "delete", "m"],
         ["models", "restore", "m"],
         ["dataset", "delete", "d"],
@@ -129,6 +137,8 @@ def commands(source: Path) -> list[list[str]]:
 def result(root: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
     workspace = Workspace(root)
     end = load_file(workspace.run_folder("m") / "checkpoints" / f"step-{STEPS:09d}.safetensors")
+    tuned = load_file(workspace.run_folder("a") / "checkpoints" / f"step-{TUNED:09d}.safetensors")
+    end |= {f"a.{name}": value for name, value in tuned.items()}
     rejected = [Path(item["source"]).name for item in workspace.store("d").items(status="rejected")]
     return end, load_file(workspace.model_path("m")), sorted(rejected)
 
@@ -162,12 +172,14 @@ def endure(lives: Lives, folder: Path, many: int, seed: int, choose: Trouble) ->
     while survived.total() < many:
         life += 1
         known = Known(folder / f"life{life}")
-        for command in commands(source)[: 3 if choose is starved else None]:  # the others make no large allocation
+        for command in commands(source)[: 4 if choose is starved else None]:  # the others make no large allocation
             while True:
                 how = choose(chance, command) if survived.total() < many and chance.random() < 0.9 else {}
                 given = command
                 if command is TRAIN and (known.root / "runs" / "m" / "run.json").exists():
                     given = RESUME
+                if command is TUNE and (known.root / "runs" / "a" / "run.json").exists():
+                    given = RESUME_TUNING
                 if command[1] == "restore":
                     lives.run(known.root, [command[0], "delete", command[2]])
                 ended = lives.run(known.root, given, **how)
@@ -206,7 +218,7 @@ def full(chance: random.Random, command: list[str]) -> dict[str, Any]:
 
 def starved(chance: random.Random, command: list[str]) -> dict[str, Any]:
     """An allocation that fails, once or from then on, where a command makes large ones."""
-    if command is TRAIN:
+    if command in (TRAIN, TUNE):
         point = chance.choice(["state", "preview", "checkpoint", "pack"])
     elif command[0] == "harvest" and chance.random() < 0.3:
         point = "copy"
