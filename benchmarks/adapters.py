@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import sys
 import tempfile
 import time
@@ -43,7 +44,7 @@ from ddpm_core.operations.training import train
 from ddpm_core.requests import Prompt, TrainRequest
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.training.heldout import loss_by_band
-from ddpm_core.training.settings import AdapterSettings, RunConfig, get_preset
+from ddpm_core.training.settings import ADAPTER_STEPS, AdapterSettings, RunConfig, get_preset
 from ddpm_core.training.trainer import Trainer
 from ddpm_core.training.tuning import Tuning
 from ddpm_core.workspace import Workspace
@@ -58,10 +59,10 @@ BARS = {"shown": 0.9, "without": 0.02, "forgotten": 0.02, "alignment": -0.03, "f
 def run(argv: list[str] | None = None) -> int:
     options = common.parser(__doc__ or "")
     options.add_argument("--images", type=int, default=12)
-    options.add_argument("--steps", type=int, default=400)
+    options.add_argument("--steps", type=int, default=ADAPTER_STEPS)
     options.add_argument("--rank", type=int, default=8)
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options.add_argument("--preserve", type=float, nargs="+", default=[1.0, 0.0])
+    options.add_argument("--preserve", type=float, nargs="+", default=[4.0, 0.0])
     options.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     options.add_argument("--scale", type=float, default=2.0, help="CFG scale")
     options.add_argument("--samples", type=int, default=256)
@@ -121,6 +122,8 @@ def run(argv: list[str] | None = None) -> int:
                 began = time.perf_counter()
                 trained = train(workspace, request, context)
                 seconds = time.perf_counter() - began
+                common.WORK.mkdir(exist_ok=True)
+                shutil.copy(workspace.adapter_path(name), common.WORK)
                 size = workspace.adapter_path(name).stat().st_size / base_bytes
                 row = {"seed": seed, "preserve": preserve, "seconds": round(seconds, 1), "file": round(size, 4)}
                 row |= {key: trained.get(key) for key in ("steps", "ended")}
