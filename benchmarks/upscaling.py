@@ -77,8 +77,8 @@ def run(argv: list[str] | None = None) -> int:
                     workspace, "portraits", context, model=name, count=a.count, settings=settings, picture_path=picture
                 )
                 row = {
-                    "seed": seed,
                     **dataclasses.asdict(settings),
+                    "seed": seed,  # of the training
                     "trained_steps": trained["steps"],
                     "one_image_seconds": round(alone(workspace, name, context, settings), 3),
                     **{key: value for key, value in found.items() if key not in ("dataset", "upscaler")},
