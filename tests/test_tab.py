@@ -458,7 +458,7 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     page.write("#ddpm_train_model", "crown")
     page.write("#ddpm_base", "m")
     steps = page.all("#ddpm_train_steps input")[0]
-    page.wait(lambda: steps.get_attribute("value") == "400", "the steps of an adapter")
+    page.wait(lambda: steps.get_attribute("value") == "500", "the steps of an adapter")
     page.write("#ddpm_train_steps", "3")
     page.write("#ddpm_concept", "crown, hat")
     page.click("#ddpm_train_start")

@@ -25,6 +25,7 @@ from .network import Network
 MOST_RANK, MOST_ALPHA = 256, 4096.0
 MOST_WEIGHT = 10.0  # of an adapter, either way
 MOST_LETTERS = 100  # of a concept
+LOUDNESS = 2.0  # of a concept's embedding at first, over that of a base's words
 _PARTS = ("down_blocks", "mid_block", "up_blocks")  # the first and the last layers stay as they are
 WORDS = "conditions.tags.embedding"  # of a network
 CONCEPT = "concept"  # the row that an adapter adds to it
@@ -88,10 +89,11 @@ class Factors(nn.Module):
             up = torch.zeros((out, rank, *(1 for _ in rest[1:])), device=device)
             twins[f"{key_of(name)}.lora_up.weight"] = nn.Parameter(up)
         if config.concept:
-            # as loud as the words that the base was trained with: with zeros the network learnt the images and not the word (benchmarks/RESULTS.md)
+            # twice as loud as the base's words were at first: with zeros the network learnt the images and not the word, and alike it told them
+            # apart less well (benchmarks/RESULTS.md)
             width = shapes[WORDS][1]
             drawn = torch.empty(width, device="cpu").uniform_(-1.0, 1.0, generator=generator)
-            twins[CONCEPT] = nn.Parameter((math.sqrt(3.0) * drawn).to(device))
+            twins[CONCEPT] = nn.Parameter((LOUDNESS * math.sqrt(3.0) * drawn).to(device))
         self._places = {name: name.replace(".", "/") for name in twins}  # a module's parameters may have no dots
         for name, parameter in twins.items():
             self.register_parameter(self._places[name], parameter)

@@ -21,7 +21,7 @@ from ..options import CROPS, PRECISIONS
 from .pictures import HOLDING
 
 OPTIMIZERS = ("adamw", "muon")
-ADAPTER_STEPS = 400  # of an adapter's training, until a person says otherwise
+ADAPTER_STEPS = 500  # of an adapter's training, until a person says otherwise
 
 
 @dataclass(frozen=True)
