@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -437,6 +438,8 @@ def test_an_image_is_edited(page: Page, few: Path, tmp_path: Path) -> None:
 
 def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     """An adapter with a new word is trained from the tab, put into the prompt from its list, and used."""
+    from selenium.webdriver.common.keys import Keys
+
     workspace = tmp_path / "served" / "ws"
     line = CommandLine(workspace)
     line.run("harvest", "--dataset", "faces", few)
@@ -467,11 +470,15 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     page.shot("fine-tune")
     page.click("#ddpm_train_start")
     page.wait(lambda: (workspace / "models" / "crown.safetensors").exists(), "the adapter", 120)
+    page.wait(lambda: re.search(r"Training crown\s+finished", page.text()), "the end of the training", 120)
     assert line.run("models", "show", "crown")["concept"] == "green crown"
     page.tab("Generate")
     page.wait(lambda: page.all("#ddpm_model input")[0].get_attribute("value") == "m", "the model, and no adapter")
     page.wait(lambda: page.all("#ddpm_adapter input"), "the list of adapters", 30)
-    page.write("#ddpm_adapter", "crown")
+    listed = page.all("#ddpm_adapter input")[0]
+    page.js("arguments[0].scrollIntoView({block: 'center'})", listed)
+    listed.click()
+    listed.send_keys("crown", Keys.ENTER)  # which makes room for the next at once
     field = page.all("#ddpm_prompt textarea, #ddpm_prompt input")[0]
     page.wait(lambda: field.get_attribute("value") == "<ddpm:crown:1> green crown", "the adapter in the prompt")
     page.shot("adapter")
