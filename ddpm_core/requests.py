@@ -254,7 +254,7 @@ class Edit:
     masked_content: str = "original"
     only_masked: bool = False
     mask_padding: int = 32
-    resamples: int = 2
+    resamples: int = 8
     ready: bool = False
 
 
@@ -376,9 +376,9 @@ class SampleRequest:
         help="those pixels",
     )
     resamples: int = option(
-        2,
+        8,
         label="Resamples",
-        info="More fit the new part to the rest better, and take longer",
+        info="More fit the new part to the rest better, and take longer; with a prompt 2 are enough",
         low=1,
         high=10,
         step=1,

@@ -196,7 +196,7 @@ def test_the_text_says_what_was_sampled(trained: CommandLine, few: Path, tmp_pat
             return opened.info["parameters"], opened.convert("RGB").tobytes()
 
     text, pixels = made("--steps", 20)
-    assert "Sampler: DDIM" in text and "DDPM eta: 0" in text and "DDPM resamples: 2" in text
+    assert "Sampler: DDIM" in text and "DDPM eta: 0" in text and "DDPM resamples: 8" in text
     assert made("--steps", 20, "--sampler", "ddim")[1] == pixels, "and so its text makes it again"
     text, _ = made("--steps", 4)
     assert "Sampler: DPM++ 2M" in text and "resamples" not in text
