@@ -159,7 +159,7 @@ def test_a_concept_is_a_word_more_that_changes_nothing_unasked() -> None:
     assert float((call(merged, model, {"tags": asked}) - plain).abs().max()) > 1e-3
     # two that teach one word: it means both; and a model without words gets its first
     _, twice = merge(WORDED, tensors(net), [(only_word, 1.0), (only_word, 0.5)])
-    torch.testing.assert_close(twice[WORDS][2], 1.5 * one.tensors[CONCEPT])
+    torch.testing.assert_close(twice[WORDS][2], 2.0 * one.tensors[CONCEPT])
     first, weights = merge(PLAIN, tensors(shaken(PLAIN)), [(adapter(PLAIN, CROWN), 1.0)])
     assert first.tags == ("crown",) and weights[WORDS].shape[0] == 1
     build(first, "cpu", draw=False).load_tensors(weights)

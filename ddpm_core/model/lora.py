@@ -151,8 +151,8 @@ def widened(weights: Mapping[str, Tensor], before: ModelConfig, after: ModelConf
 def merge(
     config: ModelConfig, weights: Mapping[str, Tensor], adapters: Sequence[tuple[Adapter, float]]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A base with adapters, each as strong as its weight says: the configuration with their words, and float32 weights. In any order; one of weight 0
-    changes nothing. UserError where one does not fit."""
+    """A base with adapters, each as strong as its weight says (its word as it is): the configuration with their words, and float32 weights. In any
+    order; one of weight 0 changes nothing. UserError where one does not fit."""
     used = [(adapter, weight) for adapter, weight in adapters if weight != 0]
     after = config
     for adapter, weight in used:
@@ -179,6 +179,8 @@ def merge(
                 raise UserError(unfit)
             place = after.tags.index(adapter.config.concept)
             rows = found[WORDS].clone()
-            rows[place] += weight * adapter.tensors[CONCEPT].float()
+            rows[place] += adapter.tensors[
+                CONCEPT
+            ].float()  # a word is a word, however little of what it means is added
             found[WORDS] = rows
     return after, found
