@@ -33,6 +33,7 @@ from ddpm_core.workspace import Workspace
 from . import common
 
 KINDS = ("skin", "background", "shirt")
+_INVERTED = 100  # steps
 BARS = {"completed": 0.9, "changed": 0.8, "kept": 0.8, "inversion_db": 30.0}
 
 
@@ -149,8 +150,8 @@ def agreement(shown: Tensor, told: Tensor, numbers: list[int]) -> float:
 
 
 def inversion(network: Any, process: Diffusion, shape: tuple[int, int, int]) -> list[float]:
-    """Decibels between ten samples of the model and what comes back of them, each by 50 steps of DDIM."""
-    times = [1000 * (50 - i) // 50 - 1 for i in range(50)]
+    """Decibels between ten samples of the model and what comes back of them, by so many steps of DDIM."""
+    times = [1000 * (_INVERTED - i) // _INVERTED - 1 for i in range(_INVERTED)]
     settings = SampleSettings("ddim", 50, seed=0, clip=False)
     samples, _ = generate(network, process, shape, 10, settings)
     denoiser = Denoiser(network, process, clip=False)
