@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -77,22 +77,25 @@ def sample(
     ``emerging(done, total, x0)`` gets the predicted images after each network call.
     """
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "weights": weights,
-        "step": step,
-        "enlarging": enlarging,
-        "edit": edit,
-        "emerging": emerging,
-    }
+    make = functools.partial(
+        _alike,
+        workspace,
+        model,
+        context=context,
+        batch_size=batch_size,
+        weights=weights,
+        step=step,
+        enlarging=enlarging,
+        edit=edit,
+        emerging=emerging,
+    )
     # a batch is made by one network: those whose prompts call other adapters are made by another
     parts = [list(same) for _, same in itertools.groupby(range(count), key=lambda i: adapters_in(each[i].text))]
     if len(parts) <= 1:
-        return _alike(workspace, model, count, settings, context, prompts=each, **options)
+        return make(settings, each)
     found: list[Sampled] = []
     for part in parts:
-        own = _from(settings, part[0])
-        found.append(_alike(workspace, model, len(part), own, context, prompts=[each[i] for i in part], **options))
+        found.append(make(_from(settings, part[0]), [each[i] for i in part]))
         if len(found[-1].images) < len(part):  # stopped
             break
     return Sampled(
@@ -117,23 +120,22 @@ def _from(settings: SampleSettings, first: int) -> SampleSettings:
 def _alike(
     workspace: Workspace,
     model: str,
-    count: int,
     settings: SampleSettings,
-    context: Context,
+    each: Sequence[Prompt],
     *,
-    batch_size: int = 64,
-    weights: str = "ema",
-    step: int | None = None,
-    enlarging: Enlarging | None = None,
-    prompts: Sequence[Prompt] = (),
-    edit: Edit | None = None,
-    emerging: Callable[[int, int, Tensor], None] | None = None,
+    context: Context,
+    batch_size: int,
+    weights: str,
+    step: int | None,
+    enlarging: Enlarging | None,
+    edit: Edit | None,
+    emerging: Callable[[int, int, Tensor], None] | None,
 ) -> Sampled:
-    """As :func:`sample`, by one network: all prompts call the same adapters."""
+    """As :func:`sample`, an image for each prompt, by one network: all of them call the same adapters."""
+    count = len(each)
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
     began = time.monotonic()
-    each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
     config, tensors, title = load_weights(workspace, model, weights, step)
     adapters = called(each[0], context) if each else ()
     config, tensors = with_adapters(

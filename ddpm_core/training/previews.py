@@ -63,16 +63,7 @@ def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContex
     if len(held.images) >= COUNT:
         some = {name: dense(values[:COUNT]) for name, values in held.told.items()}
     enough = {name: values for name, values in some.items() if len(values) >= COUNT}
-    images, _ = generate(
-        network,
-        trainer.diffusion,
-        config.denoised,
-        COUNT,
-        SampleSettings(steps=steps, seed=1000),
-        dtype=trainer.dtype,
-        asked=Asked(enough) if enough else None,
-    )
-    return model_to_uint8(images)
+    return model_to_uint8(_sampled(trainer, network, COUNT, steps, enough))
 
 
 def _with_and_without(trainer: Trainer, network: ToldNetwork, steps: int) -> Tensor:
@@ -88,16 +79,18 @@ def _with_and_without(trainer: Trainer, network: ToldNetwork, steps: int) -> Ten
     if concept := trainer.tuning.settings.adapter.concept:
         without = {name: values.clone() for name, values in told.items()}
         without["tags"][:, config.tags.index(concept)] = 0.0
-    found = []
-    for asked in (told, without):
-        images, _ = generate(
-            network,
-            trainer.diffusion,
-            config.denoised,
-            half,
-            SampleSettings(steps=steps, seed=1000),
-            dtype=trainer.dtype,
-            asked=Asked(asked) if asked else None,
-        )
-        found.append(images)
-    return model_to_uint8(torch.cat(found))
+    return model_to_uint8(torch.cat([_sampled(trainer, network, half, steps, asked) for asked in (told, without)]))
+
+
+def _sampled(trainer: Trainer, network: ToldNetwork, count: int, steps: int, asked: Mapping[str, Tensor]) -> Tensor:
+    """So many images from the noise of all previews."""
+    images, _ = generate(
+        network,
+        trainer.diffusion,
+        trainer.config.model.denoised,
+        count,
+        SampleSettings(steps=steps, seed=1000),
+        dtype=trainer.dtype,
+        asked=Asked(asked) if asked else None,
+    )
+    return images
