@@ -59,7 +59,7 @@ def border_colour(image: Image.Image) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Training pictures (N, 3, H, W) uint8, memory-mapped, with their item ids and which are held out."""
+    """Training pictures (N, C, H, W) uint8, C 3 or for grey ones 1, memory-mapped, with their item ids and which are held out."""
 
     images: Tensor
     ids: list[int]
@@ -93,12 +93,12 @@ class Packed:
         return [i for i, h in zip(self.ids, self.held_out) if not h]
 
 
-def packed_path(store: Store, fingerprint: str, size: tuple[int, int], crop: str) -> Path:
-    """Where a dataset's images of a size (height, width) and crop are packed; UserError for a forged folder."""
+def packed_path(store: Store, fingerprint: str, size: tuple[int, int], crop: str, grey: bool = False) -> Path:
+    """Where a dataset's images of a size (height, width) and crop are packed, perhaps grey; UserError for a forged folder."""
     folder = store.folder / "packed"
     if folder.is_symlink():  # it could lead anywhere
         raise UserError(f"The dataset in {store.folder} is damaged (packed is a link).")
-    return folder / f"{fingerprint[:20]}-{size[1]}x{size[0]}-{crop}.safetensors"
+    return folder / f"{fingerprint[:20]}-{size[1]}x{size[0]}-{crop}{'-grey' if grey else ''}.safetensors"
 
 
 def holdout(sha256s: list[str]) -> list[bool]:
@@ -117,15 +117,18 @@ def pack(
     crop: str,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     stop: threading.Event | None = None,
+    *,
+    grey: bool = False,
 ) -> Packed:
-    """The packed file of the kept items, made now unless it exists. Stopped when ``stop`` is set before it is whole."""
+    """The packed file of the kept items, made now unless it exists. Stopped when ``stop`` is set before it is whole. ``grey``: with one
+    channel, luma of Rec. 601."""
     kept = store.kept()
     if not kept:
         raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")
     # of this very list: a person may go on rejecting while it is packed
-    path = packed_path(store, fingerprint_of(kept), size, crop)
+    path = packed_path(store, fingerprint_of(kept), size, crop, grey)
     if path.exists():
-        return load(path)
+        return load(path, grey)
 
     def one(index: int) -> bytes:
         source = store.copy_path(kept[index].sha256)
@@ -136,7 +139,7 @@ def pack(
                 f"The copy {source} of item {kept[index].id} is missing or damaged ({error}); "
                 "delete that file and harvest its folder again, or reject the item."
             ) from None
-        pixels: bytes = np.asarray(small).transpose(2, 0, 1).tobytes()
+        pixels: bytes = (np.asarray(small.convert("L")) if grey else np.asarray(small).transpose(2, 0, 1)).tobytes()
         return pixels
 
     def write(temporary: Path) -> None:
@@ -144,7 +147,7 @@ def pack(
             open(temporary, "wb") as file,
             ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1)), thread_name_prefix="ddpm-pack") as pool,
         ):
-            file.write(_head(kept, size))
+            file.write(_head(kept, size, 1 if grey else 3))
             for start in range(0, len(kept), _AHEAD):
                 if stop is not None and stop.is_set():
                     raise Stopped("Stopped while the images were being packed; it starts over next time.")
@@ -154,17 +157,17 @@ def pack(
                         progress(number + 1, len(kept), "Preparing images")
 
     replace_with(path, write)
-    return load(path)
+    return load(path, grey)
 
 
-def _head(kept: list[Kept], size: tuple[int, int]) -> bytes:
+def _head(kept: list[Kept], size: tuple[int, int], channels: int) -> bytes:
     """What stands before the pictures in a packed file: safetensors' header (its README gives the format), ids, held out.
 
     The library's own writer wants all pictures in memory, twice; a dataset may be larger than that.
     """
     ids = np.asarray([item.id for item in kept], dtype="<i8").tobytes()
     held_out = np.asarray(holdout([item.sha256 for item in kept]), dtype=bool).tobytes()
-    shape = [len(kept), 3, *size]
+    shape = [len(kept), channels, *size]
     ends = list(itertools.accumulate([0, len(ids), len(held_out), math.prod(shape)]))
     header = {
         "__metadata__": {"fingerprint": fingerprint_of(kept)},
@@ -177,13 +180,18 @@ def _head(kept: list[Kept], size: tuple[int, int]) -> bytes:
     return len(text).to_bytes(8, "little") + text + ids + held_out
 
 
-def load(path: Path) -> Packed:
+def load(path: Path, grey: bool = False) -> Packed:
     """Open a packed file, memory-mapped; UserError when it is missing or damaged."""
     problem = f"The packed dataset {path} is missing or damaged"
     with tensors_of(path, problem, "; delete it, it is made anew.") as file:
         fingerprint = (file.metadata() or {})["fingerprint"]
         images, ids, held_out = (file.get_tensor(name) for name in ("images", "ids", "held_out"))
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        if (
+            images.dtype != torch.uint8
+            or images.ndim != 4
+            or images.shape[1] != (1 if grey else 3)
+            or not images.numel()
+        ):
             raise ValueError("its pictures are none")
         if (ids.dtype, held_out.dtype) != (torch.int64, torch.bool) or not ids.shape == held_out.shape == images.shape[
             :1

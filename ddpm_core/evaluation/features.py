@@ -26,11 +26,12 @@ class RandomFeatures:
 
     Widths, grid and the weight of the deviations were chosen so that the distance orders known damage of portraits as
     a person does: real halves < 3x3 blur < full-covariance Gaussian < shuffled tiles, per-pixel Gaussian < noise.
+    Grey images (C = 1) count as RGB ones without colour.
     """
 
     def __init__(self, channels: int = 3, size: int = 32, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator(device="cpu").manual_seed(FEATURE_SEED)
-        self.size = size
+        self.size, self.channels = size, channels
         self.filters: list[Tensor] = []
         previous = channels
         for width in _WIDTHS:
@@ -45,6 +46,8 @@ class RandomFeatures:
 
     def _features(self, x: Tensor) -> Tensor:
         x = x.float()
+        if x.shape[1] == 1:
+            x = x.expand(-1, self.channels, -1, -1)
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="area")
         for index, weight in enumerate(self.filters):

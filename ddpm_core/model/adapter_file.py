@@ -61,7 +61,9 @@ def save(path: Path, adapter: Adapter, model: ModelConfig, *, info: dict[str, An
     about = {"config": dataclasses.asdict(config), "base": adapter.base, "digest": adapter.digest}
     height, width = model.image_size
     metadata = {
-        KEY: json.dumps({"format": ADAPTER_FORMAT, ADAPTER: about, "model": model.to_json(), "info": info}),
+        KEY: json.dumps(
+            {"format": max(model.format, ADAPTER_FORMAT), ADAPTER: about, "model": model.to_json(), "info": info}
+        ),
         "ss_base_model_version": f"ddpm-{model.kind}",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),

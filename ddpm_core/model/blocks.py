@@ -34,6 +34,11 @@ class Around:
     readings: Sequence[Reading] = ()
 
 
+def dropped(h: Tensor, rate: float, around: Around) -> Tensor:
+    """``h`` with dropout, if there is a generator for it."""
+    return dropout(h, rate, around.dropout if isinstance(around.dropout, torch.Generator) else None)
+
+
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     """Sinusoidal embedding, (N,) to (N, width) float32: cosines, then sines, of frequencies 10000^(-i / (width/2))."""
     half = width // 2
@@ -92,10 +97,9 @@ class ResBlock(nn.Module):
         if self.fused:
             return self._fused(x, around, beside)
         x = x if beside is None else torch.cat([x, beside], dim=1)
-        generator = around.dropout if isinstance(around.dropout, torch.Generator) else None
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(around.temb)[:, :, None, None]
-        h = self.conv2(dropout(F.silu(self.norm2(h)), self.dropout, generator))
+        h = self.conv2(dropped(F.silu(self.norm2(h)), self.dropout, around))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # type: ignore[no-any-return]
 
     def _fused(self, x: Tensor, around: Around, beside: Tensor | None) -> Tensor:

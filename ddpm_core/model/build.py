@@ -10,7 +10,7 @@ from .config import ModelConfig, UpscalerConfig
 from .efficient_unet import EfficientUNet
 from .network import Network
 from .unet import UNet
-from .ways import Ways
+from .ways import Ways, plain
 
 
 def build(
@@ -26,6 +26,8 @@ def build(
     conditions = {**conditions_of(config), **(AUGMENTATIONS if augmented else {})}
     if isinstance(config.unet, UpscalerConfig):
         return EfficientUNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)
+    if config.unet.is_annotated:
+        ways = plain(device)  # our kernels are written for DDPM's parts
     return UNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)
 
 

@@ -12,8 +12,11 @@ from .prediction import PREDICTIONS
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
-# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler, 7 an adapter; the numbers are those of tests/data/formats
-FORMAT = ADAPTER_FORMAT = 7
+# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler, 7 an adapter, 8 with parts of the annotated model;
+# the numbers are those of tests/data/formats
+FORMAT = 8
+ADAPTER_FORMAT = 7
+BLOCKS, ATTENTIONS = ("residual", "convnext"), ("full", "linear")
 MOST_TAGS = 1024
 _MOST_LETTERS = 20_000
 _MOST_WIDTH, _MOST_TOKENS = 16_384, 4096
@@ -54,7 +57,9 @@ class UNetConfig:
     """Architecture of the U-Net of DDPM (Ho et al. 2020, appendix B) as diffusers' ``UNet2DModel`` can express it.
 
     ``image_size`` is (height, width) in pixels; level ``i`` works at ``image_size / 2**i`` with
-    ``block_out_channels[i]`` channels and self-attention where ``attention_levels[i]``.
+    ``block_out_channels[i]`` channels and self-attention where ``attention_levels[i]``. With 1 channel its images are grey.
+    ``block`` and ``attention``: DDPM's own, or those of the annotated model (``convnext.py``), which diffusers cannot express; in the
+    middle attention is always full.
     """
 
     image_size: tuple[int, int] = (64, 64)
@@ -67,6 +72,8 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    block: str = "residual"
+    attention: str = "full"
 
     def __post_init__(self) -> None:
         levels = self.block_out_channels
@@ -111,6 +118,13 @@ class UNetConfig:
         )
         _need(_is_number(self.dropout, 0.0, 0.95), "dropout must be between 0 and 0.95.")
         _need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+        _need(self.block in BLOCKS, f"block must be one of: {', '.join(BLOCKS)}.")
+        _need(self.attention in ATTENTIONS, f"attention must be one of: {', '.join(ATTENTIONS)}.")
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether it has parts of the annotated model."""
+        return (self.block, self.attention) != (BLOCKS[0], ATTENTIONS[0])
 
     @property
     def attention_channels(self) -> tuple[int, ...]:
@@ -281,6 +295,16 @@ class ModelConfig:
         return (self.unet.out_channels, *sides)
 
     @property
+    def is_grey(self) -> bool:
+        """Whether its images have one channel."""
+        return self.unet.in_channels == 1
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether its network has parts of the annotated model."""
+        return isinstance(self.unet, UNetConfig) and self.unet.is_annotated
+
+    @property
     def takes_prompts(self) -> bool:
         """Whether it is told anything of a prompt."""
         return bool(self.tags) or self.text is not None
@@ -288,6 +312,8 @@ class ModelConfig:
     @property
     def format(self) -> int:
         """The oldest format that can say all of it, so that older versions read what they can."""
+        if self.is_annotated:
+            return 8
         return 6 if self.kind != "unet" else 5 if self.text is not None else 4 if self.tags else 1
 
     def to_json(self) -> dict[str, Any]:
@@ -295,6 +321,8 @@ class ModelConfig:
         values = dataclasses.asdict(self)
         if self.text is None:
             del values["text"]
+        if self.kind == "unet" and not self.is_annotated:
+            del values["unet"]["block"], values["unet"]["attention"]  # which older versions do not know
         return values if self.kind == "unet" else {"kind": self.kind, **values}
 
     @classmethod

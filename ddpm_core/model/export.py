@@ -26,6 +26,10 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
     unet = config.unet
     if not isinstance(unet, UNetConfig):
         raise UserError("diffusers has no network like an upscaler's; it stays in this format.")
+    if unet.is_annotated:
+        raise UserError(
+            "diffusers has no ConvNeXt block and no linear attention for its U-Net; train with block=residual and attention=full to export."
+        )
     height, width = unet.image_size
     return {
         "_class_name": "UNet2DModel",

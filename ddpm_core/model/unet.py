@@ -1,4 +1,4 @@
-"""The U-Net of DDPM (Ho et al. 2020), parameter for parameter that of diffusers' ``UNet2DModel``.
+"""The U-Net of DDPM (Ho et al. 2020), parameter for parameter that of diffusers' ``UNet2DModel``; or the same U of the annotated model's parts.
 
 Parameter names are diffusers', so that exporting is writing a file. Correspondence: ``DownBlock2D`` or
 ``AttnDownBlock2D`` by level, ``downsample_padding=1``, ``flip_sin_to_cos=True``, ``freq_shift=0``.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .blocks import Around, Downsample, DropoutSource, ResBlock, TimestepMLP, Upsample, timestep_embedding
 from .config import UNetConfig
+from .convnext import ConvNextBlock, attend_linearly
 from .layers import Conv2d, GroupNorm, Init, Linear, add_bias, attend, linear
 from .network import Network
 from .products import linear as product
@@ -63,6 +64,37 @@ class Attention(nn.Module):
         return x + out  # type: ignore[no-any-return]
 
 
+class LinearAttention(Attention):
+    """As :class:`Attention`, in time linear in the pixels (Shen et al. 2021), with a norm at the end as in the annotated model."""
+
+    def __init__(self, init: Init, config: UNetConfig, channels: int) -> None:
+        super().__init__(init, config, channels)
+        self.to_out = nn.ModuleList([Linear(init, channels, channels)])
+        self.norm_out = GroupNorm(init, 1, channels, config.norm_eps)
+        # not the weights before it: a norm of nothing is none
+        self.norm_out.weight = init.constant((channels,), 0.0)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        tokens = self.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c)
+        mixed = attend_linearly(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads)
+        out = self.to_out[0](mixed).view(n, height, width, c).permute(0, 3, 1, 2)
+        return x + self.norm_out(out)  # type: ignore[no-any-return]
+
+
+def block_of(
+    init: Init, config: UNetConfig, in_channels: int, out_channels: int, temb_width: int
+) -> ResBlock | ConvNextBlock:
+    """A block of the kind that a configuration asks for."""
+    kind = ConvNextBlock if config.block == "convnext" else ResBlock
+    return kind(init, config, in_channels, out_channels, temb_width)
+
+
+def attention_of(init: Init, config: UNetConfig, channels: int) -> Attention:
+    """Attention of a level, of the kind that a configuration asks for."""
+    return (LinearAttention if config.attention == "linear" else Attention)(init, config, channels)
+
+
 class DownBlock(nn.Module):
     """One level on the way down: residual blocks, attention if the level has it, then a downsampling."""
 
@@ -72,10 +104,10 @@ class DownBlock(nn.Module):
         out = widths[level]
         first = widths[max(level - 1, 0)]
         self.resnets = nn.ModuleList(
-            ResBlock(init, config, first if i == 0 else out, out, temb_width) for i in range(config.layers_per_block)
+            block_of(init, config, first if i == 0 else out, out, temb_width) for i in range(config.layers_per_block)
         )
         if config.attention_levels[level]:
-            self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(config.layers_per_block))
+            self.attentions = nn.ModuleList(attention_of(init, config, out) for _ in range(config.layers_per_block))
         if level < len(widths) - 1:
             self.downsamplers = nn.ModuleList([Downsample(init, out)])
 
@@ -104,10 +136,10 @@ class UpBlock(nn.Module):
         # the skips come back in reverse: this level's own, and last the one that entered it from above
         skip = [out] * (count - 1) + [widths[max(level - 1, 0)]]
         self.resnets = nn.ModuleList(
-            ResBlock(init, config, (below if i == 0 else out) + skip[i], out, temb_width) for i in range(count)
+            block_of(init, config, (below if i == 0 else out) + skip[i], out, temb_width) for i in range(count)
         )
         if config.attention_levels[level]:
-            self.attentions = nn.ModuleList(Attention(init, config, out) for _ in range(count))
+            self.attentions = nn.ModuleList(attention_of(init, config, out) for _ in range(count))
         if level > 0:
             self.upsamplers = nn.ModuleList([Upsample(init, out)])
 
@@ -129,7 +161,7 @@ class MidBlock(nn.Module):
         super().__init__()
         width = config.block_out_channels[-1]
         self.attentions = nn.ModuleList([Attention(init, config, width)])
-        self.resnets = nn.ModuleList(ResBlock(init, config, width, width, temb_width) for _ in range(2))
+        self.resnets = nn.ModuleList(block_of(init, config, width, width, temb_width) for _ in range(2))
 
     def forward(self, x: Tensor, around: Around) -> Tensor:
         """(N, C, H, W) to the same shape."""

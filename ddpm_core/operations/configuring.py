@@ -52,8 +52,8 @@ def configure(workspace: Workspace, request: TrainRequest, device: torch.device)
         unet = dataclasses.replace(config.model.unet, image_size=(request.size, request.size))
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, unet=unet))
     config = _with_single(config, request)
-    if config.model.unet.in_channels != 3 or config.model.unet.out_channels != 3:
-        raise UserError("Datasets hold RGB images: in_channels and out_channels must be 3.")
+    if (config.model.unet.in_channels, config.model.unet.out_channels) not in ((3, 3), (1, 1)):
+        raise UserError("Images are RGB or grey: in_channels and out_channels must both be 3, or both 1.")
     steps = request.steps if request.steps is not None else (10**9 if request.minutes is not None else preset.steps)
     return config, steps
 

@@ -94,10 +94,10 @@ def prepared(edit: Edit) -> Edit:
 
 
 class Canvas:
-    """An edit for a model of a size (width, height). ``start`` of the sampling; ``mask`` (L) at the size of the image, blurred, or None;
+    """An edit for a model of a size (width, height), perhaps of ``grey`` images. ``start`` of the sampling; ``mask`` (L) at the size of the image, blurred, or None;
     ``part_size``: that of the part of the image that a sample takes the place of; ``described``: its part of the generation text."""
 
-    def __init__(self, edit: Edit, size: tuple[int, int]) -> None:
+    def __init__(self, edit: Edit, size: tuple[int, int], grey: bool = False) -> None:
         edit = prepared(edit)
         self.image, self.mask = edit.image, edit.mask
         if self.mask is not None and edit.mask_blur:
@@ -119,7 +119,8 @@ class Canvas:
                 )
             if edit.masked_content == "fill":
                 part = filled(part, Image.fromarray((255 * sampled[0, 0]).byte().numpy()))
-        pixels = torch.from_numpy(np.asarray(part).transpose(2, 0, 1).copy())[None]
+        array = np.asarray(part.convert("L"))[..., None] if grey else np.asarray(part)
+        pixels = torch.from_numpy(array.transpose(2, 0, 1).copy())[None]
         self.start = Start(
             uint8_to_model(pixels),
             edit.denoising_strength,

@@ -72,7 +72,14 @@ def evaluate(
         size, crop, name, about, learned_from = (64, 64), "center", Path(str(images)).name, {}, None
     if prompts and (model is None or not config.takes_prompts):
         raise UserError(f"{name} was trained without prompts: there are no words to judge.")
-    packed = pack(workspace.store(dataset), size, crop if crop in CROPS else "center", context.progress, context.stop)
+    packed = pack(
+        workspace.store(dataset),
+        size,
+        crop if crop in CROPS else "center",
+        context.progress,
+        context.stop,
+        grey=model is not None and config.is_grey,
+    )
     if len(packed.ids) < 8:
         raise UserError(
             f"The dataset {dataset!r} has only {len(packed.ids)} kept images; an evaluation needs at least 8."

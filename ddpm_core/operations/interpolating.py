@@ -121,7 +121,7 @@ def interpolate(
         )
         for number in range(len(pixels))
     ]
-    pictures = [to_image(one) for one in pixels]
+    pictures = [to_image(one).convert("RGB") for one in pixels]
     found = [seeds[0]] * len(pixels)
     return Sampled(pixels, pictures, found, texts, calls, time.monotonic() - began, question.words, question.unknown)
 

@@ -92,13 +92,13 @@ def pictures_of(workspace: Workspace, run: Run, config: RunConfig, context: Cont
     """The pictures that a run began with."""
     store = workspace.store(run.dataset)
     size, crop = config.model.image_size, config.train.crop
-    path = packed_path(store, run.fingerprint, size, crop)
+    path = packed_path(store, run.fingerprint, size, crop, config.model.is_grey)
     if path.exists():
-        packed = load(path)
+        packed = load(path, config.model.is_grey)
         if store.fingerprint() != run.fingerprint:
             context.say("The dataset has changed since this run began; it continues with the images it began with.")
     elif store.fingerprint() == run.fingerprint:
-        packed = pack(store, size, crop, context.progress, context.stop)
+        packed = pack(store, size, crop, context.progress, context.stop, grey=config.model.is_grey)
     else:
         raise UserError(
             f"The dataset {run.dataset!r} has changed and the images this run began with are gone; "

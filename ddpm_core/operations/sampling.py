@@ -152,7 +152,7 @@ def _alike(
     size = enlarging.target(width, height) if enlarging else (width, height)
     canvas, wanted = None, size if enlarging is not None else None
     if edit is not None:
-        canvas = Canvas(edit, (width, height))
+        canvas = Canvas(edit, (width, height), config.is_grey)
         size = canvas.enlarged_size(size)
     device = context.device
     question = asking.read(config, each, settings.cfg_scale, context)
@@ -195,7 +195,7 @@ def _alike(
     quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
     enlarge = _enlarging_by(workspace, enlarging, quiet, drawing) if enlarging is not None and len(pixels) else None
     for number, one in enumerate(pixels):
-        picture, done = to_image(one), None
+        picture, done = to_image(one).convert("RGB"), None
         if enlarge is not None:
             context.progress(number, len(pixels), "Upscaling")
             # a stop leaves whole pictures, in their own size and saying so

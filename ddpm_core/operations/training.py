@@ -160,7 +160,14 @@ def _begin(
         raise UserError("Say which dataset to train on (--dataset NAME).")
     config, steps = configure(workspace, request, context.device)
     store = workspace.store(request.dataset)
-    packed = pack(store, config.model.image_size, config.train.crop, context.progress, context.stop)
+    packed = pack(
+        store,
+        config.model.image_size,
+        config.train.crop,
+        context.progress,
+        context.stop,
+        grey=config.model.is_grey,
+    )
     chosen = precision.choose(config.train.precision, context.device)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=chosen))
     config = with_condition(config, request, store, context)

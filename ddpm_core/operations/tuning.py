@@ -142,7 +142,7 @@ def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object
     if store is None or store.counts()["kept"] < _FEWEST:
         return None
     crop = crop if isinstance(crop, str) and crop in CROPS else "center"
-    packed = pack(store, config.model.image_size, crop, context.progress, context.stop)
+    packed = pack(store, config.model.image_size, crop, context.progress, context.stop, grey=config.model.is_grey)
     order = torch.randperm(len(packed.ids), generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
     rows = order[:_MOST_PRIOR].sort().values
     held = torch.tensor(packed.held_out)[rows]

@@ -78,8 +78,8 @@ class Trainer:
         self.precision = precision.choose(settings.precision, self.device)
         self.dtype = precision.DTYPES[self.precision]
         if how is None:
-            # upscalers and adapters have not been measured on a GPU yet
-            measured = team is None and config.model.kind == "unet" and tuning is None
+            # upscalers, adapters and the annotated model have not been measured on a GPU yet
+            measured = team is None and config.model.kind == "unet" and tuning is None and not config.model.is_annotated
             how = hows.fastest(self.device, self.precision) if measured else hows.plain(self.device)
         if how.network.fused:
             say("Preparing GPU kernels for this network; the first time this takes up to a minute.")
