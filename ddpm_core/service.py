@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .dataset.wanted import Wanted
     from .operations.sampling import Sampled
     from .sampling.generate import SampleSettings
+    from .understand.desk import Desk
 
 _POLITE_SECONDS = 0.02  # between two looks of a training that lets a sampling go first
 _SAMPLE_BATCH = 64
@@ -53,6 +54,7 @@ class Service:
         self._workspace: Workspace | None = None
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
         self.watch = Watch(host, self.jobs, self.collector, lambda: self.workspace)
+        self._desk: Desk | None = None
 
     @property
     def workspace(self) -> Workspace:
@@ -116,6 +118,17 @@ class Service:
         """Stop every job with its work saved, and take what was still to be collected."""
         self.jobs.shutdown()
         self.collector.close()
+        if self._desk is not None:
+            self._desk.release()
+
+    def understand(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a page of the Understand tab asks for."""
+        from .understand.answers import answer
+        from .understand.desk import Desk
+
+        with self._guard:
+            desk = self._desk = self._desk or Desk(self.host, lambda: self.workspace)
+        return answer(desk, values)
 
     # -- starting ---------------------------------------------------------------------------------------------------------
 

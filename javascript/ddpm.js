@@ -169,8 +169,8 @@ window.ddpm = (function () {
 
     /** An address that ends in #ddpm_tab_generate opens that sub-tab, once. */
     function openNamed() {
-        const name = (/^#ddpm_tab_(\w+)$/.exec(window.location.hash) || [])[1];
-        const number = ["dataset", "train", "generate"].indexOf(name);
+        const name = (/^#ddpm_tab_(\w+)/.exec(window.location.hash) || [])[1];
+        const number = ["dataset", "train", "generate", "understand"].indexOf(name);
         const buttons = root().querySelectorAll("#ddpm_tabs > .tab-nav button, #ddpm_tabs [role=tab]");
         if (number >= 0 && buttons[number]) buttons[number].click();
         return number < 0 || buttons.length > number;

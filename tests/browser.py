@@ -62,7 +62,12 @@ class Page:
             "xpath", f"//button[@role='tab' or ancestor::*[contains(@class, 'tab-nav')]][normalize-space(.)='{name}']"
         )
         self.js("arguments[0].click()", next(b for b in reversed(found) if b.is_displayed()))
-        marker = {"Dataset": "#ddpm_harvest", "Train": "#ddpm_train_start", "Generate": "#ddpm_generate"}[name]
+        marker = {
+            "Dataset": "#ddpm_harvest",
+            "Train": "#ddpm_train_start",
+            "Generate": "#ddpm_generate",
+            "Understand": ".ddpm-pages",
+        }[name]
         self.wait(lambda: self.all(marker), f"the {name} sub-tab")
 
     def click(self, css: str) -> None:

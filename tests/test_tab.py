@@ -299,6 +299,94 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     assert {path: path.read_bytes() for path in source.iterdir()} == before
 
 
+def test_understand(page: Page, few: Path, tmp_path: Path) -> None:
+    """Every page draws something, a slider is answered, the address says what is seen and opens it again, and nothing is asked elsewhere."""
+    from selenium.webdriver.common.keys import Keys
+
+    line = CommandLine(tmp_path / "served" / "ws")
+    line.run("harvest", "--dataset", "faces", few)
+    small = ("block_out_channels=8,16,16", "norm_num_groups=4", "attention_head_dim=8")
+    options = [word for setting in small for word in ("--set", setting)]
+    line.run("train", "--model", "m", "--dataset", "faces", "--preset", "tiny-32", "--size", 16, "--steps", 2, *options)
+    page.open()
+    asked = "return performance.getEntriesByType('resource').filter((e) => e.name.includes('/understand?')).length"
+    time.sleep(2)  # it has asked for its status meanwhile
+    assert page.js(asked) == 0, "nothing is asked while the tab is closed"
+    page.tab("Understand")
+    choose = "const s = document.querySelector('[aria-label=Model].ddpm-select'); s.value = 'm'; s.dispatchEvent(new Event('change'))"
+    page.js(choose)
+
+    def drawn(least: int) -> bool:
+        """Whether so many images of the page are there, each loaded."""
+        return bool(
+            page.js(
+                "const all = [...document.querySelectorAll('.ddpm-understand figure:not([hidden]) img')].filter((i) => i.src && i.offsetParent);"
+                "return all.length >= arguments[0] && all.every((i) => i.naturalWidth > 0)",
+                least,
+            )
+        )
+
+    def turn(number: int, least: int) -> None:
+        page.js("document.querySelectorAll('.ddpm-pages button')[arguments[0] - 1].click()", number)
+        page.wait(lambda: drawn(least), f"the images of page {number}")
+        assert not page.all(".ddpm-says .ddpm-failure"), page.text()
+
+    turn(1, 4)
+    before = page.js("return document.querySelectorAll('.ddpm-understand img')[2].src")
+    slider = page.all(".ddpm-understand input[aria-label=Timestep]")[0]
+    slider.send_keys(Keys.HOME)
+    page.wait(
+        lambda: page.js("return document.querySelectorAll('.ddpm-understand img')[2].src") != before, "the moved slider"
+    )
+    assert "t=0" in page.driver.current_url and "page=noise" in page.driver.current_url
+    page.shot("understand-noise")
+    for number, least, name in ((2, 10, "pair"), (3, 4, "path"), (4, 1, "film"), (5, 6, "memory"), (6, 5, "words")):
+        turn(number, least)
+        if number == 2:
+            page.js(
+                "[...document.querySelectorAll('.ddpm-understand button')].find((b) => b.textContent === 'Show a noised image').click()"
+            )
+            page.wait(lambda: drawn(11), "the image to guess")
+            page.js(
+                "[...document.querySelectorAll('.ddpm-understand button')].find((b) => b.textContent === 'Check').click()"
+            )
+            page.wait(lambda: "you were off by" in page.text(), "how far the guess was off")
+        if number == 5:
+            page.js(
+                "[...document.querySelectorAll('.ddpm-understand button')].find((b) => b.textContent === 'Deal nine cards').click()"
+            )
+            page.wait(lambda: page.all(".ddpm-card"), "the cards")
+            for _ in range(9):
+                page.js("document.querySelector('.ddpm-card button').click()")
+            page.wait(lambda: "/ 9" in page.text(), "how many were right")
+        page.shot(f"understand-{name}")
+    turn(7, 3)
+    parts = page.all(".ddpm-plan button")
+    parts[-1].click()
+    assert parts[-1].get_attribute("aria-pressed") == "true"
+    page.shot("understand-network")
+    page.js("document.querySelectorAll('.ddpm-pages button')[7].click()")
+    page.wait(lambda: "DreamBooth" in page.text(), "the chapters")
+    page.shot("understand-chapters")
+
+    # the address opens the page and what it showed
+    page.driver.get("about:blank")
+    page.driver.get(f"{page.url}#ddpm_tab_understand?page=memory&model=m&t=123")
+    page.wait(lambda: drawn(6), "the page of the address")
+    assert page.all(".ddpm-understand input[aria-label=Timestep]")[0].get_attribute("value") == "123"
+    named = "return [...document.querySelectorAll('.ddpm-understand input, .ddpm-understand select, .ddpm-understand img')].every((n) => n.getAttribute('aria-label') || n.alt)"
+    assert page.js(named), "every control and image has a name"
+
+    # narrow: nothing sticks out sideways
+    page.driver.set_window_size(400, 900)
+    for number in range(1, 9):
+        page.js("document.querySelectorAll('.ddpm-pages button')[arguments[0] - 1].click()", number)
+        time.sleep(0.7)
+        wide = page.js("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 1, f"page {number} is {wide} px too wide at 400 px"
+    assert page.own_errors() == []
+
+
 def test_words_and_prompts(page: Page, few: Path, tmp_path: Path) -> None:
     """A word is left out and taken again; the words of a model are written by clicks, completed, and asked for."""
     line = CommandLine(tmp_path / "served" / "ws")

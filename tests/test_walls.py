@@ -30,7 +30,7 @@ LAYERS = [
     {"operations"},
     {"jobs", "collector"},
     {"host"},
-    {"watch", "results"},
+    {"watch", "results", "understand"},
     {"service"},
     {"api", "ui", "commands"},
     {"demo"},

@@ -265,6 +265,11 @@ def post_collecting(service: Service, values: dict[str, Any]) -> Any:
     return {"enabled": enabled}
 
 
+def get_understand(service: Service, values: dict[str, Any]) -> Any:
+    """Return what a page of the Understand tab asks for; nothing of it is remembered."""
+    return service.understand(values)
+
+
 def get_export(service: Service, values: dict[str, Any]) -> Response:
     """A model as a folder for diffusers, in a zip file."""
     name = _text(values, "model")
@@ -333,6 +338,7 @@ GETS: dict[str, Handler] = {
     "neighbours": get_neighbours,
     "words": get_words,
     "model_words": get_model_words,
+    "understand": get_understand,
     "export": get_export,
 }
 POSTS: dict[str, Handler] = {

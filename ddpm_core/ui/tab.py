@@ -9,12 +9,12 @@ import gradio as gr
 from .. import bundled
 from ..requests import NATIVE
 from ..service import Service
-from . import dataset, generate, ids, train
+from . import dataset, generate, ids, train, understand
 from .common import choices, existing, not_in_defaults
 from .generate import adapter_list
 
 # a module has a TITLE, and build(service) that returns what the lists below are drawn in, by name
-PAGES = {"dataset": dataset, "train": train, "generate": generate}
+PAGES = {"dataset": dataset, "train": train, "generate": generate, "understand": understand}
 
 
 def build_tab(service: Service) -> None:

@@ -202,6 +202,7 @@ PLAIN: dict[str, Any] = {
     **{"image": IMAGE, "mask": IMAGE, "denoising_strength": 0.5, "mask_blur": 1, "resamples": 1, "mask_padding": 4},
     **{"variation_strength": 0.1, "upscaler_steps": 2, "masked_content": "fill", "resize_mode": "fill"},
     **{"dynamic_threshold": 0.99, "base": "m", "concept": "crown", "prior": "none"},
+    **{"part": "noise", "t": 5, "schedule": "cosine"},
     **{"only_masked": True, "invert_mask": True, "variation_seed": 3, "upscaler_noise": 0.2},
 }
 OPTIONAL = {
@@ -258,6 +259,8 @@ def fields_of(route: APIRoute) -> list[str]:
         for helper in (page_routes.job_of, page_routes.shown_as):  # which read some for several handlers
             source += inspect.getsource(helper) if f"{helper.__name__}(" in source else ""
         found = re.findall(r'(?:\(values, |values\.get\()"(\w+)"', source)
+        if handler is page_routes.get_understand:  # read by the pages; theirs are in tests/test_understand.py, too
+            found = ["part", "model", "dataset", "image", "t", "seed", "schedule", "sampler", "steps", "prompt"]
     for field in [*route.dependant.query_params, *route.dependant.body_params]:
         model = field.field_info.annotation
         found += list(getattr(model, "model_fields", {})) or [field.name]
