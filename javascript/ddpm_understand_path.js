@@ -47,9 +47,15 @@
                 }));
             });
             const compare = (what, label) => button(label, () => { page.state.what = what; versus.now(); });
+            const kept = page.onDemand("path/animation", ["sampler", "steps", "seed"], (answer) => {
+                const link = el("a", "");
+                link.href = answer.animation;
+                link.download = "denoising.webp";
+                link.click();
+            });
             page.body.append(
                 page.lead(T("Sampling runs the noising backwards, from pure noise. At each step the network guesses the clean image; the sampler moves a little towards that guess, keeps the rest of the noise, and asks again. The first guess is a rough mixture of everything the network knows. Later guesses get sharper.")),
-                el("div", "ddpm-controls", sampler, steps, page.fresh("seed", T("New noise"))), el("div", "ddpm-controls", at, play),
+                el("div", "ddpm-controls", sampler, steps, page.fresh("seed", T("New noise"))), el("div", "ddpm-controls", at, play, button(T("Save animation"), () => kept.now(), T("Nine images from noise, as an animated WebP"))),
                 page.row(state, guess, taken), numbers,
                 page.formula("next state = √ᾱ · x̂₀ + √(1 − ᾱ) · ε̂", T("A hat marks what the network guesses: x̂₀ the image, ε̂ the noise. Song et al. 2021 (DDIM), equation 12; in the code: ddim in sampling/samplers.py")),
                 rule, page.aside(T("The change takes noise away and adds a part of the guess, so the guess shows in it. Grey means no change.")), strip, moved,

@@ -319,11 +319,14 @@ def test_the_errors_of_the_three_forms_belong_together(served: tuple[TestClient,
 def test_every_page_answers(served: tuple[TestClient, Service]) -> None:
     for part in ANSWERS:
         found = ask(served, part, model="worded", t=500, steps=5, what="steps")
-        pictures = [value for value in found.values() if isinstance(value, str) and value.startswith("data:")]
+        pictures = [value for value in found.values() if isinstance(value, str) and value.startswith("data:image/png")]
         for url in pictures:
             assert seen(url).size
     path = ask(served, "path", model="worded", steps=5)
     assert seen(path["picture"]).shape == (3 * 16, 6 * 16, 3) and len(path["numbers"]) == 5
+    film = ask(served, "path/animation", model="worded", steps=5)["animation"]
+    with Image.open(io.BytesIO(base64.b64decode(film.partition(",")[2]))) as moving:
+        assert moving.format == "WEBP" and moving.n_frames == 6  # type: ignore[attr-defined]
     quiz = ask(served, "memory/quiz", model="worded", seed=3)
     assert len(quiz["cards"]) == len(quiz["kinds"]) == 9 and len(set(quiz["kinds"])) == 3
     for card, near, kind in zip(quiz["cards"], quiz["nearest"], quiz["kinds"]):

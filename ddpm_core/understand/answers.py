@@ -18,6 +18,7 @@ ANSWERS: dict[str, Answer] = {
     "pair/levels": pair.levels,
     "path": path.answer,
     "path/compare": path.compare,
+    "path/animation": path.animation,
     "memory": memory.answer,
     "memory/levels": memory.levels,
     "memory/origin": memory.origin,

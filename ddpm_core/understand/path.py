@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import torch
 
 from ..errors import UserError
+from ..model.diffusion import model_to_uint8
+from ..operations.pictures import enlarged, make_grid
 from ..sampling import SAMPLERS
 from ..sampling.generate import SampleSettings, generate
 from ..sampling.trace import Trace, trace
@@ -14,6 +18,7 @@ from .desk import Desk, Opened
 from .query import Query, as_noise, as_state, rms, shown
 
 _MOST_STEPS = 50
+_ANIMATED = 9  # images
 _COUNTS = (1, 2, 4, 8, 16, 32)
 
 
@@ -66,6 +71,25 @@ def numbers(found: Trace) -> list[dict[str, float]]:
         }
         for i, (t, (of_state, of_guess)) in enumerate(zip(found.times, found.steps()))
     ]
+
+
+def animation(desk: Desk, query: Query) -> dict[str, Any]:
+    """The states of nine samplings, with the guesses below, as an animated WebP's data URL."""
+    model = desk.model(query.text("model"))
+    settings = settings_of(query, model)
+    seeds = [seed_of(query) + i for i in range(_ANIMATED)]
+    found = trace(model.network, model.diffusion, model.shape, settings, seeds)
+    a = torch.tensor(found.alpha_bars)[:, None, None, None, None]
+    states = as_state(found.states, a.sqrt(), (1 - a).sqrt())
+    guesses = torch.cat([found.guesses, found.states[-1:]])
+    frames = [
+        enlarged(make_grid(model_to_uint8(torch.cat(both)), columns=_ANIMATED, gap=1), 96 * _ANIMATED)
+        for both in zip(states, guesses)
+    ]
+    out = io.BytesIO()
+    durations = [120] * (len(frames) - 1) + [2500]
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=85)
+    return {"animation": "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()}
 
 
 def compare(desk: Desk, query: Query) -> dict[str, Any]:
