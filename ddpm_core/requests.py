@@ -244,7 +244,7 @@ class Edit:
 
     ``resize_mode``: how an image of other proportions is brought to the model's: stretched, cut, or filled up. ``only_masked``: the model
     draws the masked part with ``mask_padding`` pixels around it instead of the whole image. ``resamples``: how often each part of the way from
-    noise to image is gone, so that what is drawn fits what stays. ``ready``: image and mask are as ``operations.editing.prepared`` makes them.
+    noise to image is gone, so that what is drawn fits what stays, or what is asked for; once where there is neither mask nor prompt. ``ready``: image and mask are as ``operations.editing.prepared`` makes them.
     """
 
     image: Image.Image
@@ -380,12 +380,12 @@ class SampleRequest:
     resamples: int = option(
         8,
         label="Resamples",
-        info="More fit the new part to the rest better, and take longer; with a prompt 2 are enough",
+        info="More fit the new part to the rest, or the image to the prompt, and take longer",
         low=1,
         high=10,
         step=1,
         group="edit",
-        help="how often each part of the way from noise to image is gone under a mask, 1 to 10",
+        help="how often each part of the way from noise to image is gone, under a mask or towards a prompt, 1 to 10",
     )
 
     @property

@@ -20,6 +20,7 @@ from ddpm_core.operations.editing import Canvas, filled, open_image, open_mask
 from ddpm_core.operations.pictures import enlarge_plainly
 from ddpm_core.requests import Edit, Interpolation, SampleRequest
 from ddpm_core.service import Service
+from ddpm_core.workspace import Workspace
 
 # -- images of any size: what the model sees, and what is put back -----------------------------------------------------
 
@@ -200,6 +201,14 @@ def test_the_text_says_what_was_sampled(trained: CommandLine, few: Path, tmp_pat
     assert made("--steps", 20, "--sampler", "ddim")[1] == pixels, "and so its text makes it again"
     text, _ = made("--steps", 4)
     assert "Sampler: DPM++ 2M" in text and "resamples" not in text
+    # without a mask once, unless words are asked for, which the image shall come to show
+    given = given[: given.index("--mask")]
+    text, _ = made("--steps", 20)
+    assert "Sampler: DPM++ 2M" in text and "resamples" not in text
+    config = Workspace(trained.workspace).model_config("m")
+    word = config.tags[0].split(" | ")[0]
+    text, _ = made("--steps", 20, "--prompt", word)
+    assert "Sampler: DDIM" in text and "DDPM resamples: 8" in text
 
 
 def test_filling_takes_the_colours_around() -> None:

@@ -150,6 +150,21 @@ def test_what_is_not_masked_stays_exactly(
         assert not torch.equal(found[0], found[1])
 
 
+def test_without_a_mask_resamples_draw_everything_several_times(picture: Tensor, mask: Tensor) -> None:
+    """As with a mask that is all white; not at strength 1, where nothing is given."""
+    process, settings = diffusion(), SampleSettings("ddim", 20, seed=3)
+    several, calls = generate(network, process, SHAPE, 2, settings, start=Start(picture, 0.6, resamples=3))
+    white, same = generate(
+        network, process, SHAPE, 2, settings, start=Start(picture, 0.6, torch.ones_like(mask), resamples=3)
+    )
+    once, least = generate(network, process, SHAPE, 2, settings, start=Start(picture, 0.6))
+    assert torch.equal(several, white) and calls == same > least == 13
+    assert float((several - once).abs().max()) > 0.01
+    plain, _ = generate(network, process, SHAPE, 2, settings)
+    anew, calls = generate(network, process, SHAPE, 2, settings, start=Start(picture, 1.0, resamples=3))
+    assert torch.equal(anew, plain) and calls == 20
+
+
 def test_a_masked_sampling_is_the_same_in_any_batch(picture: Tensor, mask: Tensor) -> None:
     pictures = torch.cat([picture, -picture, 0.5 * picture])
     for resamples in (1, 2):

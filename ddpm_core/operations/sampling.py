@@ -24,6 +24,7 @@ from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.network import Network
 from ..requests import Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
+from ..sampling.start import Start
 from ..sampling.upscale import UpscaleSettings
 from ..training import precision
 from ..workspace import Workspace
@@ -165,6 +166,10 @@ def _alike(
     if canvas is not None:
         _say_unlike(workspace, model, title, canvas, net, diffusion, dtype, context)
 
+    start = canvas.start if canvas is not None else None
+    if start is not None and start.mask is None and question.asked is None:
+        start = dataclasses.replace(start, resamples=1)  # there is nothing that the image must come to fit
+
     def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
         with context.gpu_slice():
             return net(x, t, told=told)  # type: ignore[no-any-return]
@@ -185,12 +190,12 @@ def _alike(
         stop=context.stop,
         progress=progress,
         asked=question.asked,
-        start=canvas.start if canvas is not None else None,
+        start=start,
     )
     pixels = model_to_uint8(images)
     seeds = [seed for seed, _ in settings.seeds(len(images))]
     pictures, texts = [], []
-    settled, more = _as_sampled(settings, canvas, config.diffusion.timesteps)
+    settled, more = _as_sampled(settings, canvas, start, config.diffusion.timesteps)
     # of many images their number is shown, of one its steps
     quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
     enlarge = _enlarging_by(workspace, enlarging, quiet, drawing) if enlarging is not None and len(pixels) else None
@@ -245,15 +250,15 @@ def _say_unlike(
 
 
 def _as_sampled(
-    settings: SampleSettings, canvas: Canvas | None, timesteps: int
+    settings: SampleSettings, canvas: Canvas | None, start: Start | None, timesteps: int
 ) -> tuple[SampleSettings, Mapping[str, str]]:
-    """The settings as they were used, and what an edit adds to the text: inpainting that goes parts of the way several times is DDIM's."""
-    if canvas is None:
+    """The settings as they were used, and what an edit adds to the text: what goes parts of the way several times is DDIM's."""
+    if canvas is None or start is None:
         return settings, {}
-    if not canvas.start.repaints(len(canvas.start.times(settings.times(timesteps)))):
+    if not start.repaints(len(start.times(settings.times(timesteps)))):
         return settings, canvas.described
     eta = settings.eta if settings.definition.uses_eta else 0.0
-    resamples = {"DDPM resamples": str(canvas.start.resamples)}
+    resamples = {"DDPM resamples": str(start.resamples)}
     return dataclasses.replace(settings, sampler="ddim", eta=eta), {**canvas.described, **resamples}
 
 

@@ -191,7 +191,7 @@ def generate(
             clip=settings.clip,
             dynamic_threshold=settings.dynamic_threshold,
             dtype=dtype,
-            given=None if painting else given,
+            given=None if painting or start.mask is None else given,
         )
         sampler, more = definition.function, options
         if painting and given is not None:

@@ -43,7 +43,7 @@ def kept_steps(strength: float, steps: int) -> int:
 class Start:
     """``strength``: how much of the way from noise to image is gone anew (SDEdit, Meng et al. 2022). ``mask``: where; the rest stays as
     in ``images``. ``blank``: nothing of ``images`` is under the mask, noise is there at first. ``resamples``: how often each part of the
-    way is gone, so that what is drawn fits what stays (RePaint). ``noise``: to begin with, instead of what the seeds give."""
+    way is gone, so that what is drawn fits what stays (RePaint), or what is asked for. ``noise``: to begin with, instead of what the seeds give."""
 
     images: Tensor | None = None
     strength: float = 1.0
@@ -60,7 +60,8 @@ class Start:
 
     def repaints(self, steps: int) -> bool:
         """Whether parts of so many steps are gone several times."""
-        return self.mask is not None and any(step < 0 for step in way(steps, JUMP, self.resamples))
+        whole = self.mask is None and self.strength >= 1  # nothing is given
+        return self.images is not None and not whole and any(step < 0 for step in way(steps, JUMP, self.resamples))
 
     def state(self, denoiser: Denoiser, times: Sequence[int], rows: slice, noise: Tensor) -> Tensor:
         """What the sampling of the images ``rows`` begins with: ``noise`` (n, C, H, W), or the images noised to the first of ``times``."""
@@ -77,9 +78,11 @@ class Start:
         return state
 
     def given(self, rows: slice, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Images and mask of ``rows``, where there is a mask."""
-        if self.images is None or self.mask is None:
+        """Images and mask of ``rows``, where there is a mask; all is drawn, where parts are gone several times without one."""
+        if self.images is None or (self.mask is None and (self.resamples == 1 or self.strength >= 1)):
             return None
+        if self.mask is None:
+            return _of(self.images, rows, like), torch.ones((1, 1, 1, 1), device=like.device)
         return _of(self.images, rows, like), _of(self.mask, rows, like)
 
 

@@ -88,7 +88,7 @@ def animation(desk: Desk, query: Query) -> dict[str, Any]:
     ]
     out = io.BytesIO()
     durations = [120] * (len(frames) - 1) + [2500]
-    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=85)
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=70)
     return {"animation": "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()}
 
 

@@ -474,7 +474,7 @@ def test_it_fits_narrow_and_dark(host: WebUI, page: Page) -> None:
     for theme in ("light", "dark"):
         page.driver.set_window_size(1280, 1000)
         open_tab(page, theme)
-        for name in ("Dataset", "Train", "Generate"):
+        for name in ("Dataset", "Train", "Generate", "Understand"):
             page.tab(name)
             time.sleep(0.5)
             wide = page.js("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -482,12 +482,36 @@ def test_it_fits_narrow_and_dark(host: WebUI, page: Page) -> None:
             page.shot(f"{theme}-{name.lower()}")
     page.driver.set_window_size(400, 900)
     open_tab(page)
-    for name in ("Dataset", "Train", "Generate"):
+    for name in ("Dataset", "Train", "Generate", "Understand"):
         page.tab(name)
         ours = page.js("const r = document.querySelector('#ddpm_tab'); return r.scrollWidth - r.clientWidth")
         assert ours <= 0, f"{name} is wider than 400 px"
         page.shot(f"narrow-{name.lower()}")
     page.driver.set_window_size(1280, 1000)
+
+
+def test_understand(host: WebUI, page: Page, without: dict[str, Any]) -> None:
+    """Every page draws what it computes in the host, whose own images stay the same meanwhile; its models are given back."""
+    open_tab(page)
+    page.tab("Understand")
+    drawn = (
+        "const all = [...document.querySelectorAll('.ddpm-understand figure:not([hidden]) img')].filter((i) => i.src && i.offsetParent);"
+        "return all.length >= arguments[0] && all.every((i) => i.naturalWidth > 0)"
+    )
+    for number, least, name in ((1, 4, "noise"), (2, 10, "pair"), (3, 4, "path"), (6, 5, "words"), (7, 3, "network")):
+        page.js("document.querySelectorAll('.ddpm-pages button')[arguments[0] - 1].click()", number)
+        page.wait(lambda least=least: page.js(drawn, least), f"the images of page {number}", 120)
+        assert not page.all(".ddpm-says .ddpm-failure"), page.text()
+        page.shot(f"understand-{name}")
+    move = (
+        "const s = document.querySelector('.ddpm-understand input[aria-label=Timestep]');"
+        "window.moving = setInterval(() => { s.value = Math.floor(Math.random() * 1000); s.dispatchEvent(new Event('input')); }, 50)"
+    )
+    page.js(move)
+    try:
+        assert {same_bytes(host.txt2img(seed=77, batch_size=2)) for _ in range(3)} == {without["image"]}
+    finally:
+        page.js("clearInterval(window.moving)")
 
 
 def test_settings_count_at_once(host: WebUI, tmp_path: Path) -> None:
@@ -511,7 +535,11 @@ def test_chinese(host: WebUI, page: Page) -> None:
             text = page.js("return document.querySelector('#ddpm_tab').textContent")
             assert "数据集" in text and "训练" in text
             page.shot(f"chinese-{theme}-dataset")
-            for number, name in ((1, "train"), (2, "generate")):  # the host's own words are translated by its own pack
+            for number, name in (
+                (1, "train"),
+                (2, "generate"),
+                (3, "understand"),
+            ):  # the host's own words are translated by its own pack
                 page.js("document.querySelectorAll('#ddpm_tabs > .tab-nav button')[arguments[0]].click()", number)
                 time.sleep(1.5)
                 page.shot(f"chinese-{theme}-{name}")
