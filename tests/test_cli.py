@@ -155,7 +155,7 @@ def test_review_delete_restore_export(ready: CommandLine, tmp_path: Path) -> Non
         (["train", "--dataset", "d", "--model", "m"], "--resume"),
         (
             ["train", "--dataset", "d", "--model", "x", "--preset", "huge"],
-            "tiny-32, portrait-64, article-64, detail-128",
+            "tiny-32, portrait-64, article-64, annotated-28, detail-128",
         ),
         (["train", "--dataset", "d", "--model", "x", "--preset", "tiny-32", "--size", "30"], "multiples of 4"),
         (["train", "--dataset", "d", "--model", "x", "--preset", "tiny-32", "--set", "nonsense=1"], "the settings are"),

@@ -235,7 +235,7 @@ def test_settings_that_only_fit_together_can_be_set_together() -> None:
         and changed.model.diffusion.schedule == "linear"
         and changed.train.seed == 5
     )
-    with pytest.raises(UserError, match="the settings are: attention_head_dim"):
+    with pytest.raises(UserError, match="the settings are: attention, attention_head_dim"):
         config().with_settings({"nonsense": "1"})
     with pytest.raises(UserError, match="whole number"):
         config().with_settings({"seed": "x"})

@@ -69,12 +69,12 @@ def test_nothing_is_restored_under_a_training_that_begins(
     workspace.delete_model("m")
     real, refused = training.pack, []
 
-    def pack(*values: Any) -> Any:
+    def pack(*values: Any, **options: Any) -> Any:
         with pytest.raises(UserError, match="is being trained"):
             workspace.restore_model("m")
         refused.append(1)
         model.write_bytes(content)  # by hand nothing is refused
-        return real(*values)
+        return real(*values, **options)
 
     monkeypatch.setattr(training, "pack", pack)
     request = TrainRequest("m", "d", preset="tiny-32", size=16, batch_size=4, steps=1)
