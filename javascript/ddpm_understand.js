@@ -195,6 +195,7 @@
             legend.replaceChildren(...series.map((one, i) => {
                 const key = el("span", "", one.label);
                 key.style.setProperty("--colour", COLOURS[i % 4]);
+                key.style.setProperty("--line", ["solid", "dashed", "dotted", "solid"][i % 4]);
                 return key;
             }));
             if (at !== null) node.mark(at);

@@ -6,7 +6,7 @@
 
     window.ddpm.understand.add({
         key: "film", number: 4, title: T("Your run as a film"), build(page) {
-            const at = page.slider("frame", T("Frame"), 0, 0, 0), view = page.figure(T("The same noise, sampled after training step"), "ddpm-wide", 2);
+            const at = page.slider("frame", T("Frame"), 0, 0, 0), view = page.figure(T("The same noise, sampled during the training"), "ddpm-wide", 2);
             const curves = page.chart(T("Loss: how wrong the network's answers are"), T("step"), true), says = el("div", "ddpm-note");
             const there = el("div", "", el("div", "ddpm-controls", at), view, curves);
             let steps = [], playing = null, model = "";
@@ -14,7 +14,7 @@
                 if (!steps.length) return;
                 const step = steps[Math.min(at.number(), steps.length - 1)];
                 view.show(url("preview", { model, step }));
-                view.say(step);
+                view.say(T("step") + " " + step);
                 curves.mark(step);
             }
             const play = button(T("Play"), () => {

@@ -7,7 +7,7 @@
         learned: T("When it samples, this network does not follow the memoriser, and at little and medium noise it is closer to images that it has never seen: it has learned what such images have in common."),
         partly: T("This network lies between: it has begun to answer with its training images."),
         copies: T("This network answers like the memoriser: it copies its training images."),
-        untrained: T("This network has an opinion of its own, but not yet a better one: keep training."),
+        untrained: T("This network goes its own way, but at medium noise it is not yet closer to unseen images than the memoriser: keep training."),
         open: T("The memoriser settles on one image at none of these timesteps, so this page cannot tell."),
     };
     const KINDS = [["real", T("real")], ["sample", T("sample")], ["copy", T("copy")]];
@@ -27,7 +27,7 @@
                     one.show(source);
                     return one;
                 }));
-                copied.textContent = found.copied ? T("This sample is a copy: it is at least three times nearer to one training image than to any other.") : T("This sample is no copy: no training image is much nearer to it than the others are.");
+                copied.textContent = found.copied ? T("This sample is a copy: it is at least three times nearer to one training image than to any other.") : T("This sample is not a copy: no training image is much nearer to it than the others are.");
                 way.hidden = leaning.hidden = false;
             });
             way.hidden = leaning.hidden = true;
@@ -36,7 +36,7 @@
                 el("div", "ddpm-controls", image, t, page.fresh("seed", T("New noise"))),
                 page.row(clean, mixed, ours, theirs, apart, near), numbers, which, curves, verdict, more,
                 page.formula("D*(x, t) = Σ w_i x_i,   w_i ∝ exp(−|x − √ᾱ_t x_i|² / 2(1 − ᾱ_t))", T("The answer D* is the sum of all training images xᵢ times their weights wᵢ; the nearer an image is to the noised one, the larger its weight. Karras et al. 2022, appendix B.3; in the code: Memoriser in sampling/memoriser.py")),
-                page.aside(T("Take a held-out image and move the timestep down. With less noise the memoriser settles on one of its images, which is the wrong one here, and stays wrong however little noise is left. A network that has learned does not follow it and finds the image that it has never seen: this is generalisation. A network copies when it is trained too long on too few images. Then its answers become the memoriser's, the map of differences turns black, and its samples equal training images.")),
+                page.aside(T("Take a held-out image and move the timestep down. With less noise the memoriser settles on one of its images, which is the wrong one here, and stays wrong, however little noise is left. A network that has learned does not follow it and finds the image that it has never seen: this is generalisation. (On training images both are right, so there the map is black for any good network.) A network copies when it is trained too long on too few images. Then it answers as the memoriser does on held-out images, too, and its samples equal training images.")),
                 el("h4", "", T("Where does a sample come from?")), el("div", "ddpm-toolbar", button(T("Sample and look"), () => { page.state.seed = String(Math.floor(Math.random() * 1e9)); origin.now(); })), page.row(way), leaning, leans, copied,
                 el("h4", "", T("Real, sample or copy?")), quiz(page));
             page.ask("memory", ["image", "t", "seed"], (found) => {
@@ -51,7 +51,7 @@
                 apart.show(found.difference);
                 near.show(found.nearest);
                 near.say(percent(found.weight));
-                numbers.replaceChildren(el("span", "", T("The memoriser's weight is spread over about"), " ", el("strong", "", number(found.effective)), " ", T("of"), " ", el("strong", "", found.memorised), " ", T("images.")),
+                numbers.replaceChildren(el("span", "", T("The memoriser mixes mainly about"), " ", el("strong", "", number(found.effective)), " ", T("of"), " ", el("strong", "", found.memorised), " ", T("images.")),
                     found.memorised < found.learned_from ? el("span", "", T("(It only has room for these. The model learned from more:)"), " ", found.learned_from) : "");
                 which.textContent = page.about(found);
                 curves.mark(found.t);

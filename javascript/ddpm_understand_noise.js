@@ -16,11 +16,11 @@
                 page.lead(T("A diffusion model learns to remove noise, so training begins by adding it. The timestep says how much: at 0 almost everything is image, at the last one almost everything is noise. Move the slider.")),
                 el("div", "ddpm-controls", image, t, schedule, page.fresh("seed", T("New noise"))),
                 page.row(clean, noise, mixed, slow), figures, which,
-                page.formula("x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε", T("x₀ is the image, ε the noise, t the timestep, ᾱ (“alpha bar”) how much of the image is left, as a share of the strength squared: so the two factors squared add up to 1. Ho et al. 2020, equation 4; in the code: Diffusion.add_noise")),
+                page.formula("x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε", T("x₀ is the image, ε the noise, t the timestep. ᾱ (“alpha bar”) and 1 − ᾱ are the shares of image and noise and add up to 1; the factors are their square roots. Ho et al. 2020, equation 4; in the code: Diffusion.add_noise")),
                 curves,
                 page.aside(T("The noise schedule says how fast the image disappears. If it is too fast, many timesteps show only noise and teach nothing. If it is too slow, noise remains too weak at the end, and sampling could not start from pure noise. Compare the curves.")),
                 same,
-                page.aside(T("T is the number of timesteps: the more, the smaller each step. Training uses all of them; sampling goes back in fewer, larger steps (page 3).")));
+                page.aside(T("The more timesteps there are, the smaller is each. Training uses all of them; sampling goes back in fewer, larger steps (page 3).")));
             page.ask("noise", ["image", "t", "schedule", "seed"], (found) => {
                 image.limit(found.count - 1);
                 t.limit(found.timesteps - 1);
