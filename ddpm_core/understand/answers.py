@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from . import memory, network, noise, pair, path, words
+from . import chapters, memory, network, noise, pair, path, words
 from .desk import Desk
 from .query import Query
 
@@ -25,6 +25,9 @@ ANSWERS: dict[str, Answer] = {
     "memory/quiz": memory.quiz,
     "words": words.answer,
     "network": network.answer,
+    "chapters/words": chapters.words,
+    "chapters/cascade": chapters.cascade,
+    "chapters/adapter": chapters.adapter,
 }
 
 
