@@ -7,7 +7,7 @@
     window.ddpm.understand.add({
         key: "path", number: 3, title: T("From noise to image"), build(page) {
             const samplers = [["ddim", "DDIM"], ["dpmpp_2m", "DPM++ 2M"], ["unipc", "UniPC"], ["ddpm", "DDPM"]];
-            const sampler = page.picker("sampler", T("Sampling method"), samplers, "ddim"), steps = page.slider("steps", T("Sampling steps"), 1, 50, 20);
+            const sampler = page.picker("sampler", T("Sampling method"), samplers, "ddim"), steps = page.picker("steps", T("Sampling steps"), ["1", "2", "5", "10", "20", "30", "50"].map((count) => [count, count]), "20");
             const at = page.slider("step", T("Step"), 0, 20, 0);
             const state = page.figure(T("state: the image so far")), guess = page.figure(T("the network's guess of the image")), taken = page.figure(T("the change in this step (amplified)"));
             const numbers = el("div", "ddpm-line"), rule = el("div", "ddpm-note");
