@@ -305,7 +305,7 @@
     async function keep(body) {
         const views = [...body.querySelectorAll("figure")].filter((one) => one.querySelector("img[src]") && one.offsetParent !== null);
         const charts = [...body.querySelectorAll("svg.ddpm-chart")].filter((one) => one.offsetParent !== null);
-        const style = getComputedStyle(body), W = 960, PAD = 16;
+        const style = getComputedStyle(body), W = 1040, PAD = 16;
         const ground = getComputedStyle(document.body).backgroundColor;
         const places = [], lines = [];
         let x = PAD, y = 56, tall = 0;
@@ -313,7 +313,7 @@
             const image = view.querySelector("img"), box = image.getBoundingClientRect();
             const width = Math.min(W - 2 * PAD, box.width), height = box.height * width / Math.max(1, box.width);
             if (x + width > W - PAD) { x = PAD; y += tall + PAD; tall = 0; }
-            places.push({ image, x, y, width, height, caption: view.querySelector("figcaption").textContent });
+            places.push({ image, x, y, width, height, caption: [...view.querySelector("figcaption").children].map((part) => part.textContent).join(", ") });
             x += width + PAD;
             tall = Math.max(tall, height + 34);
         }
