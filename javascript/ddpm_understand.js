@@ -227,6 +227,12 @@
             " " + T("Held-out images are numbers 0 to") + " " + (answer.held - 1) + ".";
     }
 
+    /** Sliders for the image and its timestep; follow(answer) gives them the ends that the answer names. */
+    function lesson(page) {
+        const image = slider(page, "image", T("Image"), 0, 0, 0), t = slider(page, "t", T("Timestep"), 0, 999, 500);
+        return { sliders: [image, t], follow: (answer) => { image.limit(answer.count - 1); t.limit(answer.timesteps - 1); } };
+    }
+
     // -- the frame -------------------------------------------------------------------------------------------------------------
 
     function build(node) {
@@ -267,6 +273,7 @@
         page.build({
             body: content, state, set, value, numeric, figure, row, formula, lead, aside, chart, loaded, about, picker, fresh, status: () => status,
             slider: (...given) => slider(here, ...given),
+            lesson: () => lesson(here),
             ask: (part, keys, show) => question(here, part, keys, show, true),
             onDemand: (part, keys, show) => question(here, part, keys, show, false),
             watch: (action) => here.watchers.push(action),

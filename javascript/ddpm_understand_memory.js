@@ -14,7 +14,7 @@
 
     window.ddpm.understand.add({
         key: "memory", number: 5, title: T("Learned or memorised"), build(page) {
-            const image = page.slider("image", T("Image"), 0, 0, 0), t = page.slider("t", T("Timestep"), 0, 999, 500);
+            const chosen = page.lesson();
             const clean = page.figure(T("image x₀")), mixed = page.figure(T("noised image")), ours = page.figure(T("the network's answer")), theirs = page.figure(T("the memoriser's answer")),
                 apart = page.figure(T("where they differ")), near = page.figure(T("the memoriser's likeliest image"));
             const which = el("div", "ddpm-note"), numbers = el("div", "ddpm-line"), verdict = el("div", "ddpm-line"), more = el("div", "ddpm-note");
@@ -33,15 +33,14 @@
             way.hidden = leaning.hidden = true;
             page.body.append(
                 page.lead(T("The perfect memoriser needs no network. It compares the noised image with every training image and answers with their average, in which the likeliest ones count most. No network can do better on the training images. But it can only ever answer with them and with mixtures of them. Here it stands beside your network.")),
-                el("div", "ddpm-controls", image, t, page.fresh("seed", T("New noise"))),
+                el("div", "ddpm-controls", ...chosen.sliders, page.fresh("seed", T("New noise"))),
                 page.row(clean, mixed, ours, theirs, apart, near), numbers, which, curves, verdict, more,
                 page.formula("D*(x, t) = Σ w_i x_i,   w_i ∝ exp(−|x − √ᾱ_t x_i|² / 2(1 − ᾱ_t))", T("The answer D* is the sum of all training images xᵢ times their weights wᵢ; the nearer an image is to the noised one, the larger its weight. Karras et al. 2022, appendix B.3; in the code: Memoriser in sampling/memoriser.py")),
                 page.aside(T("Take a held-out image and move the timestep down. With less noise the memoriser settles on one of its images, which is the wrong one here, and stays wrong, however little noise is left. A network that has learned does not follow it and finds the image that it has never seen: this is generalisation. (On training images both are right, so there the map is black for any good network.) A network copies when it is trained too long on too few images. Then it answers as the memoriser does on held-out images, too, and its samples equal training images.")),
                 el("h4", "", T("Where does a sample come from?")), el("div", "ddpm-toolbar", button(T("Sample and look"), () => { page.state.seed = String(Math.floor(Math.random() * 1e9)); origin.now(); })), page.row(way), leaning, leans, copied,
                 el("h4", "", T("Real, sample or copy?")), quiz(page));
             page.ask("memory", ["image", "t", "seed"], (found) => {
-                image.limit(found.count - 1);
-                t.limit(found.timesteps - 1);
+                chosen.follow(found);
                 clean.show(found.x0);
                 mixed.show(found.x);
                 ours.show(found.network);

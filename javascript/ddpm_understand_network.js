@@ -3,8 +3,8 @@
     "use strict";
 
     const { T, el, button, number, figure: count } = window.ddpm;
-    const KINDS = { "residual block": T("residual block"), attention: T("attention"), downsampling: T("downsampling"), upsampling: T("upsampling"), convolution: T("convolution") };
-    const MARKS = { "residual block": "R", attention: "A", downsampling: "↓", upsampling: "↑", convolution: "C" };
+    const KINDS = { "residual block": T("residual block"), "ConvNeXt block": T("ConvNeXt block"), attention: T("attention"), "linear attention": T("linear attention"), downsampling: T("downsampling"), upsampling: T("upsampling"), convolution: T("convolution") };
+    const MARKS = { "residual block": "R", "ConvNeXt block": "R", attention: "A", "linear attention": "A", downsampling: "↓", upsampling: "↑", convolution: "C" };
 
     function large(value) {
         return value >= 1e9 ? number(value / 1e9) + " G" : value >= 1e6 ? number(value / 1e6) + " M" : value >= 1e3 ? number(value / 1e3) + " k" : String(value);
@@ -12,7 +12,7 @@
 
     window.ddpm.understand.add({
         key: "network", number: 7, title: T("The network"), build(page) {
-            const image = page.slider("image", T("Image"), 0, 0, 0), t = page.slider("t", T("Timestep"), 0, 999, 500);
+            const chosen = page.lesson();
             const totals = el("div", "ddpm-line"), plan = el("div", "ddpm-plan"), maps = page.figure(T("the four channels that vary most in this part"), "ddpm-wide", 3), about = el("div", "ddpm-line");
             const entry = page.figure(T("noised image, in")), out = page.figure(T("the network's answer, out"));
             const by = page.picker("shade", T("Shaded by"), [["milliseconds", T("time")], ["multiply_adds", T("multiply-adds")], ["weights", T("weights")]], "milliseconds");
@@ -52,14 +52,13 @@
             }
             page.body.append(
                 page.lead(T("The network is a U. On the left the image shrinks and gains channels. At the bottom it is smallest, and attention lets every pixel look at every other. On the right it grows again. Skips carry the detail of each level across; without them the way back would be guesswork.")),
-                el("div", "ddpm-controls", image, t, page.fresh("seed", T("New noise")), by), totals, plan,
+                el("div", "ddpm-controls", ...chosen.sliders, page.fresh("seed", T("New noise")), by), totals, plan,
                 el("div", "ddpm-note", T("C: convolution. R: residual block, which is also told the timestep. A: attention. ↓ halves the size, ↑ doubles it. Stronger colour means more. Press a part to look inside.")),
                 about, page.row(maps), page.row(entry, out),
                 page.formula("h + conv(SiLU(norm(conv(SiLU(norm(h))) + time)))", T("a residual block: Ho et al. 2020, appendix B; in the code: ResBlock in model/blocks.py, the U: UNet in model/unet.py")));
             page.ask("network", ["image", "t", "seed"], (answer) => {
                 found = answer;
-                image.limit(answer.count - 1);
-                t.limit(answer.timesteps - 1);
+                chosen.follow(answer);
                 entry.show(answer.x);
                 out.show(answer.answer);
                 totals.replaceChildren(count(T("weights"), large(answer.weights)), count(T("multiply-adds for one answer"), large(answer.multiply_adds)), count(T("parts"), answer.parts.length));

@@ -7,14 +7,14 @@
 
     window.ddpm.understand.add({
         key: "noise", number: 1, title: T("Noise"), build(page) {
-            const image = page.slider("image", T("Image"), 0, 0, 0), t = page.slider("t", T("Timestep"), 0, 999, 500);
+            const chosen = page.lesson();
             const schedule = page.picker("schedule", T("Noise schedule"), [["", T("the model's own")], ...Object.entries(NAMES)], "");
             const clean = page.figure(T("image x₀")), noise = page.figure(T("noise ε")), mixed = page.figure(T("noised image, at once")), slow = page.figure(T("noised image, step by step"));
             const figures = el("div", "ddpm-line"), which = el("div", "ddpm-note"), same = el("div", "ddpm-note");
             const curves = page.chart(T("How much of the image is left (ᾱ) at each timestep"), T("timestep"));
             page.body.append(
                 page.lead(T("A diffusion model learns to remove noise, so training begins by adding it. The timestep says how much: at 0 almost everything is image, at the last one almost everything is noise. Move the slider.")),
-                el("div", "ddpm-controls", image, t, schedule, page.fresh("seed", T("New noise"))),
+                el("div", "ddpm-controls", ...chosen.sliders, schedule, page.fresh("seed", T("New noise"))),
                 page.row(clean, noise, mixed, slow), figures, which,
                 page.formula("x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε", T("x₀ is the image, ε the noise, t the timestep. ᾱ (“alpha bar”) and 1 − ᾱ are the shares of image and noise and add up to 1; the factors are their square roots. Ho et al. 2020, equation 4; in the code: Diffusion.add_noise")),
                 curves,
@@ -22,8 +22,7 @@
                 same,
                 page.aside(T("The more timesteps there are, the smaller is each. Training uses all of them; sampling goes back in fewer, larger steps (page 3).")));
             page.ask("noise", ["image", "t", "schedule", "seed"], (found) => {
-                image.limit(found.count - 1);
-                t.limit(found.timesteps - 1);
+                chosen.follow(found);
                 clean.show(found.x0);
                 noise.show(found.noise);
                 mixed.show(found.at_once);

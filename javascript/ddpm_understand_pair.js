@@ -7,14 +7,14 @@
 
     window.ddpm.understand.add({
         key: "pair", number: 2, title: T("What the network sees"), build(page) {
-            const image = page.slider("image", T("Image"), 0, 0, 0), t = page.slider("t", T("Timestep"), 0, 999, 500);
+            const chosen = page.lesson();
             const clean = page.figure(T("image x₀")), noise = page.figure(T("noise ε")), mixed = page.figure(T("noised image"), "ddpm-seenbox"), map = page.figure(T("error of the image"));
             const truth = KINDS.map(([, label]) => page.figure(label)), said = KINDS.map(([, label]) => page.figure(label));
             const which = el("div", "ddpm-note"), own = el("div", "ddpm-note");
             const curves = page.chart(T("Mean squared error at each timestep"), T("timestep"), true);
             page.body.append(
                 page.lead(T("Training repeats one exercise: take an image, draw a random timestep and random noise, and mix them. The network sees the noised image and the timestep, and must separate the noise from the image. That is all it ever learns.")),
-                el("div", "ddpm-controls", image, t, page.fresh("seed", T("New noise"))),
+                el("div", "ddpm-controls", ...chosen.sliders, page.fresh("seed", T("New noise"))),
                 el("h4", "", T("One training example")), page.row(clean, noise, mixed), which,
                 el("h4", "", T("The right answer, written in three ways")), page.row(...truth),
                 el("h4", "", T("The network's answer")), page.row(...said, map), own,
@@ -22,8 +22,7 @@
                 page.formula("v = √ᾱ_t · ε − √(1 − ᾱ_t) · x₀", T("Salimans & Ho 2022, appendix D; in the code: Epsilon, Velocity and Image in model/prediction.py; the loss: model/loss.py")),
                 curves, el("h4", "", T("Guess the timestep")), guess(page));
             page.ask("pair", ["image", "t", "seed"], (found) => {
-                image.limit(found.count - 1);
-                t.limit(found.timesteps - 1);
+                chosen.follow(found);
                 clean.show(found.x0);
                 noise.show(found.noise);
                 mixed.show(found.x);

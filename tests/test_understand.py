@@ -208,8 +208,9 @@ def test_the_shares_of_a_step_lead_to_the_next_state() -> None:
         torch.testing.assert_close(again, found.states[i + 1], rtol=1e-4, atol=1e-4)
 
 
-def test_the_parts_of_a_network_account_for_its_multiply_adds_and_weights() -> None:
-    config = ModelConfig(NET, DiffusionConfig(prediction="v"))
+@pytest.mark.parametrize("parts_of", [{}, {"block": "convnext", "attention": "linear"}], ids=["ddpm", "annotated"])
+def test_the_parts_of_a_network_account_for_its_multiply_adds_and_weights(parts_of: dict[str, Any]) -> None:
+    config = ModelConfig(dataclasses.replace(NET, **parts_of), DiffusionConfig(prediction="v"))
     model = opened(config)
     x, times = noise(1, 3, 16, 16), torch.tensor([500])
     found, output = parts(model, x, times)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -54,6 +56,18 @@ def load_weights(
         )
     prefix = "net." if weights == "raw" else "ema."
     return loaded.config, {k[4:]: v for k, v in chosen.tensors.items() if k.startswith(prefix)}, path.stem
+
+
+def learned_from(workspace: Workspace, known: Mapping[str, object]) -> tuple[str, bool] | None:
+    """The dataset with the very images that a model learned from (True), whatever it is called, or else that of the name; None where neither
+    is here. ``known``: of the model's file."""
+    names = workspace.dataset_names()
+    for name in names:
+        with contextlib.suppress(UserError):  # one that cannot be opened is not it
+            if workspace.store(name).fingerprint() == known.get("fingerprint"):
+                return name, True
+    own = known.get("dataset")
+    return (own, False) if isinstance(own, str) and own in names else None
 
 
 def named(text: str) -> tuple[str, float]:

@@ -5,7 +5,6 @@ Both are copies, so that it goes on bit for bit whatever becomes of the base and
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -37,6 +36,7 @@ from ..training.settings import ADAPTER_STEPS, AdapterSettings, RunConfig, Train
 from ..training.tuning import Prior, Tuning
 from ..workspace import Workspace
 from .context import Context
+from .loading import learned_from
 from .telling import told_from, told_of, told_tensors
 
 BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's folder
@@ -153,20 +153,16 @@ def _of_dataset(workspace: Workspace, config: RunConfig, known: dict[str, object
 
 
 def _learned_from(workspace: Workspace, known: dict[str, object], context: Context) -> Store | None:
-    """The dataset with the very images that a model learned from, whatever it is called, or else that of the name."""
-    named = None
-    for name in workspace.dataset_names():
-        with contextlib.suppress(UserError):  # one that cannot be opened is not it
-            store = workspace.store(name)
-            if store.fingerprint() == known.get("fingerprint"):
-                return store
-            if name == known.get("dataset"):
-                named = store
-    if named is not None:
+    """The dataset that a model learned from, telling the person where it has changed since."""
+    found = learned_from(workspace, known)
+    if found is None:
+        return None
+    name, same = found
+    if not same:
         context.say(
-            f"The dataset {known['dataset']} has changed since the model learned from it; its images as they are now stand for what it knows."
+            f"The dataset {name} has changed since the model learned from it; its images as they are now stand for what it knows."
         )
-    return named
+    return workspace.store(name)
 
 
 def _without_concept(config: RunConfig, told: dict[str, Values]) -> dict[str, Values]:

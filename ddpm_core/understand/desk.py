@@ -22,6 +22,7 @@ from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.network import Network
 from ..operations.context import Context
+from ..operations.loading import learned_from
 from ..options import CROPS
 from ..sampling.generate import SampleSettings, generate
 from ..sampling.memoriser import Memoriser
@@ -192,21 +193,10 @@ class Desk:
         about = model_file.known_of(loaded.info)
         return Opened(name, loaded.config, net, diffusion, about, context, precision.of_sampling(device))
 
-    def dataset_of(self, model: Opened) -> str:
-        """The dataset that a model learned from, whatever it is called now; "" where it is not here."""
-        fingerprint = model.about.get("fingerprint")
-        names = self.workspace.dataset_names()
-        for name in sorted(names, key=lambda name: name != model.about.get("dataset")):
-            try:
-                if self.workspace.store(name).fingerprint() == fingerprint:
-                    return name
-            except UserError:  # it cannot be opened, and the Dataset tab says why
-                continue
-        return model.about["dataset"] if model.about.get("dataset") in names else ""
-
     def images(self, model: Opened, dataset: str = "") -> Images:
         """Images for a model: of the named dataset, of its own, or else some that it makes."""
-        dataset = dataset or self.dataset_of(model)
+        own = learned_from(self.workspace, model.about)
+        dataset = dataset or (own[0] if own else "")
         if not dataset:
             return _kept(self._open_images, model, lambda: self._stand_ins(model))
         store = self.workspace.store(dataset)

@@ -16,9 +16,9 @@ from ..sampling.memoriser import Memoriser, effective
 from ..sampling.samplers import ddim
 from ..sampling.trace import trace
 from .desk import Desk, Images, Opened
-from .noise import about
+from .lesson import by_level, lesson
 from .path import seed_of
-from .query import Query, as_map, as_state, rms, shown
+from .query import Query, as_map, rms, shown
 
 _LEVELS = 14
 _EACH = 4  # images at each level
@@ -46,24 +46,16 @@ def _opened(desk: Desk, query: Query) -> tuple[Opened, Images, Memoriser]:
 def answer(desk: Desk, query: Query) -> dict[str, Any]:
     """One noised image as the network and as the memoriser see it."""
     model, images, memoriser = _opened(desk, query)
-    number = query.whole("image", 0, 2**31, 0)
-    x0 = uint8_to_model(images.one(number))
-    t = query.whole("t", 0, model.timesteps - 1, model.timesteps // 2)
-    times = torch.tensor([t])
-    alpha, sigma = model.at(times)
-    x = alpha * x0 + sigma * query.noise(tuple(x0.shape))
-    guess = model.predict(x, times)[0]
-    weights = memoriser.weights(x, times)
-    known = memoriser.mean(weights).view(x.shape)
+    one = lesson(model, images, query)
+    x0 = one.x0
+    guess = model.predict(one.x, one.times)[0]
+    weights = memoriser.weights(one.x, one.times)
+    known = memoriser.mean(weights).view(x0.shape)
     first = int(weights[0].argmax())
     return {
-        **about(images, number),
-        "t": t,
-        "timesteps": model.timesteps,
+        **one.about,
         "memorised": len(memoriser.images),
         "learned_from": len(images.train),
-        "x0": shown(x0),
-        "x": shown(as_state(x, alpha, sigma)),
         "network": shown(guess),
         "memoriser": shown(known),
         "difference": shown(as_map(guess.clamp(-1, 1) - known, _MOST_ERROR)),
@@ -92,26 +84,26 @@ def levels(desk: Desk, query: Query) -> dict[str, Any]:
 def compared(model: Opened, images: Images, memoriser: Memoriser, seed: int) -> dict[str, Any]:
     """Mean squared errors of both by timestep, how far apart they are, and how many images the memoriser mixes."""
     x0, mirrored = unseen(images, _EACH)
-    times = torch.linspace(0, model.timesteps - 1, _LEVELS).round().long()
-    each, clean = times.repeat_interleave(len(x0)), x0.repeat(_LEVELS, 1, 1, 1)
-    a, s = model.at(each)
-    noise = torch.randn(clean.shape, generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu")
-    x = a * clean + s * noise
-    guess = model.predict(x, each)[0]
-    weights = memoriser.weights(x, each)
+    noise = torch.randn(
+        (_LEVELS * len(x0), *x0.shape[1:]), generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu"
+    )
+    times, all_of_them = by_level(model, x0, _LEVELS, noise)
+    clean, x = all_of_them.x0, all_of_them.x
+    guess = model.predict(x, all_of_them.times)[0]
+    weights = memoriser.weights(x, all_of_them.times)
     known = memoriser.mean(weights).view(x.shape)
 
-    def by_level(values: Tensor) -> list[float]:
+    def mean_square(values: Tensor) -> list[float]:
         return [float(v) for v in values.pow(2).flatten(1).mean(1).view(_LEVELS, -1).mean(1)]
 
-    apart, theirs, ours = by_level(guess - known), by_level(known - clean), by_level(guess - clean)
+    apart, theirs, ours = map(mean_square, (guess - known, known - clean, guess - clean))
     mixed = [float(v) for v in effective(weights).view(_LEVELS, -1).mean(1)]
     settled = [i for i, count in enumerate(mixed) if count < _SETTLED]
     settled = settled[len(settled) // 2 :]  # at less noise the image is in plain sight
     better = sum(ours[i] for i in settled) < sum(theirs[i] for i in settled)
     agreement = along(model, memoriser, seed)
     return {
-        "times": times.tolist(),
+        "times": times,
         "apart": apart,
         "network_error": ours,
         "memoriser_error": theirs,
@@ -168,23 +160,16 @@ def origin(desk: Desk, query: Query) -> dict[str, Any]:
     weights = memoriser.weights(states, times)
     all_of_it = weights.mean(0)
     top = all_of_it.topk(min(_TOP, len(all_of_it)))
-    near = closest(guesses, memoriser.images)
-    last = nearest(guesses[-1:], memoriser.images, torch.arange(len(memoriser.images)))
+    near = nearest(guesses, memoriser.images)
     return {
-        "picture": shown(torch.cat([model_to_uint8(guesses), memoriser.images[near]]), columns=len(guesses)),
+        "picture": shown(torch.cat([model_to_uint8(guesses), memoriser.images[near.index]]), columns=len(guesses)),
         "times": found.times,
         "effective": [float(v) for v in effective(weights)],
         "leans_on": [shown(memoriser.images[row : row + 1]) for row in top.indices.tolist()],
         "shares": [float(v) for v in top.values],
         "sample": shown(guesses[-1:]),
-        "copied": bool(last.memorised[0]),
+        "copied": bool(near.memorised[-1]),
     }
-
-
-def closest(images: Tensor, known: Tensor) -> Tensor:
-    """Row of the image of ``known`` (uint8) with the least squared distance to each of ``images`` ([-1, 1]), (N,) int64."""
-    flat, rows = images.flatten(1), uint8_to_model(known).flatten(1)
-    return torch.cdist(flat, rows).argmin(1)
 
 
 def quiz(desk: Desk, query: Query) -> dict[str, Any]:
@@ -205,7 +190,7 @@ def quiz(desk: Desk, query: Query) -> dict[str, Any]:
     )
     copies = iter(copied(memoriser, model.shape, max(1, kinds.count("copy")), seed))
     cards = torch.stack([next({"real": reals, "sample": samples, "copy": copies}[kind]) for kind in kinds])
-    near = closest(cards, memoriser.images)
+    near = nearest(cards, memoriser.images).index
     return {
         "cards": [shown(card[None]) for card in cards],
         "nearest": [shown(memoriser.images[row : row + 1]) for row in near.tolist()],

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..model.blocks import Downsample, ResBlock, Upsample
-from ..model.diffusion import uint8_to_model
+from ..model.convnext import ConvNextBlock
 from ..model.layers import Conv2d
-from ..model.unet import Attention
+from ..model.unet import Attention, LinearAttention
 from .desk import Desk, Opened
-from .noise import about
-from .query import Query, as_noise, as_state, shown
+from .lesson import lesson
+from .query import Query, as_noise, shown
 
 _MAPS = 4  # channels shown of each part
 
@@ -23,18 +23,10 @@ def answer(desk: Desk, query: Query) -> dict[str, Any]:
     """Every part with its output's size, weights, multiply-adds, time, and the channels that say most of this noised image."""
     model = desk.model(query.text("model"))
     images = desk.images(model, query.text("dataset"))
-    number = query.whole("image", 0, 2**31, 0)
-    x0 = uint8_to_model(images.one(number))
-    t = query.whole("t", 0, model.timesteps - 1, model.timesteps // 2)
-    times = torch.tensor([t])
-    alpha, sigma = model.at(times)
-    x = alpha * x0 + sigma * query.noise(tuple(x0.shape))
-    found, output = parts(model, x, times)
+    one = lesson(model, images, query)
+    found, output = parts(model, one.x, one.times)
     return {
-        **about(images, number),
-        "t": t,
-        "timesteps": model.timesteps,
-        "x": shown(as_state(x, alpha, sigma)),
+        **one.about,
         "answer": shown(output if model.config.diffusion.prediction == "x0" else as_noise(output)),
         "prediction": model.config.diffusion.prediction,
         "weights": sum(p.numel() for p in model.net.parameters()),
@@ -87,13 +79,15 @@ def parts(model: Opened, x: Tensor, times: Tensor) -> tuple[list[dict[str, Any]]
 
 def _is_part(name: str, module: nn.Module) -> bool:
     outer = isinstance(module, Conv2d) and name in ("conv_in", "conv_out")
-    return outer or isinstance(module, (ResBlock, Attention, Downsample, Upsample))
+    return outer or isinstance(module, (ResBlock, ConvNextBlock, Attention, Downsample, Upsample))
 
 
 def _kind(module: nn.Module) -> str:
     kinds: dict[type, str] = {
         ResBlock: "residual block",
+        ConvNextBlock: "ConvNeXt block",
         Attention: "attention",
+        LinearAttention: "linear attention",
         Downsample: "downsampling",
         Upsample: "upsampling",
     }
@@ -109,6 +103,8 @@ def multiply_adds(module: nn.Module, output: Tensor) -> int:
             total += parameter.numel() * pixels
         elif parameter.ndim == 2:  # of attention for each pixel, of the timestep once
             total += parameter.numel() * (pixels if isinstance(module, Attention) else 1)
+    if isinstance(module, LinearAttention):
+        return total + 2 * pixels * output.shape[1] ** 2 // module.heads
     return total + (2 * pixels**2 * output.shape[1] if isinstance(module, Attention) else 0)
 
 

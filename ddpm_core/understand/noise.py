@@ -11,7 +11,8 @@ from torch import Tensor
 from ..model.config import SCHEDULES, DiffusionConfig
 from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.schedule import make_alphas_cumprod
-from .desk import Desk, Images
+from .desk import Desk
+from .lesson import about
 from .query import Query, as_noise, as_state, rms, shown
 
 _POINTS = 101  # of a curve
@@ -68,15 +69,3 @@ def curves(own: DiffusionConfig) -> dict[str, list[float]]:
     rows = torch.linspace(0, own.timesteps - 1, _POINTS).round().long()
     tables = {name: make_alphas_cumprod(dataclasses.replace(own, schedule=name)) for name in SCHEDULES}
     return {name: [round(value, 5) for value in table[rows].tolist()] for name, table in tables.items()}
-
-
-def about(images: Images, number: int) -> dict[str, Any]:
-    """Which images these are, and which of them this one is."""
-    return {
-        "dataset": images.dataset,
-        "count": len(images.images),
-        "stand_in": images.stand_in,
-        "own": images.own,
-        "held_out": images.is_held(number),
-        "held": len(images.held),
-    }
