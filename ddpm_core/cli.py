@@ -157,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("sample", "Generate images with a model.")
     add_flags(p, SampleRequest, seed=0)
+    p.add_argument(
+        "--variation-of", metavar="FILE", help="an image to make others like it, by a model of the condition image"
+    )
     p.add_argument("--init", metavar="FILE", help="an image to begin with")
     p.add_argument("--mask", metavar="FILE", help="of that image: white where is drawn anew; the rest stays as it is")
     _add_adapters(p)
@@ -185,6 +188,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", help=_DEVICES)
     others = set(fields_of(SampleRequest)) - {"sampler", "steps", "seed", "cfg_scale"}
     add_flags(p, SampleRequest, sorted(others), seed=0)
+
+    p = command("search", "Find images of a dataset by words, by an image, or where words do not fit.")
+    p.add_argument("--dataset", required=True, metavar="NAME")
+    p.add_argument("--prompt", default="", metavar="TEXT", help="words that the images show")
+    p.add_argument("--image", metavar="FILE", help="an image that they are like")
+    p.add_argument("--misfits", action="store_true", help="images with words that do not fit them")
+    p.add_argument(
+        "--model", metavar="NAME", help="an image-text encoder (default: the newest that learned from the dataset)"
+    )
+    p.add_argument("--count", type=int, default=20)
+    p.add_argument("--device", help=_DEVICES)
 
     p = command("merge", "Make a model and adapters of it one new model.")
     p.add_argument("--model", required=True, metavar="NAME")

@@ -20,13 +20,16 @@ from .model import export as model_export
 from .model import file as model_file
 from .operations.context import Context
 from .operations.editing import open_image, open_mask
+from .operations.encoding import encoders
 from .operations.evaluation import evaluate
 from .operations.faithfulness import evaluate_upscaler
 from .operations.interpolating import interpolate, write_animation
 from .operations.loading import named, with_adapters
 from .operations.merging import merge_adapters, write_merged
 from .operations.pictures import FILTERS, grid_of
+from .operations.retrieval import evaluate_encoder
 from .operations.sampling import Sampled, sample, settings_of
+from .operations.searching import search
 from .operations.training import train
 from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
@@ -51,7 +54,13 @@ def open_workspace(a: argparse.Namespace) -> Workspace:
 
 def make_context(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> Context:
     """The context of an operation on the command line."""
-    return Context(parse_device(getattr(a, "device", None)), stop=stop, report=screen.report, say=screen.say)
+    return Context(
+        parse_device(getattr(a, "device", None)),
+        stop=stop,
+        report=screen.report,
+        say=screen.say,
+        image_encoder=encoders(lambda: open_workspace(a)),
+    )
 
 
 def run_harvest(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
@@ -155,6 +164,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         **{name: getattr(a, name) for name in names},
         image=open_image(as_pasted(a.init)) if a.init else None,
         mask=open_mask(as_pasted(a.mask)) if a.mask else None,
+        variation_of=open_image(as_pasted(a.variation_of)) if a.variation_of else None,
     )
     workspace = open_workspace(a)
     if (
@@ -173,6 +183,8 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         enlarging=request.enlarging,
         prompts=[_with_adapters(request.asked, a.adapter)],
         edit=request.edit,
+        best_of=request.best_of,
+        like=request.variation_of,
     )
     files, grid = write_samples(found, Path(a.out))
     return {
@@ -243,6 +255,8 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
             open_workspace(a), a.dataset, make_context(a, stop, screen), model=a.upscaler, count=count
         )
     workspace, context, model = open_workspace(a), make_context(a, stop, screen), a.model
+    if model and workspace.kind_of(model) == "contrast":
+        return evaluate_encoder(workspace, a.dataset, context, model=model)
     with tempfile.TemporaryDirectory(prefix="ddpm-merged-") as folder:
         if a.adapter and model:
             adapters = tuple(map(named, a.adapter))
@@ -260,6 +274,20 @@ def run_evaluate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -
             settings=SampleSettings(a.sampler, a.steps, seed=seed_of(a.seed), cfg_scale=a.cfg_scale),
             prompts=a.prompts,
         )
+
+
+def run_search(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
+    """``search``."""
+    return search(
+        open_workspace(a),
+        a.dataset,
+        make_context(a, stop, screen),
+        prompt=a.prompt,
+        image=open_image(as_pasted(a.image)) if a.image else None,
+        misfits=a.misfits,
+        model=a.model,
+        count=a.count,
+    )
 
 
 def run_merge(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:

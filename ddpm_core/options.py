@@ -16,7 +16,7 @@ from .errors import UserError
 CROPS = ("center", "top", "pad")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 WEIGHTS = ("ema", "raw")
-CONDITIONS = ("auto", "none", "tags", "text", "pooled", "cross-attention")
+CONDITIONS = ("auto", "none", "tags", "text", "pooled", "cross-attention", "image")
 PRIORS = ("preserve", "none")  # what keeps a fine-tuning from forgetting
 SPACINGS = ("trailing", "leading", "linspace")
 RESIZE_MODES = ("resize", "crop", "fill")

@@ -28,6 +28,7 @@ MOST_IMAGES = 100_000
 MOST_TEXT = 20_000  # characters of a prompt
 MOST_PIXELS = 4096  # a side of what samples are brought to
 MOST_FACTOR = 16
+MOST_BEST_OF = 16
 COLLECTION_STATE = "generating.json"  # in a dataset's folder
 OWN_UPSCALER = "DDPM: "  # before the name of an upscaler of ours in a list of upscalers
 UPSCALER_STEPS, UPSCALER_NOISE = 10, 0.1  # of ours, until a person says otherwise
@@ -57,11 +58,12 @@ class TrainRequest:
     condition: str | None = option(
         None,
         label="Prompts",
-        info="auto = the words of the prompts, where there are enough; text = the WebUI's text encoder",
+        info="auto = the words of the prompts, where there are enough; text = the WebUI's text encoder; image = what an image is like, by an "
+        "image-text encoder (preset contrast), for variations",
         choices=CONDITIONS,
         shown="auto",
         help="what the model learns to be told: the words of the prompts (tags), the prompts by the WebUI's text encoder "
-        "(text: pooled or cross-attention, by the number of images), or nothing (default: auto)",
+        "(text: pooled or cross-attention, by the number of images), what an image is like by an image-text encoder (image), or nothing (default: auto)",
     )
     stop_before_copying: bool | None = option(
         None,
@@ -299,6 +301,16 @@ class SampleRequest:
         step=0.5,
         help="how strictly the prompt is followed, 1 to 30; 1 is fastest",
     )
+    best_of: int = option(
+        1,
+        label="Best of",
+        info="Makes so many for each image and keeps the one that fits the prompt best; needs an image-text encoder (preset contrast)",
+        low=1,
+        high=MOST_BEST_OF,
+        step=1,
+        metavar="N",
+        help="make so many for each image and keep the one that fits the prompt best, by an image-text encoder of the model's dataset",
+    )
     upscaler: str | None = option(
         None, metavar="NAME", help="an upscaler of yours, or Lanczos or Nearest (default: the model's own size)"
     )
@@ -333,6 +345,7 @@ class SampleRequest:
         group="variation",
         help="how far the noise of the seed goes towards that of the variation seed, 0 to 1",
     )
+    variation_of: Image.Image | None = None
     image: Image.Image | None = None
     mask: Image.Image | None = None
     denoising_strength: float = option(

@@ -22,6 +22,7 @@ from . import bundled
 from .collector import Collector
 from .errors import UserError
 from .files import as_pasted
+from .finding import Finding
 from .host.base import Host
 from .jobs import GENERATING, TRAINING, Job, Jobs
 from .names import check_name
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _POLITE_SECONDS = 0.02  # between two looks of a training that lets a sampling go first
 _SAMPLE_BATCH = 64
 _SAMPLE_BATCH_CPU = 8  # as quick there, and an interrupt loses less
+_MOST_MADE = 4096  # of which the best are kept
 _MOST_PIXELS = 2**28  # of one sampling, held in memory until all are saved: 1 GiB
 
 
@@ -54,6 +56,7 @@ class Service:
         self._workspace: Workspace | None = None
         self.collector = Collector(lambda: self.workspace, host.collecting_rule, host.report_pictures)
         self.watch = Watch(host, self.jobs, self.collector, lambda: self.workspace)
+        self.finding = Finding(self.jobs, self.watch, lambda: self.workspace)
         self._desk: Desk | None = None
 
     @property
@@ -79,6 +82,8 @@ class Service:
 
     def context_of(self, job: Job) -> Context:
         """The context of a job's operation."""
+        from .operations.encoding import encoders
+
         host = self.host
 
         def enlarge(image: Image.Image, size: tuple[int, int], upscaler: str) -> Image.Image | None:
@@ -97,6 +102,7 @@ class Service:
             enlarge,
             not host.generates,
             host.text_encoder,
+            encoders(lambda: self.workspace),
             lambda: self.jobs.closed,
         )
 
@@ -261,9 +267,15 @@ class Service:
             if source and source not in self.workspace.model_names():  # a page may not point at files
                 raise UserError(f"There is no model {source!r} to start from.")
 
-    def _check_sampling(self, model: str, count: int, enlarging: Enlarging | None, edit: Edit | None = None) -> None:
+    def _check_sampling(
+        self, model: str, count: int, enlarging: Enlarging | None, edit: Edit | None = None, best_of: int = 1
+    ) -> None:
         if not 1 <= count <= 1024:
             raise UserError(f"The number of images must be between 1 and 1024; got {count}.")
+        if count * best_of > _MOST_MADE:
+            raise UserError(
+                f"The best {count} of {best_of} each are {count * best_of} images: make at most {_MOST_MADE} at a time."
+            )
         if model not in self.workspace.model_names():  # names only: a page may not point at files
             raise UserError(f"There is no model {model!r}; train one first, or choose one from the list.")
         if enlarging is not None and enlarging.upscaler not in self.upscalers():
@@ -285,14 +297,16 @@ class Service:
 
         model, count, enlarging = request.model, request.count, request.enlarging
         settings, prompts = settings_of(request), [request.asked]
+        check(request, ["best_of"])
         edit = prepared(request.edit) if request.edit is not None else None
-        self._check_sampling(model, count, enlarging, edit)
+        like = request.variation_of
+        self._check_sampling(model, count, enlarging, edit, request.best_of)
         workspace = self.workspace
 
         def work(job: Job) -> dict[str, Any]:
             from .operations.sampling import sample
 
-            emerging = Emerging(job, count, self.host.gpu_slice)
+            emerging = Emerging(job, count * request.best_of, self.host.gpu_slice)
             found = sample(
                 workspace,
                 model,
@@ -305,6 +319,8 @@ class Service:
                 enlarging=enlarging,
                 prompts=prompts,
                 edit=edit,
+                best_of=request.best_of,
+                like=like,
                 emerging=emerging,
             )
             return self._made(workspace, job, found, emerging.frames)
@@ -391,6 +407,7 @@ class Service:
 
         The pictures, and what went wrong in saving them.
         """
+        from .operations.encoding import encoders
         from .operations.sampling import sample
 
         self._check_sampling(model, count, enlarging, edit)
@@ -401,6 +418,7 @@ class Service:
             report=report,
             enlarge=self.host.enlarge,
             text_encoder=self.host.text_encoder,
+            image_encoder=encoders(lambda: workspace),
         )
         found = sample(
             workspace,
@@ -435,7 +453,11 @@ class Service:
                 judged = evaluate_upscaler(workspace, dataset, context, model=model)
                 job.artifacts["picture"] = Path(judged.pop("picture"))
                 return judged
-            worded = bool(config.tags)
+            if config.kind == "contrast":
+                from .operations.retrieval import evaluate_encoder
+
+                return evaluate_encoder(workspace, dataset, context, model=model)
+            worded = bool(config.tags) or config.image is not None
             if config.text is not None:
                 try:
                     encoder_of(config.text, context)

@@ -74,6 +74,7 @@ class Watch:
             "models": workspace.model_names("unet"),
             "upscalers": workspace.upscalers(),
             "adapters": workspace.model_names("adapter"),
+            "encoders": {name: encoder for name in datasets if (encoder := workspace.encoder_of(name))},
             "unfinished": [run for run in workspace.unfinished_runs() if ("train", run["name"]) not in busy],
             "uncollected": [
                 {"dataset": name, "done": left.done, "total": left.total, "prompt": left.request.prompt[:_MOST_PROMPT]}
@@ -135,32 +136,12 @@ class Watch:
         with self._guard:
             views = self._views.setdefault(store, Views())
         items, total, counts = views.page(store, view, page, size, search)
-        shown = (
-            "id",
-            "status",
-            "reason",
-            "message",
-            "suspicion",
-            "twin_group",
-            "prompt",
-            "negative_prompt",
-            "width",
-            "height",
-            "has_copy",
-        )
-        return {
-            "items": [
-                {
-                    **{key: item[key] for key in shown},
-                    "version": f"{item['sha256'][:12]}-{item['revision']}",
-                    "file": os.path.basename(item["source"]),  # noqa: PTH119 - sixty Paths take a third of all this
-                }
-                for item in items
-            ],
-            "total": total,
-            "page": page,
-            "counts": counts,
-        }
+        return {"items": [_described(item) for item in items], "total": total, "page": page, "counts": counts}
+
+    def described(self, dataset: str, ids: list[int]) -> list[dict[str, Any]]:
+        """These items as :meth:`items` shows them, in order, without those that are gone."""
+        found = {item["id"]: item for item in self._workspace().store(dataset).items(ids=ids)}
+        return [_described(found[one]) for one in ids if one in found]
 
     def curves(self, model: str) -> dict[str, Any]:
         """The run's metrics for drawing: thinned training loss, held-out loss, notes, and the steps of its previews."""
@@ -216,6 +197,30 @@ class Watch:
             out, format="WEBP", save_all=True, append_images=pictures[1:], duration=durations, loop=0, quality=85
         )
         return out.getvalue()
+
+
+_SHOWN = (
+    "id",
+    "status",
+    "reason",
+    "message",
+    "suspicion",
+    "twin_group",
+    "prompt",
+    "negative_prompt",
+    "width",
+    "height",
+    "has_copy",
+)
+
+
+def _described(item: dict[str, Any]) -> dict[str, Any]:
+    """What a page is told of an item."""
+    return {
+        **{key: item[key] for key in _SHOWN},
+        "version": f"{item['sha256'][:12]}-{item['revision']}",
+        "file": os.path.basename(item["source"]),  # noqa: PTH119 - sixty Paths take a third of all this
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -290,6 +290,10 @@ class Workspace:
         found = [path for path in self.models_folder.glob("*.safetensors") if is_name(path.stem)]
         return sorted((p.stem for p in found if kind is None or self._header(p).kind == kind), key=str.casefold)
 
+    def kind_of(self, name: str) -> str:
+        """Of a model, or a file; "adapter" for one, and "unet" for what cannot be read."""
+        return self._header(self.model_path(name)).kind
+
     def _header(self, path: Path) -> _Header:
         """Of a model's file, read anew only where that has changed: lists are asked for all the time."""
         from .model import adapter_file
@@ -345,6 +349,19 @@ class Workspace:
             return own.upscaler
         fit = [name for name, one in headers.items() if one.dataset == own.dataset != "" and one.size == own.size]
         return max(fit, key=lambda name: headers[name].written, default=None)
+
+    def encoder_of(self, dataset: str) -> str | None:
+        """The newest image-text encoder that learned from a dataset; None where there is none."""
+        headers = {
+            name: self._header(self.models_folder / f"{name}.safetensors") for name in self.model_names("contrast")
+        }
+        fit = [name for name, one in headers.items() if one.dataset == dataset]
+        return max(fit, key=lambda name: headers[name].written, default=None)
+
+    def encoder_by(self, digest: str) -> str | None:
+        """The image-text encoder with these weights, whatever it is called; None where it is not here."""
+        names = self.model_names("contrast")
+        return next((n for n in names if self._digest(self.models_folder / f"{n}.safetensors") == digest), None)
 
     def model_path(self, name: str) -> Path:
         """Path of a model given by name or as a file; UserError when there is none, listing those that are."""
@@ -421,6 +438,7 @@ class Workspace:
             **own,
             "tags": list(config.tags),
             "text": None if config.text is None else f"{config.text.reading}, {config.text.name}",
+            "image": None if config.image is None else config.image.name,
             "upscaler": self.upscaler_of(path.stem) if path.parent == self.models_folder else None,
             "bundled": info.get("bundled") is True,
             "bytes": path.stat().st_size,

@@ -109,7 +109,7 @@
     };
 
     const review = {
-        dataset: null, view: "unusual", page: 0, size: "0", crop: "center", search: "", items: [], total: 0, counts: null, selected: 0, marked: new Set(), error: "", loading: true, turns: 0, queue: null,
+        dataset: null, view: "unusual", page: 0, size: "0", crop: "center", search: "", by: "prompts", like: null, found: null, items: [], total: 0, counts: null, selected: 0, marked: new Set(), error: "", loading: true, turns: 0, queue: null,
         node: null, grid: null,
 
         mount(node) {
@@ -129,9 +129,16 @@
             const wasThere = (this.datasets || []).includes(dataset);
             this.datasets = status.datasets;
             if (!this.node) return;
+            const encoder = (status.encoders || {})[dataset] || "";
+            if (encoder !== this.encoder) {
+                this.encoder = encoder;
+                if (dataset === this.dataset && this.counts) this.draw();
+            }
             if (dataset !== this.dataset) {
                 this.dataset = dataset;
                 this.page = 0;
+                this.like = null;
+                if (this.view === "misfits") this.view = "unusual";
                 this.load();
             } else if (wasThere !== this.datasets.includes(dataset)) {
                 this.load(); // the dataset has come into being, or gone to the trash
@@ -146,21 +153,46 @@
                 this.items = []; this.total = 0; this.counts = null;
             } else {
                 try {
-                    const wanted = { dataset: this.dataset, view: this.view, page: this.page, size: PAGE_SIZE };
-                    if (this.search) wanted.search = this.search;
-                    const found = await get("items", wanted);
+                    const wanted = { dataset: this.dataset, page: this.page, size: PAGE_SIZE };
+                    const searching = this.searching();
+                    const found = await get(searching ? "search" : "items", Object.assign(wanted, searching || { view: this.view }, !searching && this.search ? { search: this.search } : {}));
                     if (turn !== this.turns) return undefined; // a later page was asked for meanwhile
+                    if (found.preparing) {
+                        Object.assign(this, { items: [], total: 0, found: { preparing: found.preparing } });
+                        this.draw();
+                        window.setTimeout(() => { if (turn === this.turns) this.load(select); }, 700);
+                        return undefined;
+                    }
+                    this.found = searching ? found : null;
                     if (!found.items.length && this.page > 0) {
                         this.page = Math.max(0, Math.ceil(found.total / PAGE_SIZE) - 1);
                         return this.load(select);
                     }
                     Object.assign(this, { items: found.items, total: found.total, counts: found.counts });
-                } catch (error) { this.error = error.message; }
+                } catch (error) {
+                    if (turn !== this.turns) return undefined;
+                    if (this.searching() && this.counts) Object.assign(this, { items: [], total: 0, found: { error: error.message } });
+                    else this.error = error.message;
+                }
             }
             this.loading = false;
             this.marked.clear();
             this.selected = Math.min(select || 0, Math.max(0, this.items.length - 1));
             this.draw();
+        },
+
+        /** What an image-text encoder is asked, or null where the prompts are read. */
+        searching() {
+            if (this.like) return { like: this.like.id };
+            if (this.view === "misfits") return { misfits: 1 };
+            return this.by === "images" && this.search ? { text: this.search } : null;
+        },
+
+        /** Images that are like one of them. */
+        alike(item) {
+            this.like = item;
+            this.page = 0;
+            this.load();
         },
 
         /** Whether a person is in the middle of deciding, so that new pictures must not move what they see. */
@@ -197,15 +229,16 @@
                 return;
             }
             const views = [["unusual", T("Outliers first")], ["twins", T("Near duplicates")], ["all", T("All")], ["rejected", T("Rejected")]];
+            if (this.encoder) views.splice(2, 0, ["misfits", T("Words that do not fit")]);
             const bar = el("div", "ddpm-toolbar");
             for (const [view, label] of views) {
-                const b = button(label, () => { this.view = view; this.page = 0; this.load(); this.node.focus(); });
+                const b = button(label, () => { Object.assign(this, { view, page: 0, like: null }); this.load(); this.node.focus(); });
                 b.dataset.view = view;
-                if (view === this.view) b.classList.add("ddpm-chosen");
+                if (view === this.view && !this.like) b.classList.add("ddpm-chosen");
                 bar.append(b);
             }
             if (this.view === "twins") bar.append(button(T("Keep one of each group"), () => this.keepOne()));
-            bar.append(this.searchField(), el("span", "ddpm-space"), button(T("Select page"), () => this.markPage(), T("Select all images on this page (Ctrl+A)")));
+            bar.append(this.searchField(), this.searchedIn(), el("span", "ddpm-space"), button(T("Select page"), () => this.markPage(), T("Select all images on this page (Ctrl+A)")));
             bar.append(button("‹", () => this.turn(-1), T("Previous page")), el("span", "ddpm-page", (this.page + 1) + " / " + this.pages()),
                 button("›", () => this.turn(1), T("Next page (Enter)")), button(T("Undo"), () => this.undo(), T("Undo (Z)")));
             const rejected = reasons(this.counts.rejected);
@@ -214,6 +247,7 @@
                 this.choice("size", [["0", T("stored copy")], ["32", T("32 px training size")], ["64", T("64 px training size")],
                     ["128", T("128 px training size")]]),
                 this.size === "0" ? null : this.choice("crop", [["center", T("center")], ["top", T("top")], ["pad", T("pad")]]));
+            const told = this.foundLine();
             this.grid = el("div", "ddpm-grid" + (this.size === "0" ? "" : " ddpm-pixels"));
             let group = null;
             this.cells = [];
@@ -223,6 +257,7 @@
                 if (this.view === "twins" && item.twin_group !== group) { cell.classList.add("ddpm-group"); group = item.twin_group; }
                 cell.append(item.has_copy ? this.picture("", item, this.size) : el("div", "ddpm-nothing", T("no image")));
                 if (item.status === "rejected") cell.append(el("div", "ddpm-badge", REASONS[item.reason] || item.reason));
+                else if (item.word) cell.append(el("div", "ddpm-badge", item.word));
                 cell.addEventListener("click", (event) => {
                     if (event.shiftKey) this.markTo(index);
                     else if (event.ctrlKey || event.metaKey) this.mark(index);
@@ -234,22 +269,54 @@
                 this.cells.push(cell);
             });
             this.grid.append(...this.cells);
-            if (!this.items.length) this.grid.append(el("div", "ddpm-empty", T("No images in this view.")));
+            if (!this.items.length && !(this.found && (this.found.error || this.found.preparing))) this.grid.append(el("div", "ddpm-empty", T("No images in this view.")));
             this.detail = el("div", "ddpm-detail");
             this.beside = el("div", "ddpm-review", this.grid, this.detail);
-            this.node.replaceChildren(bar, sums, this.beside);
+            this.node.replaceChildren(bar, sums, ...(told ? [told] : []), this.beside);
             this.select(this.selected, true);
+        },
+
+        /** What was searched for, how far it has come, or what it wants. */
+        foundLine() {
+            const parts = [];
+            if (this.like) {
+                const image = el("img", "ddpm-likeness");
+                show(image, { dataset: this.dataset, id: this.like.id, version: this.like.version, size: "64", crop: "center", file: this.like.file });
+                parts.push(image, el("span", "", T("Images like this one")), button(T("Show all again"), () => { this.like = null; this.page = 0; this.load(); }));
+            } else if (this.view === "misfits") parts.push(el("span", "ddpm-dim", T("Each image with the word of its prompt that fits it least beside the others with that word. Some are only rare.")));
+            if (!this.found) return parts.length ? el("div", "ddpm-line", ...parts) : null;
+            if (this.found.error) return el("div", "ddpm-failure", this.found.error);
+            if (this.found.preparing) {
+                const { progress: at } = this.found.preparing;
+                parts.push(el("span", "", T("Looking at the images"), " "), el("span", "", at && at.total ? at.done + " / " + at.total : ""));
+            }
+            const unknown = this.found.unknown || [];
+            if (unknown.length) parts.push(el("span", "ddpm-dim", T("The encoder does not know:"), " ", unknown.join(", ")));
+            return parts.length ? el("div", "ddpm-line", ...parts) : null;
+        },
+
+        /** Whether what is typed is looked for in the prompts, or in what the images show. */
+        searchedIn() {
+            const node = el("select", "ddpm-select ddpm-searched");
+            node.setAttribute("aria-label", T("Search in"));
+            for (const [value, label] of [["prompts", T("in prompts")], ["images", T("in images")]]) {
+                const option = el("option", "", label);
+                option.value = value; option.selected = value === this.by;
+                node.append(option);
+            }
+            node.addEventListener("change", () => { this.by = node.value; this.page = 0; this.like = null; this.load(); });
+            return node;
         },
 
         /** Words that the prompt or the file's name must have; what is typed is looked for when typing pauses. */
         searchField() {
             if (this.searchNode) return this.searchNode; // one for all drawings: it keeps its focus
             const field = el("input", "ddpm-search");
-            field.type = "search"; field.placeholder = T("Search prompts"); field.setAttribute("aria-label", T("Search prompts"));
+            field.type = "search"; field.placeholder = T("Search"); field.setAttribute("aria-label", T("Search"));
             let timer = null;
             field.addEventListener("input", () => {
                 window.clearTimeout(timer);
-                timer = window.setTimeout(() => { this.search = field.value.trim(); this.page = 0; this.load(); }, 300);
+                timer = window.setTimeout(() => { Object.assign(this, { search: field.value.trim(), page: 0, like: null }); this.load(); }, 300);
             });
             this.searchNode = field;
             return field;
@@ -322,9 +389,11 @@
             const first = this.chosen()[0];
             const decide = first && first.status === "kept" ? T("Reject (X)") : T("Keep (X)");
             const acts = el("div", "ddpm-line", item.has_copy || this.marked.size ? button(decide, () => { this.toggle(); this.node.focus(); }) : null,
+                item.has_copy && item.status === "kept" ? button(T("More like this"), () => this.alike(item)) : null,
                 this.marked.size ? counted(this.marked.size, T("selected")) : null);
             if (item.added && item.added.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words added:")), " ", item.added.join(", ")));
             if (item.removed && item.removed.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words removed:")), " ", item.removed.join(", ")));
+            if (item.score !== undefined) parts.push(el("div", "", el("span", "", number(item.score)), " ", el("span", "", item.word ? T("deviations below the others with this word") : T("fit (1 = fully)"))));
             if (first && first.status === "kept") parts.push(this.wordsField());
             this.detail.replaceChildren(...(item.has_copy ? parts.splice(0, 1) : []), acts, ...parts);
         },

@@ -42,6 +42,7 @@ from ddpm_core.operations.loading import adapters_in
 from ddpm_core.operations.sampling import sample
 from ddpm_core.requests import Prompt
 from ddpm_core.sampling.generate import SampleSettings
+from ddpm_core.training.objective import Denoise
 from ddpm_core.training.settings import AdapterSettings, RunConfig, TrainSettings
 from ddpm_core.training.trainer import Trainer
 from ddpm_core.training.tuning import KeepWatch, Prior, Tuning
@@ -322,7 +323,9 @@ def test_the_twins_get_the_gradients_that_autograd_gives_them(
     ]
     target = t.diffusion.target(batch.x0, batch.noise, batch.times)
     target[4:] = answers[1][4:].detach()
-    weights = t.work.loss_weights[batch.times]
+    objective = t.work.objective
+    assert isinstance(objective, Denoise)
+    weights = objective.weights[batch.times]
     weights[4:] *= 0.7
     loss = ((answers[0] - target).square().flatten(1).mean(1) * weights).sum() / 8
     expected = torch.autograd.grad(loss, list(twins.values()))

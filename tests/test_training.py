@@ -222,7 +222,8 @@ def test_bad_settings_say_what_is_allowed(change: dict[str, Any], word: str) -> 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_round_trip_through_json(name: str) -> None:
-    preset = RunConfig(PRESETS[name].model, PRESETS[name].train)
+    words = ("red",) if PRESETS[name].model.kind == "contrast" else ()  # it learns nothing else
+    preset = RunConfig(dataclasses.replace(PRESETS[name].model, tags=words), PRESETS[name].train)
     assert RunConfig.from_json(json.loads(json.dumps(preset.to_json()))) == preset
 
 

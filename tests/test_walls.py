@@ -31,6 +31,7 @@ LAYERS = [
     {"jobs", "collector"},
     {"host"},
     {"watch", "results", "understand"},
+    {"finding"},
     {"service"},
     {"api", "ui", "commands"},
     {"demo"},

@@ -95,6 +95,15 @@ def get_items(service: Service, values: dict[str, Any]) -> Any:
     return {**found, "items": [_with_words(item, edited.get(item["id"])) for item in found["items"]]}
 
 
+def get_search(service: Service, values: dict[str, Any]) -> Any:
+    """Return one page of what a search finds: by ``text``, ``like`` an item, or words that do not fit (``misfits``)."""
+    dataset, page, size = _text(values, "dataset"), _number(values, "page", 0), _number(values, "size", 60)
+    text = _text(values, "text", 1000) if "text" in values else ""
+    like = _number(values, "like") if "like" in values else None
+    misfits = values.get("misfits") == "1"
+    return service.finding.page(dataset, text=text, like=like, misfits=misfits, page=page, size=size)
+
+
 def _with_words(item: dict[str, Any], changed: words.Changed | None) -> dict[str, Any]:
     return item if changed is None else {**item, "added": list(changed.add), "removed": list(changed.remove)}
 
@@ -213,7 +222,10 @@ def get_model_words(service: Service, values: dict[str, Any]) -> Any:
     if name not in service.workspace.model_names():
         raise UserError(f"There is no model {name!r}.")
     config = service.workspace.model_config(name)
-    return {"words": list(config.tags), "encoder": config.text.name if config.text is not None else ""}
+    words = config.tags
+    if config.image is not None and (own := service.workspace.encoder_by(config.image.fingerprint)) is not None:
+        words = service.workspace.model_config(own).tags  # a prior makes images' places of them
+    return {"words": list(words), "encoder": config.text.name if config.text is not None else ""}
 
 
 def post_decide(service: Service, values: dict[str, Any]) -> Any:
@@ -329,6 +341,7 @@ AT_ONCE: dict[str, Handler] = {"status": fresh_status}  # asked first, without a
 GETS: dict[str, Handler] = {
     "status": get_status,
     "items": get_items,
+    "search": get_search,
     "thumb": get_thumb,
     "thumbs": get_thumbs,
     "curves": get_curves,

@@ -94,7 +94,18 @@ SampleBody: Any = body_of(
     count=(int, 1),
     image=(Optional[str], Field(None, description="An image to begin with: a file in base64.")),  # noqa: UP045
     mask=(Optional[str], Field(None, description="White where it is drawn anew: a file in base64.")),  # noqa: UP045
+    variation_of=(Optional[str], Field(None, description="An image to make others like it: a file in base64.")),  # noqa: UP045
 )
+
+
+class SearchBody(BaseModel):
+    """Search a dataset: by words that images show, or by an image."""
+
+    dataset: str
+    prompt: str = ""
+    image: Optional[str] = Field(None, description="An image that others are like: a file in base64.")  # noqa: UP045
+    misfits: bool = Field(False, description="Instead: images with words that do not fit them.")
+    count: int = 20
 
 
 class Refusal(BaseModel):
@@ -228,6 +239,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             given = {
                 "image": decoded_image(body.image, image_of, "image"),
                 "mask": decoded_image(body.mask, mask_of, "mask"),
+                "variation_of": decoded_image(body.variation_of, image_of, "image"),
             }
             return service.start_sampling(SampleRequest(**{**dict(body), "steps": steps, **given}))
 
@@ -248,11 +260,28 @@ def add_routes(app: FastAPI, service: Service) -> None:
             "job": running.id,
         }
 
+    def search(body: SearchBody) -> Any:
+        from ..operations.editing import decoded_image, image_of
+
+        def find() -> dict[str, Any]:
+            if not 1 <= body.count <= 200:
+                raise UserError(f"A search finds 1 to 200 images; got {body.count}.")
+            if body.image is not None:
+                image = decoded_image(body.image, image_of, "image")
+                if image is None:
+                    raise UserError("The image is empty; send a file in base64.")
+                found = service.finding.by_image(body.dataset, image, body.count)
+                return {"items": [{"id": one, "score": round(score, 4)} for one, score in found]}
+            return service.finding.page(body.dataset, text=body.prompt, misfits=body.misfits, size=body.count)
+
+        return told(find)
+
     route("GET", "/status", status, "Jobs, datasets, models, unfinished work")
     route("GET", "/folders", folders, "Labels of the folders that can be harvested")
     route("GET", "/datasets", datasets, "Datasets and what they hold")
     route("GET", "/datasets/{name}/items", items, "A page of a dataset's items")
     route("POST", "/datasets/{name}/decide", decide, "Keep or reject items")
+    route("POST", "/search", search, "Find images of a dataset by words, by an image, or where words do not fit")
     route("POST", "/harvest", harvest, "Harvest the WebUI's folders into a dataset")
     route("POST", "/collect", collect, "Have the WebUI generate images into a dataset")
     route("POST", "/train", train, "Train a new model, or go on with one")

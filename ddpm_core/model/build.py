@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .condition import AUGMENTATIONS, conditions_of
-from .config import ModelConfig, UpscalerConfig
+from .condition import AUGMENTATIONS, Make, conditions_of
+from .config import ContrastConfig, ModelConfig, UpscalerConfig
+from .contrast import Contrast, WordTower
 from .efficient_unet import EfficientUNet
 from .network import Network
 from .unet import UNet
@@ -23,6 +24,10 @@ def build(
     augmented: bool = False,
 ) -> Network:
     """The network of a model, with its conditions, as ``UNet``; ``augmented``: and those of a training's augmentations."""
+    if isinstance(config.unet, ContrastConfig):  # a mirrored image has the same words
+        tower, count = config.unet, len(config.tags)
+        towers: dict[str, Make] = {"words": lambda init, width: WordTower(init, tower, count)}
+        return Contrast(tower, device, generator, draw=draw, ways=ways, conditions={**conditions_of(config), **towers})
     conditions = {**conditions_of(config), **(AUGMENTATIONS if augmented else {})}
     if isinstance(config.unet, UpscalerConfig):
         return EfficientUNet(config.unet, device, generator, draw=draw, ways=ways, conditions=conditions)

@@ -22,6 +22,7 @@ from .told import Condition
 # the others are told each word with a probability between this and 1, drawn anew for the image; with 15 % and 0.3 words were learnt a
 # third more slowly (benchmarks/RESULTS.md)
 FEWEST_KEPT = 0.6
+LIKENESS_UNTOLD, LIKENESS_NOISE = 0.15, (0.1, 0.2)
 
 
 class FlipMark(Condition):
@@ -74,6 +75,38 @@ class Tags(Condition):
         return values * (told & (torch.rand(values.shape, generator=generator, device="cpu") < keep))
 
 
+class Likeness(Condition):
+    """What an image is like: values (N, D), its vector in an image-text encoder's space times sqrt(D), so that a component's variance is about 1.
+    One layer, and two over it beside it, as for words."""
+
+    def __init__(self, init: Init, width: int, dimensions: int) -> None:
+        super().__init__()
+        self.direct = Linear(init, dimensions, width, scale=math.sqrt(3.0))  # of variance 1
+        self.linear_1 = Linear(init, width, width)
+        self.linear_2 = Linear(init, width, width, scale=0.0)
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, D) to (N, width); zero for an image of which nothing is told."""
+        told = self.direct(values.to(dtype))
+        found = told + self.linear_2(F.silu(self.linear_1(told)))
+        return found * (values != 0).any(1, keepdim=True).to(dtype)  # type: ignore[no-any-return]
+
+    def loud(self) -> Sequence[nn.Parameter]:
+        """Its first layer."""
+        return (self.direct.weight, self.direct.bias)
+
+    @staticmethod
+    def dropped(values: Tensor, generator: torch.Generator) -> Tensor:
+        """What a training tells of a batch's images, (N, D) to the same: nothing of ``LIKENESS_UNTOLD``, else the vector with noise of a tenth to a
+        fifth of its length, drawn anew: a vector is almost an image's name, and must not become the key to it."""
+        count = len(values)
+        told = torch.rand((count, 1), generator=generator, device="cpu") >= LIKENESS_UNTOLD
+        low, high = LIKENESS_NOISE
+        level = low + (high - low) * torch.rand((count, 1), generator=generator, device="cpu")
+        noise = level * torch.randn(values.shape, generator=generator, device="cpu")
+        return (values + noise) * (told & (values != 0).any(1, keepdim=True))
+
+
 Make = Callable[[Init, int], Condition]
 
 # what a training tells of its own doing; no part of a model
@@ -85,7 +118,9 @@ def conditions_of(config: ModelConfig) -> dict[str, Make]:
     found: dict[str, Make] = {}
     if config.tags:
         found["tags"] = lambda init, width: Tags(init, width, len(config.tags))
-    encoder, unet = config.text, config.unet
+    encoder, unet, image = config.text, config.unet, config.image
+    if image is not None:
+        found["image"] = lambda init, width: Likeness(init, width, image.width)
     if encoder is not None and encoder.reading == "pooled":
         found["text"] = lambda init, width: text.Pooled(init, width, encoder)
     elif encoder is not None and isinstance(unet, UNetConfig):  # the attention layers of others read nothing
@@ -103,6 +138,8 @@ def examples(config: ModelConfig, count: int) -> dict[str, Tensor]:
         }
     if config.tags:
         found["tags"] = torch.ones((count, len(config.tags)), device="cpu")
+    if config.image is not None:
+        found["image"] = torch.ones((count, config.image.width), device="cpu")
     if config.text is not None:
         found["text"] = torch.ones((count, *config.text.shape), device="cpu")
     return found

@@ -12,9 +12,9 @@ from .prediction import PREDICTIONS
 SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 READINGS = ("pooled", "cross-attention")  # ways in which a text encoder's answer is told
 
-# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler, 7 an adapter, 8 with parts of the annotated model;
-# the numbers are those of tests/data/formats
-FORMAT = 8
+# of model files and runs: 1 without prompts, 4 with words, 5 with a text encoder, 6 an upscaler, 7 an adapter, 8 with parts of the annotated model,
+# 9 an image-text encoder, or told an image's place in its space; the numbers are those of tests/data/formats
+FORMAT = 9
 ADAPTER_FORMAT = 7
 BLOCKS, ATTENTIONS = ("residual", "convnext"), ("full", "linear")
 MOST_TAGS = 1024
@@ -205,6 +205,73 @@ class UpscalerConfig:
 
 
 @dataclass(frozen=True)
+class ContrastConfig:
+    """Architecture of an image-text encoder and its prior (``contrast.py``).
+
+    ``image_size`` (height, width) of the images that it sees; level ``i`` of its image tower works at 1 / 2**(i + 1) of that with
+    ``block_out_channels[i]`` channels, and the last is averaged on a ``grid``. ``embedding_dim``: of the space. ``shift``: by how many pixels
+    a training moves its images at the most; ``erased``: of which share of them it hides a part.
+    """
+
+    image_size: tuple[int, int] = (96, 96)
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 128)
+    grid: int = 6
+    embedding_dim: int = 64
+    norm_num_groups: int = 8
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    shift: int = 3
+    erased: float = 0.7
+    prior_channels: int = 256
+    prior_layers: int = 3
+
+    def __post_init__(self) -> None:
+        widths = self.block_out_channels
+        _need(
+            isinstance(widths, tuple) and 1 <= len(widths) <= 8 and all(_is_int(c, 2, 4096) for c in widths),
+            "block_out_channels must list 1 to 8 channel counts, for example 16,32,64,128.",
+        )
+        _need(
+            _is_int(self.norm_num_groups, 1, 1024) and all(c % self.norm_num_groups == 0 for c in widths),
+            f"norm_num_groups ({self.norm_num_groups}) must divide every channel count of {widths}.",
+        )
+        _need(self.in_channels == 3 and self.out_channels == 3, "An encoder's images have 3 channels.")
+        unit = int(2 ** len(widths))
+        _need(
+            isinstance(self.image_size, tuple)
+            and len(self.image_size) == 2
+            and all(_is_int(s, unit, 1024) and s % unit == 0 for s in self.image_size),
+            f"image_size must be two multiples of {unit} pixels, height and width.",
+        )
+        _need(_is_int(self.grid, 1, 16), "grid must be between 1 and 16.")
+        _need(_is_int(self.embedding_dim, 2, 1024), "embedding_dim must be between 2 and 1024.")
+        _need(_is_number(self.norm_eps, 1e-12, 1.0), "norm_eps must be a small positive number, for example 1e-5.")
+        _need(self.dropout == 0.0, "An encoder has no dropout.")
+        _need(_is_int(self.shift, 0, 64), "shift must be between 0 and 64 pixels.")
+        _need(_is_number(self.erased, 0.0, 1.0), "erased must be between 0 and 1.")
+        _need(_is_int(self.prior_channels, 2, 8192), "prior_channels must be between 2 and 8192.")
+        _need(_is_int(self.prior_layers, 1, 64), "prior_layers must be between 1 and 64.")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The image-text encoder in whose space a model is told what its image is like. ``name`` for people, ``fingerprint`` of its weights;
+    ``width`` of a vector."""
+
+    name: str
+    fingerprint: str
+    width: int
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.width, 1, _MOST_WIDTH):
+            raise UserError("The image-text encoder's width is out of range.")
+        if not all(isinstance(text, str) and 0 < len(text) <= 200 for text in (self.name, self.fingerprint)):
+            raise UserError("The image-text encoder's name or fingerprint is no text.")
+
+
+@dataclass(frozen=True)
 class DiffusionConfig:
     """The diffusion process: noise schedule over ``timesteps`` steps and what the network predicts."""
 
@@ -265,18 +332,20 @@ class TextConfig:
 
 
 # of networks, by the name in a model's file
-KINDS: dict[str, type[UNetConfig | UpscalerConfig]] = {"unet": UNetConfig, "upscaler": UpscalerConfig}
+NetworkConfig = UNetConfig | UpscalerConfig | ContrastConfig
+KINDS: dict[str, type[NetworkConfig]] = {"unet": UNetConfig, "upscaler": UpscalerConfig, "contrast": ContrastConfig}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to sample from a set of weights. ``tags``: the words it can be told, in the order of their embeddings;
-    ``text``: the text encoder that reads its prompts."""
+    ``text``: the text encoder that reads its prompts; ``image``: the image-text encoder by which it is told what an image is like."""
 
-    unet: UNetConfig | UpscalerConfig = field(default_factory=UNetConfig)
+    unet: NetworkConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     tags: tuple[str, ...] = ()
     text: TextConfig | None = None
+    image: ImageConfig | None = None
 
     @property
     def kind(self) -> str:
@@ -291,6 +360,8 @@ class ModelConfig:
     @property
     def denoised(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of what the network denoises in a training."""
+        if isinstance(self.unet, ContrastConfig):
+            return (self.unet.embedding_dim, 1, 1)
         sides = (self.unet.crop_size,) * 2 if isinstance(self.unet, UpscalerConfig) else self.unet.image_size
         return (self.unet.out_channels, *sides)
 
@@ -307,11 +378,13 @@ class ModelConfig:
     @property
     def takes_prompts(self) -> bool:
         """Whether it is told anything of a prompt."""
-        return bool(self.tags) or self.text is not None
+        return bool(self.tags) or self.text is not None or self.image is not None
 
     @property
     def format(self) -> int:
         """The oldest format that can say all of it, so that older versions read what they can."""
+        if self.kind == "contrast" or self.image is not None:
+            return 9
         if self.is_annotated:
             return 8
         return 6 if self.kind != "unet" else 5 if self.text is not None else 4 if self.tags else 1
@@ -319,8 +392,9 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         """JSON that :meth:`from_json` reads."""
         values = dataclasses.asdict(self)
-        if self.text is None:
-            del values["text"]
+        for name in ("text", "image"):  # of which older versions do not know the one
+            if values[name] is None:
+                del values[name]
         if self.kind == "unet" and not self.is_annotated:
             del values["unet"]["block"], values["unet"]["attention"]  # which older versions do not know
         return values if self.kind == "unet" else {"kind": self.kind, **values}
@@ -338,6 +412,8 @@ class ModelConfig:
             isinstance(tag, str) and 0 < len(tag) <= _MOST_LETTERS for tag in tags
         ):
             raise UserError("The model configuration's tags are no list of words.")
+        if kind == "contrast" and not tags:
+            raise UserError("The image-text encoder knows no words.")
         if len(set(tags)) < len(tags) or len(tags) > MOST_TAGS:
             raise UserError(f"The model configuration's tags are more than {MOST_TAGS} or name a word twice.")
         return cls(
@@ -345,4 +421,7 @@ class ModelConfig:
             diffusion=dataclass_from_json(DiffusionConfig, values["diffusion"], "diffusion configuration"),
             tags=tuple(tags),
             text=dataclass_from_json(TextConfig, values["text"], "text encoder") if values.get("text") else None,
+            image=dataclass_from_json(ImageConfig, values["image"], "image-text encoder")
+            if values.get("image")
+            else None,
         )

@@ -76,6 +76,10 @@ class Network(nn.Module):
         """Names of what it can be told, in order."""
         return tuple(self.conditions)
 
+    def rehearsed(self, x: Tensor, timesteps: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """A number that depends on all its weights, as a step's loss does: for measuring one. ``x`` noised, of ``ModelConfig.denoised``."""
+        return self(x, timesteps, told=told).float().square().mean()  # type: ignore[no-any-return]
+
     def listen(self, temb: Tensor, told: Mapping[str, Tensor] | None) -> tuple[Tensor, list[Reading]]:
         """The timestep's embedding (N, width) shifted by what is told, and what attention layers shall read."""
         readings: list[Reading] = []

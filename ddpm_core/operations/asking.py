@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 
 from ..dataset.tags import Vocabulary, plain_text
+from ..errors import UserError
 from ..model.config import ModelConfig
 from ..model.values import Values
 from ..requests import Prompt
+from ..sampling.generate import SampleSettings
 from ..sampling.guidance import Asked
 from .context import Context
 from .loading import unwritten
@@ -27,21 +30,47 @@ class Question:
     unknown: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read(config: ModelConfig, prompts: Sequence[Prompt], scale: float, context: Context) -> Question:
-    """One prompt for each image. UserError where the model needs a text encoder that is not there."""
+def read(
+    config: ModelConfig,
+    prompts: Sequence[Prompt],
+    scale: float,
+    context: Context,
+    settings: SampleSettings | None = None,
+    like: Image.Image | None = None,
+) -> Question:
+    """One prompt for each image. ``settings``: of the sampling, whose seeds a prior draws by; ``like``: an image that all shall be like, instead
+    of prompts. UserError where the model needs an encoder that is not there."""
     found = Question()
     positive: dict[str, Values] = {}
     negative: dict[str, Values] = {}
-    if config.tags:
-        known = Vocabulary(config.tags)
+    wanted = config.image
+    encoder = None
+    if wanted is not None and (like is not None or any(unwritten(p.text + p.negative) for p in prompts)):
+        encoder = context.image_encoder(wanted, context)
+    if like is not None:
+        if encoder is None or wanted is None:
+            raise UserError(
+                "This model cannot make variations of an image; train one that is told what its images are like (Prompts: image)."
+            )
+        values = (encoder.embed_image(like) * wanted.width**0.5).expand(len(prompts), -1)
+        found.asked = Asked({"image": values}, None, scale)
+        return found
+    entries = encoder.vocabulary.entries if encoder is not None else config.tags
+    if entries:
+        known = Vocabulary(entries)
         matches = {p: (known.match(p.text), known.match(p.negative)) for p in dict.fromkeys(prompts)}
         found.words = list(dict.fromkeys(word for one, _ in matches.values() for word in one.words))
         found.unknown = list(dict(pair for both in matches.values() for one in both for pair in one.unknown).items())
         if any(one.words or other.words for one, other in matches.values()):
-            positive["tags"], negative["tags"] = (
+            sides = [
                 torch.tensor([matches[prompt][side].values for prompt in prompts], dtype=torch.float32)
                 for side in (0, 1)
-            )
+            ]
+            if encoder is None or wanted is None:
+                positive["tags"], negative["tags"] = sides
+            else:
+                drawn = encoder.draw(sides[0], sides[1], settings or SampleSettings()) * wanted.width**0.5
+                positive["image"] = drawn * (sides[0] != 0).any(1, keepdim=True)
     if config.text is not None:
         texts = [plain_text(prompt.text) for prompt in prompts]
         others = [plain_text(prompt.negative) for prompt in prompts]

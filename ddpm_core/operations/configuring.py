@@ -11,13 +11,14 @@ from ..dataset.packing import HOLDOUT_FROM
 from ..dataset.store import Store
 from ..dataset.words import FEWEST, texts_of, words_of
 from ..errors import UserError
-from ..model.config import TextConfig
+from ..model.config import ImageConfig, TextConfig
 from ..names import check_no_twin
 from ..requests import TrainRequest
 from ..runs import FILE
 from ..training.settings import RunConfig, default_preset, get_preset
 from ..workspace import Workspace
 from .context import Context
+from .encoding import open_encoder
 from .tuning import OWN_SETTINGS, tuned
 
 FEW_IMAGES = 300
@@ -72,7 +73,9 @@ def _with_single(config: RunConfig, request: TrainRequest) -> RunConfig:
     return config.with_settings(request.settings)
 
 
-def with_condition(config: RunConfig, request: TrainRequest, store: Store, context: Context) -> RunConfig:
+def with_condition(
+    config: RunConfig, request: TrainRequest, workspace: Workspace, store: Store, context: Context
+) -> RunConfig:
     """The configuration with what the model shall be told of a dataset's prompts, if anything."""
     preset = get_preset(request.preset) if request.preset else None
     if config.tuning is not None:
@@ -82,10 +85,18 @@ def with_condition(config: RunConfig, request: TrainRequest, store: Store, conte
             raise UserError("An upscaler is told the small image and no words; leave out the condition.")
         return config
     wanted = request.condition or "auto"
+    if config.model.kind == "contrast" and wanted not in ("auto", "tags"):
+        raise UserError("An image-text encoder learns the words of the prompts; leave out the condition.")
     if wanted == "auto" and preset is not None:
         wanted = preset.condition
     if request.init_from and config.model.takes_prompts:
-        own = ("tags",) if config.model.tags else ("text", config.model.text.reading if config.model.text else "")
+        own = (
+            ("image",)
+            if config.model.image
+            else ("tags",)
+            if config.model.tags
+            else ("text", config.model.text.reading if config.model.text else "")
+        )
         if request.condition not in (None, "auto", *own):
             raise UserError(
                 f"The model {request.init_from} takes prompts by {own[-1]} and goes on with that; leave out the condition "
@@ -94,6 +105,10 @@ def with_condition(config: RunConfig, request: TrainRequest, store: Store, conte
         return config
     if wanted == "none":
         return config
+    if wanted == "image":
+        return dataclasses.replace(
+            config, model=dataclasses.replace(config.model, image=_image(workspace, request.dataset or "", context))
+        )
     if wanted not in ("auto", "tags"):
         return dataclasses.replace(config, model=dataclasses.replace(config.model, text=_text(wanted, store, context)))
     found = words_of(store).words
@@ -107,6 +122,17 @@ def with_condition(config: RunConfig, request: TrainRequest, store: Store, conte
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, tags=tuple(word.entry for word in found))
     )
+
+
+def _image(workspace: Workspace, dataset: str, context: Context) -> ImageConfig:
+    """The image-text encoder that learned from the dataset."""
+    name = workspace.encoder_of(dataset)
+    if name is None:
+        raise UserError(
+            "To tell a model what its images are like, train an image-text encoder on this dataset first (preset contrast, some minutes)."
+        )
+    encoder = open_encoder(workspace, name, context)
+    return ImageConfig(name, encoder.digest, encoder.sight.width)
 
 
 def _text(wanted: str, store: Store, context: Context) -> TextConfig:

@@ -37,6 +37,11 @@ def make_grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Image
     return canvas
 
 
+def pixels_of(image: Image.Image) -> Tensor:
+    """An image as uint8 (3, H, W)."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())
+
+
 def grid_of(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
     """Pictures of one size as one; of several (an upscaling was cut short) each in the first one's."""
     size = pictures[0].size

@@ -22,7 +22,7 @@ from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.network import Network
-from ..requests import Edit, Enlarging, Prompt, SampleRequest
+from ..requests import MOST_BEST_OF, Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
 from ..sampling.start import Start
 from ..sampling.upscale import UpscaleSettings
@@ -31,7 +31,8 @@ from ..workspace import Workspace
 from . import asking
 from .context import Context
 from .editing import Canvas, unlike
-from .loading import Adapters, adapters_in, called, load_weights, of_kind, with_adapters, written
+from .loading import Adapters, adapters_in, called, load_weights, of_kind, unwritten, with_adapters, written
+from .ranking import chooser
 from .upscaling import Upscaler, own_upscaler
 
 
@@ -71,10 +72,14 @@ def sample(
     enlarging: Enlarging | None = None,
     prompts: Sequence[Prompt] = (),
     edit: Edit | None = None,
+    best_of: int = 1,
+    like: Image.Image | None = None,
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
     """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``prompts``: one for each picture, or one for all.
-    ``edit``: the image to begin with, which a masked result is put back into.
+    ``edit``: the image to begin with, which a masked result is put back into. ``best_of``: so many are made for each, with seeds that follow each
+    other, of which the one is kept that fits its prompt best (``ranking.py``). ``like``: an image of which variations are made, by a model that is told
+    what its images are like.
     ``emerging(done, total, x0)`` gets the predicted images after each network call.
     """
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
@@ -88,6 +93,8 @@ def sample(
         step=step,
         enlarging=enlarging,
         edit=edit,
+        best_of=best_of,
+        like=like,
         emerging=emerging,
     )
     # a batch is made by one network: those whose prompts call other adapters are made by another
@@ -96,7 +103,7 @@ def sample(
         return make(settings, each)
     found: list[Sampled] = []
     for part in parts:
-        found.append(make(_from(settings, part[0]), [each[i] for i in part]))
+        found.append(make(_from(settings, part[0] * best_of), [each[i] for i in part]))
         if len(found[-1].images) < len(part):  # stopped
             break
     return Sampled(
@@ -130,9 +137,17 @@ def _alike(
     step: int | None,
     enlarging: Enlarging | None,
     edit: Edit | None,
+    best_of: int,
+    like: Image.Image | None,
     emerging: Callable[[int, int, Tensor], None] | None,
 ) -> Sampled:
     """As :func:`sample`, an image for each prompt, by one network: all of them call the same adapters."""
+    if not 1 <= best_of <= MOST_BEST_OF:
+        raise UserError(f"Best of must be between 1 and {MOST_BEST_OF}; got {best_of}.")
+    if like is not None and any(unwritten(one.text + one.negative) for one in each):
+        raise UserError("Variations of an image are made without a prompt: leave out one of them.")
+    choose = chooser(workspace, model, each, best_of, context) if best_of > 1 else None
+    each = [prompt for prompt in each for _ in range(best_of)]
     count = len(each)
     if not 1 <= batch_size <= 4096:
         raise UserError(f"The batch size must be between 1 and 4096; got {batch_size}.")
@@ -147,6 +162,8 @@ def _alike(
         raise UserError(
             f"{drawing[0][0]} is an adapter of an upscaler; choose that as the upscaler, or leave the adapter out."
         )
+    if config.kind == "contrast":
+        raise UserError(f"{title} finds and ranks images and makes none; choose another model.")
     if config.kind == "upscaler":
         raise UserError(f"{title} enlarges images and makes none; choose it as the upscaler of another model.")
     height, width = config.image_size
@@ -156,7 +173,7 @@ def _alike(
         canvas = Canvas(edit, (width, height), config.is_grey)
         size = canvas.enlarged_size(size)
     device = context.device
-    question = asking.read(config, each, settings.cfg_scale, context)
+    question = asking.read(config, each, settings.cfg_scale, context, settings, like)
     asking.say_unknown(title, config, each, question.unknown, context)
     with context.gpu_slice():
         net = network_of(config, tensors, device)
@@ -193,7 +210,9 @@ def _alike(
         start=start,
     )
     pixels = model_to_uint8(images)
-    seeds = [seed for seed, _ in settings.seeds(len(images))]
+    numbers = list(range(len(pixels))) if choose is None else choose(pixels)
+    pixels, every = pixels[numbers], settings.seeds(count)
+    seeds = [every[number][0] for number in numbers]
     pictures, texts = [], []
     settled, more = _as_sampled(settings, canvas, start, config.diffusion.timesteps)
     # of many images their number is shown, of one its steps
@@ -219,8 +238,8 @@ def _alike(
                 weights,
                 done,
                 step,
-                each[number],
-                number=number,
+                each[numbers[number]],
+                number=numbers[number],
                 size=picture.size,
                 more=more,
             )

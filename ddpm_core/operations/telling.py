@@ -14,11 +14,12 @@ from torch import Tensor
 from ..dataset.packing import Packed
 from ..dataset.store import Store
 from ..dataset.tags import Told, Vocabulary
+from ..dataset.vectors import vectors_of
 from ..dataset.words import choices_of, texts_of
 from ..dataset.words import told_of as words_told_of
 from ..errors import UserError
 from ..files import replace_with
-from ..model.config import ModelConfig
+from ..model.config import ImageConfig, ModelConfig
 from ..model.values import Shared, Values
 from ..parsing import tensors_of
 from ..runs import Run
@@ -48,7 +49,26 @@ def told_of(
         count = 1 if rows is not None else VARIANTS[config.model.text.reading]
         read = functools.cache(lambda text: variants(text, count))
         found["text"] = shared([read(text) for text in each], config.model.text, context)
+    if config.model.image is not None:
+        found["image"] = likeness_told(store, config.model.image, packed, context, rows)
     return found
+
+
+def likeness_told(
+    store: Store, wanted: ImageConfig, packed: Packed, context: Context, rows: Tensor | None = None
+) -> Tensor:
+    """What each packed image (or those of ``rows``) is like, (N, D) float32 as ``condition.Likeness`` takes it."""
+    encoder = context.image_encoder(wanted, context)
+    found = vectors_of(store, encoder.sight, context.progress, context.stop)
+    place = {one: number for number, one in enumerate(found.ids)}
+    ids = packed.ids if rows is None else [packed.ids[row] for row in rows.tolist()]
+    lost = [one for one in ids if one not in place]
+    if lost:
+        raise UserError(
+            f"The copy of item {lost[0]} is missing or damaged; harvest its folder again, or reject the item."
+        )
+    rows = torch.tensor([place[one] for one in ids], dtype=torch.int64)
+    return found.values[rows] * float(wanted.width**0.5)
 
 
 def tags_told(store: Store, entries: Sequence[str], packed: Packed) -> Tensor:
@@ -89,6 +109,8 @@ def told_from(file: Any, model: ModelConfig, count: int) -> dict[str, Values]:
     found: dict[str, Values] = {}
     if model.tags:
         found["tags"] = _checked(file.get_tensor("tags").clone(), (count, len(model.tags)), torch.float32)
+    if model.image is not None:
+        found["image"] = _checked(file.get_tensor("image").clone(), (count, model.image.width), torch.float32)
     if model.text is not None:
         index, table = file.get_tensor("text.index").clone(), file.get_tensor("text.table").clone()
         _checked(table, (len(table), *model.text.shape), torch.float16)

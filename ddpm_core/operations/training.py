@@ -45,6 +45,7 @@ from .following import agree, help_along
 from .pictures import make_grid
 from .previews import drop_later, save_preview
 from .resuming import load_checkpoint, reopen, seconds_spent
+from .retrieval import evaluate_encoder
 from .telling import remember_told, told_in_run, told_of
 from .tuning import keep_base, tuning_in_run
 
@@ -107,6 +108,8 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         for part in (FILE, *leftovers.KEPT_FILES, "metrics.jsonl", "checkpoints", "previews"):
             if (folder / part).is_symlink():  # it could lead anywhere, and is written to
                 raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
+        if team is not None and request.preset == "contrast":
+            raise UserError("An image-text encoder compares all images of a batch: train it with one process.")
         config, run, packed = (reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
             if not request.resume and model_path.exists():
@@ -170,7 +173,7 @@ def _begin(
     )
     chosen = precision.choose(config.train.precision, context.device)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=chosen))
-    config = with_condition(config, request, store, context)
+    config = with_condition(config, request, workspace, store, context)
     run = Run(
         config=config.to_json(),
         dataset=request.dataset,
@@ -258,6 +261,8 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
     finally:
         trainer.free()
         dataclasses.replace(run, state=state).write(folder)
+    if config.model.kind == "contrast" and not summary["stopped"]:
+        summary["retrieval"] = _judged(prepared, context)
     return {
         **summary,
         "model": str(prepared.model_path),
@@ -266,6 +271,17 @@ def _course(prepared: Prepared, context: Context, team: Team | None) -> dict[str
         "images": len(packed.train_ids),
         "held_out": len(packed.held_rows),
     }
+
+
+def _judged(prepared: Prepared, context: Context) -> dict[str, Any] | None:
+    """How well an image-text encoder finds what it has not seen, of which the sentence is said; None where too few images are held out."""
+    try:
+        found = evaluate_encoder(prepared.workspace, prepared.run.dataset, context, model=prepared.name)
+    except UserError as error:
+        context.say(str(error))
+        return None
+    context.say(found["verdict"])
+    return {key: found[key] for key in ("words_to_images", "images_to_words", "mean_average_precision", "verdict")}
 
 
 def _held(prepared: Prepared) -> Held:

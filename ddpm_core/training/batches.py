@@ -19,7 +19,7 @@ from .tasks import Task
 
 @dataclass(frozen=True)
 class Batch:
-    """``x0`` (N, C, H, W) float32 in [-1, 1]; ``times`` (N,) int64; ``noise`` like x0; ``told``: values of conditions, each (N, ...),
+    """``x0`` (N, C, H, W) float32 in [-1, 1]; ``times`` (N,) int64; ``noise`` of the task's shape, x0's as a rule; ``told``: values of conditions, each (N, ...),
     among them "flip", which are mirrored."""
 
     x0: Tensor
@@ -75,9 +75,10 @@ class Batches:
         flips, times = (to_device(values[self._part], self._device) for values in (flips, times))
         x0 = uint8_to_model(self.pictures.batch(step))
         x0 = torch.where(flips[:, None, None, None], x0.flip(3), x0)
+        shape = self._task.shape(x0)
         x0, own = self._task.prepare(x0, batch, self._part, settings.seed, step)
         self._noise.manual_seed(mix(settings.seed, NOISE, step))
-        noise = torch.randn((batch, *x0.shape[1:]), generator=self._noise, device=self._device)[self._part]
+        noise = torch.randn((batch, *shape), generator=self._noise, device=self._device)[self._part]
         return Batch(x0, times, noise, {**own, **self._words(step), "flip": flips})
 
     def _words(self, step: int) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.build import build
 from ..model.condition import examples
@@ -30,7 +31,7 @@ class Estimate:
 
 def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0) -> Estimate:
     """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
-    net: nn.Module = build(config.model, device)
+    net: Any = build(config.model, device)
     dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
     small = min(4, config.train.batch_size)
     # our own generator: a host's seeded generation may be running beside this
@@ -50,13 +51,13 @@ def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        loss = net(x, t, told=told).float().square().mean()
+        loss = net.rehearsed(x, t, told)
     torch.autograd.grad(loss, parameters)
     began = time.perf_counter()
     times: list[float] = []
     while not times or (time.perf_counter() - began < most_seconds and len(times) < 5):
         start = time.perf_counter()
-        grads = torch.autograd.grad(net(x, t, told=told).float().square().mean(), parameters)
+        grads = torch.autograd.grad(net.rehearsed(x, t, told), parameters)
         float(grads[0].sum())  # waits for the device
         times.append(time.perf_counter() - start)
     count = sum(p.numel() for p in parameters)

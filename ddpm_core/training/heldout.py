@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..model.diffusion import Diffusion, uint8_to_model
 from ..model.loss import loss_per_image
 from ..model.network import Network
 from ..model.values import Values, dense
+from .objective import pair_losses
 from .random import generator
 from .tasks import Denoising, Task
 
@@ -24,6 +26,26 @@ def band_names(total: int) -> list[str]:
     """Names of the bands of ``total`` timesteps, such as 0-49."""
     edges = [round(b * total) for b in BANDS]
     return [f"{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
+
+
+PAIRS = "pairs"
+
+
+def pair_loss(
+    net: Network,
+    images: Tensor,
+    words: Values,
+    *,
+    dtype: torch.dtype,
+    gpu_slice: Callable[[], AbstractContextManager[object]],
+) -> dict[str, float]:
+    """InfoNCE of uint8 images (N, C, H, W) with all their words, compared with each other, as the only band."""
+    images = images[:MOST_IMAGES]
+    with gpu_slice(), torch.no_grad():
+        some = uint8_to_model(images.to(net.device)).to(dtype)
+        tags = dense(words)[: len(images)].to(net.device)
+        contrast: Any = net
+        return {PAIRS: float(pair_losses(net, contrast.embed_images(some), tags, tags).mean())}
 
 
 def loss_by_band(

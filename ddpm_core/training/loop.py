@@ -19,7 +19,7 @@ from ..model.network import Network
 from ..model.values import Values
 from .checkpoints import CheckpointFolder
 from .copying import COPYING, CopyWatch
-from .heldout import MOST_IMAGES, loss_by_band
+from .heldout import MOST_IMAGES, loss_by_band, pair_loss
 from .metrics import Metrics
 from .previews import Held, preview
 from .trainer import Trainer
@@ -273,6 +273,8 @@ class TrainingLoop:
     def _look_at(self, network: Network, images: Tensor, told: Mapping[str, Values]) -> dict[str, float]:
         """The loss of images by band."""
         trainer = self.trainer
+        if trainer.task.whole_batches:
+            return pair_loss(network, images, told["tags"], dtype=trainer.dtype, gpu_slice=self.out.gpu_slice)
         return loss_by_band(
             network,
             trainer.diffusion,

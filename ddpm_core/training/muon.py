@@ -74,7 +74,9 @@ def scale_of(height: int, width: int) -> float:
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
     """Whether a U-Net parameter is a weight matrix between hidden layers, which Muon is for."""
-    return parameter.ndim >= 2 and not name.startswith(("conv_in", "conv_out", "time_embedding", "conditions"))
+    return parameter.ndim >= 2 and not name.startswith(
+        ("conv_in", "conv_out", "time_embedding", "conditions", "images.conv_in", "images.projection", "prior_")
+    )
 
 
 class Muon(torch.optim.Optimizer):

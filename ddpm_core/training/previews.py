@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..model.config import UpscalerConfig
+from ..model.config import ContrastConfig, UpscalerConfig
 from ..model.diffusion import model_to_uint8, uint8_to_model
 from ..model.upscaling import shrink
 from ..model.values import Values, dense
@@ -21,6 +22,7 @@ from .trainer import Trainer
 COUNT = 8
 STEPS = 12
 _UPSCALED = 3  # images of an upscaler's preview, each three times
+_ALIKE, _MOST_SEARCHED = 4, 256  # images beside each of an encoder's preview, of so many
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,16 @@ class Held:
 
 def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContextManager[object]]) -> Tensor:
     """uint8 (N, C, H, W). A model with words is asked for those of images that are held out, if any are; of an upscaler the small image,
-    its answer and the real one, side by side."""
+    its answer and the real one, side by side; of an image-text encoder images, each beside those most like it."""
 
     def network(x: Tensor, timesteps: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
         with gpu_slice():
             return trainer.ema(x, timesteps, told=told)  # type: ignore[no-any-return]
 
     config = trainer.config.model
+    if isinstance(config.unet, ContrastConfig):
+        with gpu_slice(), torch.no_grad():
+            return _alike(trainer, held.images if len(held.images) > _ALIKE else trainer.batches.some(_MOST_SEARCHED))
     steps = min(STEPS, config.diffusion.timesteps)
     if isinstance(config.unet, UpscalerConfig):
         large = held.images[:_UPSCALED] if len(held.images) else trainer.batches.some(_UPSCALED)
@@ -64,6 +69,16 @@ def preview(trainer: Trainer, held: Held, gpu_slice: Callable[[], AbstractContex
         some = {name: dense(values[:COUNT]) for name, values in held.told.items()}
     enough = {name: values for name, values in some.items() if len(values) >= COUNT}
     return model_to_uint8(_sampled(trainer, network, COUNT, steps, enough))
+
+
+def _alike(trainer: Trainer, images: Tensor) -> Tensor:
+    """Of an image-text encoder: an image, and beside it those that are most like it in its space."""
+    net: Any = trainer.ema
+    images = images[:_MOST_SEARCHED]
+    vectors = net.embed_images(uint8_to_model(images.to(trainer.device)).to(trainer.dtype))
+    rows = vectors[:_UPSCALED] @ vectors.T
+    found = rows.topk(min(_ALIKE + 1, len(images)), dim=1).indices.cpu()
+    return torch.stack([torch.cat(list(images[row]), dim=2) for row in found])
 
 
 def _with_and_without(trainer: Trainer, network: ToldNetwork, steps: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..model.config import (
     ADAPTER_FORMAT,
+    ContrastConfig,
     DiffusionConfig,
     ModelConfig,
     UNetConfig,
@@ -219,6 +220,22 @@ PRESETS: dict[str, Preset] = {
             TrainSettings(learning_rate=1e-3, weighting="uniform", optimizer="muon", muon_ratio=10.0),
             steps=20_000,
             condition="none",
+        ),
+        Preset(
+            "contrast",
+            "an image-text encoder: search a dataset, rank images by a prompt; minutes on a CPU",
+            ModelConfig(ContrastConfig(), DiffusionConfig("cosine", prediction="x0")),
+            TrainSettings(
+                batch_size=128,
+                learning_rate=1e-3,
+                warmup_steps=20,
+                weight_decay=0.05,
+                weighting="uniform",
+                optimizer="muon",
+                muon_ratio=10.0,
+            ),
+            steps=360,
+            condition="tags",
         ),
     )
 }

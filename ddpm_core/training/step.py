@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from ..model import aside
 from ..model.aside import Aside
-from ..model.diffusion import Diffusion
-from ..model.loss import loss_per_image, timestep_weights
 from ..model.network import DropoutSource, Network
 from .batches import Batch
 from .captured import CapturedStep
 from .how import How
 from .mixed import CastCopy
+from .objective import Objective
 from .optimizers import make_optimizer, make_scaler
 from .precision import DTYPES
 from .settings import TrainSettings
@@ -40,27 +39,27 @@ class Step:
         self,
         network: Network,
         trainables: Trainables,
-        diffusion: Diffusion,
+        objective: Objective,
         settings: TrainSettings,
         precision: str,
         how: How,
         team: Team | None,
         dropout: DropoutSource,
         say: Callable[[str], None],
+        told: Sequence[str],
         adapted: Adapted | None = None,
         preserving: Preserving | None = None,
     ) -> None:
-        """``adapted``: where the network's weights follow from what is trained; ``preserving``: where a part of each batch shall be answered as
+        """``told``: names of what the objective is told; ``adapted``: where the network's weights follow from what is trained; ``preserving``: where a part of each batch shall be answered as
         a base does."""
         self._adapted, self._preserving = adapted, preserving
-        self.settings, self.diffusion, self.team = settings, diffusion, team
+        self.settings, self.objective, self.team = settings, objective, team
         self.device = device = network.device
         self.dtype = dtype = DTYPES[precision]
         self.pieces = 1
         self.sums = torch.zeros(2, device=device)
-        self.loss_weights = timestep_weights(settings.weighting, diffusion, settings.snr_gamma)
         self._trainables, self._dropout = trainables, dropout
-        self._told = network.can_be_told
+        self._told = tuple(told)
         # a team averages the gradients of the network's own weights
         self.cast = CastCopy(network, dtype) if team is None and dtype != torch.float32 else None
         self._network: nn.Module = network if team is None else team.join(network)
@@ -119,20 +118,13 @@ class Step:
         size = -(-mine // self.pieces)
         for start in range(0, mine, size):
             part = slice(start, start + size)
-            noisy = self.diffusion.add_noise(x0[part], noise[part], times[part])
-            target = self.diffusion.target(x0[part], noise[part], times[part])
+            values = {name: value[part] for name, value in zip(self._told, told)}
             # of several pieces only the last one's backward takes the gradients around
             with nullcontext() if team is None or start + size >= mine else network.no_sync():  # type: ignore[operator]
-                # further pieces add to the gradients of the first, in the first stream
-                with aside.using(self._aside if self.pieces == 1 else None):
-                    values = {name: value[part] for name, value in zip(self._told, told)}
-                    output = network(noisy.to(self.dtype), times[part], self._dropout, values)
-                weights = self.loss_weights[times[part]]
-                if self._preserving is not None:
-                    target, shares = self._preserving(target, noisy.to(self.dtype), times[part], values, start)
-                    weights = weights * shares
-                losses = loss_per_image(settings.loss, output, target)
-                weighted = (losses * weights).sum() / share
+                losses, minimised = self.objective(
+                    network, x0[part], times[part], noise[part], values, self._dropout, start, self._beside
+                )
+                weighted = minimised.sum() / share
                 torch.autograd.backward(weighted if self.scaler is None else self.scaler.scale(weighted))
             if self._aside is not None:
                 self._aside.join()
@@ -144,6 +136,10 @@ class Step:
         if self._adapted is not None:
             self._adapted.hand_gradients_over()
         self._update(loss_sum / (settings.batch_size if self._preserving is None else self._preserving.new))
+
+    def _beside(self) -> AbstractContextManager[object]:
+        """Around the network's forward pass; further pieces add to the gradients of the first, in the first stream."""
+        return aside.using(self._aside if self.pieces == 1 else None)
 
     def _update(self, loss: Tensor) -> None:
         if self._flat is not None:

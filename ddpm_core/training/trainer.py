@@ -46,6 +46,11 @@ class SliceResult:
     finite: bool
 
 
+def unthinned(values: Tensor, generator: torch.Generator) -> Tensor:
+    """All words, for a task that leaves some out by itself."""
+    return values
+
+
 class Trainer:
     """Trains a U-Net on uint8 images (N, C, H, W), held on the device or streamed to it.
 
@@ -105,7 +110,7 @@ class Trainer:
         rows = torch.arange(len(images)) if rows is None else rows
         self.task = task_of(config.model)
         kept = 0 if tuning is None else tuning.kept(settings.batch_size)
-        dropped = {name: self.net.condition(name).dropped for name in told}
+        dropped = {name: unthinned if self.task.thins else self.net.condition(name).dropped for name in told}
         own = dropped if self._twins is None else {**dropped, **self._twins.dropped(dropped)}
         self.batches = self._batches(images, rows, told, own, settings.batch_size - kept, settings.seed)
         self.kept: Batches | None = None
@@ -122,13 +127,14 @@ class Trainer:
         self.work = Step(
             self.net,
             self.state,
-            self.diffusion,
+            self.task.objective(self.diffusion, settings, self.dtype, self.preserving),
             settings,
             self.precision,
             how,
             team,
             self.dropout.source,
             say,
+            (*self.net.can_be_told, *self.task.told),
             None if self._twins is None else self._twins.adapted,
             self.preserving,
         )
@@ -241,6 +247,11 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.pieces >= self.settings.batch_size:
                     raise
+                if self.task.whole_batches:
+                    raise UserError(
+                        "There is not enough memory to compare the images of a batch with each other; use a smaller --batch-size. "
+                        "What was saved is intact."
+                    ) from None
                 if self.team is not None:  # the others are in the middle of this step
                     raise UserError(
                         "A process ran out of memory; use a smaller --batch-size or more processes. What was saved is intact."

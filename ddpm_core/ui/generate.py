@@ -36,6 +36,10 @@ _SOME_VARIATION = 0.2
 _LABELS = {s.label: s.name for s in SAMPLERS.values()}
 
 TITLE = "Generate"
+_LIKE = (
+    "A model that was trained to be told what its images are like (Prompts: image) makes others like an image that you drop here, "
+    "without a prompt."
+)
 _EDITING = "Drop an image here or take a result: Generate starts from it. Draw on it to change only that part."
 
 
@@ -151,6 +155,11 @@ def build(service: Service) -> dict[str, Any]:
                 vary = gr.Button("Vary the selected result", elem_id="ddpm_vary")
                 varying = [field for field in fields.values() if field.option.group == "variation"]
                 vary_widgets = in_rows(varying)
+                gr.HTML(f'<div class="ddpm-note">{_LIKE}</div>')
+                like = start_image(label="Image to make others like", elem_id="ddpm_like", height=160)
+                with gr.Row():
+                    like_last = gr.Button("More like the selected result", elem_id="ddpm_like_last")
+                    like_none = gr.Button("Remove this image", elem_id="ddpm_like_none")
             with gr.Accordion("Interpolate", open=False, elem_id="ddpm_interpolate"):
                 going = list(fields_of(Interpolation).values())
                 going_widgets = in_rows(going)
@@ -203,6 +212,7 @@ def build(service: Service) -> dict[str, Any]:
             looks,
             given,
             painted,
+            alike,
             *others,
         ) = values
         if not name:
@@ -229,6 +239,7 @@ def build(service: Service) -> dict[str, Any]:
             cfg_scale=value_of(fields["cfg_scale"], strictly),
             image=image,
             mask=mask,
+            variation_of=alike if isinstance(alike, Image.Image) else None,
             **{field.name: value_of(field, value) for field, value in zip((*more, *editing, *varying), others)},
         )
 
@@ -314,7 +325,23 @@ def build(service: Service) -> dict[str, Any]:
         return found.seed, _SOME_VARIATION, ""
 
     chosen = [
-        *(model, sampler, steps, count, seed, upscaler, factor, step, prompt, negative, scale, styles, edited, drawn),
+        *(
+            model,
+            sampler,
+            steps,
+            count,
+            seed,
+            upscaler,
+            factor,
+            step,
+            prompt,
+            negative,
+            scale,
+            styles,
+            edited,
+            drawn,
+            like,
+        ),
         *(*widgets, *edit_widgets, *vary_widgets),
     ]
     at = {
@@ -324,6 +351,8 @@ def build(service: Service) -> dict[str, Any]:
     }  # instead of the seed
     edit_last.click(take, outputs=[edited, message], **at)
     edit_none.click(lambda: gr.update(value=None), inputs=[], outputs=[edited], show_progress=False)
+    like_last.click(take, outputs=[like, message], **at)
+    like_none.click(lambda: gr.update(value=None), inputs=[], outputs=[like], show_progress=False)
     strength = vary_widgets[[field.name for field in varying].index("variation_strength")]
     vary.click(between, outputs=[seed, strength, message], **at)
     outputs = [step, against, upscaler, adapter]

@@ -22,6 +22,7 @@ from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
 from ..model.network import Network
 from ..operations.context import Context
+from ..operations.encoding import encoders
 from ..operations.loading import learned_from
 from ..options import CROPS
 from ..sampling.generate import SampleSettings, generate
@@ -184,9 +185,14 @@ class Desk:
     def _open(self, name: str) -> Opened:
         loaded = model_file.load(self.workspace.model_path(name))
         if loaded.config.kind != "unet":
-            raise UserError(f"{name} enlarges images and makes none; choose a model that makes images.")
+            raise UserError(f"{name} makes no images; choose a model that does.")
         device = self._host.device()
-        context = Context(device, self._host.gpu_slice, text_encoder=self._host.text_encoder)
+        context = Context(
+            device,
+            self._host.gpu_slice,
+            text_encoder=self._host.text_encoder,
+            image_encoder=encoders(lambda: self.workspace),
+        )
         with context.gpu_slice():
             net = network_of(loaded.config, loaded.weights, device)
             diffusion = Diffusion(loaded.config.diffusion, device)

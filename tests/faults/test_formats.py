@@ -88,21 +88,21 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
         found = sample(Workspace(tmp_path / "ws"), "m", 1, SampleSettings("ddim", 5, seed=1), context, prompts=prompts)
         with Image.open(tmp_path / "ws" / "expected-red-bright.png") as before:
             assert np.abs(np.asarray(found.pictures[0], int) - np.asarray(before, int)).max() <= 2
-    if version in (4, 6, 7, 8):  # with words
+    if version in (4, 6, 7, 8, 9):  # with words
         assert sorted(line.run("models", "show", "m")["config"]["tags"]) == TAGS
         asked = ("--prompt", "red, bright", "--out", tmp_path / "red")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
         theirs = tmp_path / "ws" / "expected-red-bright.png"
         with Image.open(tmp_path / "red" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
-    if version in (6, 7, 8):  # with an upscaler
+    if version in (6, 7, 8, 9):  # with an upscaler
         asked = ("--upscaler", "large", "--out", tmp_path / "large")
         line.run("sample", "--model", "m", "--count", 1, "--steps", 5, "--seed", 1, "--sampler", "ddim", *asked)
         theirs = tmp_path / "ws" / "expected-large.png"
         with Image.open(tmp_path / "large" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert mine.size == (64, 64) and np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 4
         assert line.run("train", "--model", "large", "--resume", "--steps", 7)["steps"] == 7
-    if version in (7, 8):  # with an adapter
+    if version in (7, 8, 9):  # with an adapter
         expected = json.loads((tmp_path / "ws" / "expected-adapter.json").read_text())
         base = model_file.load(tmp_path / "ws" / "models" / "m.safetensors")
         adapter = adapter_file.load(tmp_path / "ws" / "models" / "a.safetensors")
@@ -113,13 +113,26 @@ def test_a_workspace_of_that_format_goes_on(archive: Path, tmp_path: Path) -> No
         asked = ("--prompt", "stripes", "--adapter", "a:0.5", "--out", tmp_path / "stripes")
         assert line.run("sample", "--model", "m", "--count", 1, "--steps", 2, *asked)["tags"] == ["stripes"]
         assert line.run("train", "--adapter", "a", "--resume", "--steps", 62)["steps"] == 62
-    if version == 8:  # with the annotated model's parts, and grey
+    if version in (8, 9):  # with the annotated model's parts, and grey
         asked = ("--steps", 5, "--seed", 1, "--sampler", "ddim", "--out", tmp_path / "grey")
         line.run("sample", "--model", "grey", "--count", 1, *asked)
         theirs = tmp_path / "ws" / "expected-grey.png"
         with Image.open(tmp_path / "grey" / "00000-1.png") as mine, Image.open(theirs) as before:
             assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 2
         assert line.run("train", "--model", "grey", "--resume", "--steps", 7)["steps"] == 7
+    if version == 9:  # with an image-text encoder, and a model that it tells what its images are like
+        asked = ("--steps", 5, "--seed", 1, "--sampler", "ddim", "--prompt", "red, bright", "--out", tmp_path / "like")
+        line.run("sample", "--model", "like", "--count", 1, *asked)
+        theirs = tmp_path / "ws" / "expected-like.png"
+        with Image.open(tmp_path / "like" / "00000-1.png") as mine, Image.open(theirs) as before:
+            assert np.abs(np.asarray(mine, int) - np.asarray(before, int)).max() <= 4
+        expected = json.loads((tmp_path / "ws" / "expected-search.json").read_text())["items"]
+        found = line.run("search", "--dataset", "d", "--prompt", "red", "--count", 5)["items"]
+        assert {one["id"]: one["score"] for one in found} == pytest.approx(  # type: ignore[attr-defined]
+            {one["id"]: one["score"] for one in expected}, abs=2e-3
+        )
+        assert line.run("train", "--model", "like", "--resume", "--steps", 7)["steps"] == 7
+        assert line.run("train", "--model", "finder", "--resume", "--steps", 7)["steps"] == 7
     line.run("dataset", "undo", "d")
     more = line.run("harvest", "--dataset", "d", random_pictures(tmp_path / "more", 3, 32, seed=9))
     assert more["added"] == 3

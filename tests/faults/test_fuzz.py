@@ -203,6 +203,7 @@ PLAIN: dict[str, Any] = {
     **{"variation_strength": 0.1, "upscaler_steps": 2, "masked_content": "fill", "resize_mode": "fill"},
     **{"dynamic_threshold": 0.99, "base": "m", "concept": "crown", "prior": "none"},
     **{"part": "noise", "t": 5, "schedule": "cosine"},
+    **{"best_of": 1, "variation_of": IMAGE, "text": "red", "like": 1, "misfits": "1", "search": "red"},
     **{"only_masked": True, "invert_mask": True, "variation_seed": 3, "upscaler_noise": 0.2},
 }
 OPTIONAL = {
@@ -241,6 +242,11 @@ OPTIONAL = {
     "base",
     "concept",
     "prior",
+    "best_of",
+    "variation_of",
+    "text",
+    "like",
+    "misfits",
 }
 
 
