@@ -582,3 +582,92 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     assert (workspace / "models" / "m.safetensors").exists()
     page.wait(lambda: not page.all("#ddpm_adapter input"), "the list of adapters to go")
     assert not page.own_errors()
+
+
+def test_a_dataset_is_searched_by_what_its_images_show(page: Page, few: Path, tmp_path: Path) -> None:
+    """Without an encoder by an image, and a sentence for words; with one by words, and for words that do not fit. Then a variation of an image."""
+    workspace = tmp_path / "served" / "ws"
+    line = CommandLine(workspace)
+    line.run("harvest", "--dataset", "faces", few)
+    page.open()
+    page.tab("Dataset")
+    page.wait(lambda: len(page.all("#ddpm_tab .ddpm-item")) == 60, "the review")
+    assert not page.all("[data-view=misfits]")
+
+    def in_images(text: str) -> None:
+        page.js(
+            "const s = document.querySelector('.ddpm-searched'); s.value = 'images'; s.dispatchEvent(new Event('change'));"
+        )
+        field = page.all(".ddpm-search")[0]
+        field.clear()
+        field.send_keys(text)
+
+    in_images("glasses")
+    page.wait(lambda: "train an image-text encoder on this dataset first" in page.text(), "what words want")
+    assert page.all(".ddpm-search") and page.all("[data-view=all]")  # the way back
+    page.js("document.querySelector('[data-view=all]').click()")
+    page.all(".ddpm-search")[0].clear()
+    page.js("document.querySelector('.ddpm-search').dispatchEvent(new Event('input'))")
+    page.wait(lambda: len(page.all("#ddpm_tab .ddpm-item")) == 60, "all images again")
+
+    def press(text: str) -> None:
+        page.js(
+            "[...document.querySelectorAll('.ddpm-button')].find((b) => b.textContent === arguments[0]).click()", text
+        )
+
+    chosen = page.js("const c = document.querySelectorAll('.ddpm-item')[7]; c.click(); return c.dataset.id")
+    press("More like this")
+    page.wait(lambda: "Images like this one" in page.text(), "the images like it")
+    page.wait(lambda: page.js("return document.querySelector('.ddpm-item').dataset.id") == chosen, "it to be the first")
+    page.shot("alike")
+    press("Show all again")
+    page.wait(lambda: "Images like this one" not in page.text(), "all images again")
+
+    small = ("image_size=32,32", "block_out_channels=8,16", "grid=2", "prior_channels=16")
+    options = [word for setting in small for word in ("--set", setting)]
+    line.run("train", "--model", "finder", "--dataset", "faces", "--preset", "contrast", "--steps", 30, *options)
+    page.wait(lambda: page.all("[data-view=misfits]"), "the view that an encoder makes possible")
+    word = line.run("dataset", "tags", "faces")["tags"][0]["word"]  # type: ignore[index]
+    in_images(f"{word}, qwertz")
+    page.wait(lambda: "The encoder does not know: qwertz" in page.text(), "what it does not know")
+    expected = line.run("search", "--dataset", "faces", "--prompt", word)["items"]
+    shown = "return [...document.querySelectorAll('.ddpm-item')].slice(0, 20).map((c) => Number(c.dataset.id))"
+    page.wait(lambda: page.js(shown) == [one["id"] for one in expected], "the command line's answer")  # type: ignore[attr-defined]
+    page.shot("found")
+    press("Words that do not fit")
+    page.wait(lambda: "fits it least" in page.text() and page.all(".ddpm-badge"), "words that do not fit")
+    page.shot("misfits")
+
+    net = ("block_out_channels=8,16,16", "norm_num_groups=4", "attention_head_dim=8")
+    options = [word for setting in net for word in ("--set", setting)]
+    like = (
+        "train",
+        "--model",
+        "like",
+        "--dataset",
+        "faces",
+        "--preset",
+        "tiny-32",
+        "--condition",
+        "image",
+        "--steps",
+        2,
+    )
+    line.run(*like, *options)
+    page.driver.get("about:blank")
+    page.driver.get(f"{page.url}?__theme=light#ddpm_tab_generate")
+    page.wait(lambda: page.all("#ddpm_generate"), "the Generate sub-tab")
+    page.wait(lambda: page.all("#ddpm_model input")[0].get_attribute("value") == "like", "the model to be chosen")
+    page.write("#ddpm_count", "2")
+    page.click("#ddpm_generate")
+    page.wait(lambda: len(list(workspace.rglob("outputs/*/*.png"))) == 2, "the images")
+    page.click("#ddpm_variations .label-wrap")
+    page.wait(lambda: page.all("#ddpm_like_last"), "its buttons")
+    time.sleep(1.5)
+    page.click("#ddpm_like_last")
+    page.wait(lambda: page.js("return document.querySelector('#ddpm_like img') !== null"), "the image to be taken")
+    page.shot("variation")
+    page.click("#ddpm_generate")
+    page.wait(lambda: len(list(workspace.rglob("outputs/*/*.png"))) == 4, "others like it")
+    asked_in_vain = "text=glasses"  # of which the sentence was seen above
+    assert not [line for line in page.own_errors() if asked_in_vain not in line]

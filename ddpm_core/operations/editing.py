@@ -186,10 +186,11 @@ class Canvas:
         return Image.composite(layer, self.image, ImageChops.darker(self.mask, seen))
 
 
-def unlike(net: Network, diffusion: Diffusion, canvas: Canvas, heldout_loss: float, dtype: torch.dtype) -> float | None:
-    """How many times larger a network's error is on the image of an edit than on images held out of its training, where that is so much
+def unlike(
+    net: Network, diffusion: Diffusion, images: Tensor | None, heldout_loss: float, dtype: torch.dtype
+) -> float | None:
+    """How many times larger a network's error is on an image (1, C, H, W) in [-1, 1] that it is given than on images held out of its training, where that is so much
     that it has learned nothing like it; else None. Held-out portraits have 0.6 to 1.1, other images 2.2 and more (benchmarks/RESULTS.md)."""
-    images = canvas.start.images
     if images is None or not heldout_loss > 0:
         return None
     several = model_to_uint8(images).expand(_DRAWS, -1, -1, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from .. import __version__
 from ..dataset import infotext
+from ..dataset.packing import fit
 from ..errors import UserError
 from ..evaluation.neighbours import to_image
 from ..model import file as model_file
 from ..model.build import network_of
 from ..model.config import ModelConfig
-from ..model.diffusion import Diffusion, model_to_uint8
+from ..model.diffusion import Diffusion, model_to_uint8, uint8_to_model
 from ..model.network import Network
 from ..requests import MOST_BEST_OF, Edit, Enlarging, Prompt, SampleRequest
 from ..sampling.generate import SampleSettings, generate, seed_of
@@ -30,8 +32,9 @@ from ..training import precision
 from ..workspace import Workspace
 from . import asking
 from .context import Context
-from .editing import Canvas, unlike
+from .editing import Canvas, flattened, unlike
 from .loading import Adapters, adapters_in, called, load_weights, of_kind, unwritten, with_adapters, written
+from .pictures import pixels_of
 from .ranking import chooser
 from .upscaling import Upscaler, own_upscaler
 
@@ -181,7 +184,13 @@ def _alike(
     dtype = precision.of_sampling(device)
 
     if canvas is not None:
-        _say_unlike(workspace, model, title, canvas, net, diffusion, dtype, context)
+        given = canvas.start.images
+        does = "it will draw over it in its own manner"
+        _say_unlike(workspace, model, title, given, does, net, diffusion, dtype, context)
+    if like is not None and not config.is_grey:
+        given = uint8_to_model(pixels_of(fit(flattened(like), (height, width), "center"))[None])
+        does = "what it makes will be like its own images instead"
+        _say_unlike(workspace, model, title, given, does, net, diffusion, dtype, context)
 
     start = canvas.start if canvas is not None else None
     if start is not None and start.mask is None and question.asked is None:
@@ -215,6 +224,8 @@ def _alike(
     seeds = [every[number][0] for number in numbers]
     pictures, texts = [], []
     settled, more = _as_sampled(settings, canvas, start, config.diffusion.timesteps)
+    if like is not None:
+        more = {**more, "DDPM variation of": hashlib.sha256(like.tobytes()).hexdigest()[:10]}
     # of many images their number is shown, of one its steps
     quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
     enlarge = _enlarging_by(workspace, enlarging, quiet, drawing) if enlarging is not None and len(pixels) else None
@@ -251,20 +262,21 @@ def _say_unlike(
     workspace: Workspace,
     model: str,
     title: str,
-    canvas: Canvas,
+    given: Tensor | None,
+    does: str,
     net: Network,
     diffusion: Diffusion,
     dtype: torch.dtype,
     context: Context,
 ) -> None:
-    """Say where a model has learned nothing like the image that it shall edit."""
+    """Say where a model has learned nothing like the image that it is ``given``, and what it then ``does``."""
     known = model_file.known_of(model_file.read_config(workspace.model_path(model))[1])
     with context.gpu_slice():
-        times = unlike(net, diffusion, canvas, float(known.get("heldout_loss", 0.0)), dtype)
+        times = unlike(net, diffusion, given, float(known.get("heldout_loss", 0.0)), dtype)
     if times is not None:
         context.say(
             f"{title} has learned nothing like this image (its error is {times:.1f} times that on images held out of its training): "
-            "it will draw over it in its own manner."
+            f"{does}."
         )
 
 
