@@ -256,20 +256,8 @@ def _variations(workspace: Workspace, context: Context, judge: Judge, name: str)
     large = pack(workspace.store(DATASET), (64, 64), "center")
 
     def made(rows: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                sample(
-                    workspace,
-                    name,
-                    1,
-                    SampleSettings(seed=int(row)),
-                    context,
-                    prompts=[Prompt()],
-                    like=to_image(large.images[row]),
-                ).images
-                for row in rows
-            ]
-        )
+        like = [to_image(large.images[row]) for row in rows]
+        return sample(workspace, name, len(like), SampleSettings(seed=1), context, prompts=[Prompt()], like=like).images
 
     held, trained = judge.packed.held_rows, judge.packed.train_rows[:100]
     images = made(held)

@@ -184,7 +184,7 @@ def run_sample(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> 
         prompts=[_with_adapters(request.asked, a.adapter)],
         edit=request.edit,
         best_of=request.best_of,
-        like=request.variation_of,
+        like=[request.variation_of] if request.variation_of is not None else [],
     )
     files, grid = write_samples(found, Path(a.out))
     return {

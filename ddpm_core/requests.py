@@ -42,7 +42,8 @@ class TrainRequest:
     model: str = option(metavar="NAME")
     dataset: str | None = option(None, metavar="NAME")
     preset: str | None = option(
-        None, help="tiny-32, portrait-64, article-64, annotated-28, detail-128, upscale-4x, upscale-4x-small or contrast"
+        None,
+        help="tiny-32, portrait-64, article-64, annotated-28, detail-128, upscale-4x, upscale-4x-small or contrast",
     )
     size: int | None = option(None, label="Image size in pixels (0 = preset)", metavar="PX")
     crop: str | None = option(None, label="Crop", choices=CROPS, shown="center")

@@ -299,7 +299,7 @@ class Service:
         settings, prompts = settings_of(request), [request.asked]
         check(request, ["best_of"])
         edit = prepared(request.edit) if request.edit is not None else None
-        like = request.variation_of
+        like = [request.variation_of] if request.variation_of is not None else []
         self._check_sampling(model, count, enlarging, edit, request.best_of)
         workspace = self.workspace
 

@@ -58,7 +58,7 @@
                 columns.append(chart(curves));
                 if (curves.previews.length) columns.append(previews(curves));
                 parts.push(columns);
-                if (curves.bands) parts.push(bands(curves.bands));
+                if (curves.bands && Object.keys(curves.bands.seen_bands).length > 1) parts.push(bands(curves.bands));
                 parts.push(el("div", "ddpm-note", T("The coloured curves compare training images with held-out ones. While both fall, the model learns; if held-out rises while training still falls, it memorises: stop there. The grey curve is the loss of single batches.")));
             }
             for (const text of (curves && curves.notes) || []) parts.push(el("div", "ddpm-note", text));

@@ -29,11 +29,12 @@ from ddpm_core.model.config import ContrastConfig, DiffusionConfig, ImageConfig,
 from ddpm_core.model.contrast import Contrast
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.encoding import encoders, open_encoder
-from ddpm_core.operations.ranking import chooser
+from ddpm_core.operations.ranking import chooser, fitted
 from ddpm_core.operations.sampling import sample
 from ddpm_core.operations.searching import index_of
 from ddpm_core.requests import Prompt
 from ddpm_core.sampling.generate import SampleSettings
+from ddpm_core.training.estimate import estimate
 from ddpm_core.training.objective import FitTogether, pair_losses, word_loss
 from ddpm_core.training.settings import PRESETS, RunConfig, TrainSettings
 from ddpm_core.training.tasks import Contrasting, erased, moved
@@ -160,11 +161,11 @@ def test_the_loss_is_clip_s_where_no_words_are_shared_and_softer_where_they_are(
         expected.append(float(mine.detach()) / 2)
     assert pair_losses(net, images, shared, shared).tolist() == pytest.approx(expected, abs=1e-5)
 
-    single = net.scale * (images @ net.embed_words(torch.eye(6)).T)
+    single = (net.scale * (images @ net.embed_words(torch.eye(6)).T)).detach()
     expected = []
     for word in range(5):  # nobody is yellow
         has = (shared[:, word] > 0).nonzero()[:, 0]
-        expected.append(-float((single.detach()[:, word] - single[:, word].logsumexp(0))[has].mean()))
+        expected.append(-float((single[:, word] - single[:, word].logsumexp(0))[has].mean()))
     assert float(word_loss(net, images, shared)) == pytest.approx(sum(expected) / 5, abs=1e-5)
 
 
@@ -334,12 +335,14 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     sizes = ("--set", "prior_channels=64", "--set", "shift=1", "--batch-size", 64)
     made = line.run(
-        "train", "--model", "finder", "--dataset", "shapes", "--preset", "contrast", "--steps", 160, *settings, *sizes
+        "train", "--model", "finder", "--dataset", "shapes", "--preset", "contrast", "--steps", 90, *settings, *sizes
     )
     assert made["retrieval"]["words_to_images"]["R@1"][0] == 1.0 and "the right one" in made["retrieval"]["verdict"]  # type: ignore[index]
     net = (
         "--size",
-        32,
+        16,
+        "--batch-size",
+        16,
         "--set",
         "block_out_channels=16,32",
         "--set",
@@ -348,7 +351,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "attention_head_dim=32",
     )
     for name, condition in (("words", "tags"), ("like", "image")):
-        line.run("train", "--model", name, "--dataset", "shapes", "--condition", condition, "--steps", 250, *net)
+        line.run("train", "--model", name, "--dataset", "shapes", "--condition", condition, "--steps", 300, *net)
     return folder / "ws"
 
 
@@ -431,9 +434,15 @@ def test_variations_are_like_their_image_and_prompts_go_through_the_prior(taught
 
     def colours(prompts: list[Prompt], like: Image.Image | None) -> list[str]:
         made = sample(
-            workspace, "like", 8, SampleSettings(steps=12, seed=1), context, prompts=prompts, like=like
+            workspace,
+            "like",
+            8,
+            SampleSettings(steps=12, seed=1),
+            context,
+            prompts=prompts,
+            like=[like] if like else [],
         ).images
-        vectors = encoder.embed_images(made)
+        vectors = encoder.embed_images(fitted(made, encoder))
         fits = vectors @ encoder.embed_words(single).T
         places = [encoder.config.tags.index(colour) for colour in COLOURS]
         return [list(COLOURS)[i] for i in fits[:, places].argmax(1).tolist()]
@@ -462,6 +471,9 @@ def test_variations_are_like_their_image_and_prompts_go_through_the_prior(taught
         tmp_path / "out",
     )
     assert told["tags"] == ["red"] and told["unknown_words"]
+    judged = line.run("evaluate", "--model", "like", "--dataset", "shapes", "--prompts", "--count", 16, "--steps", 6)
+    copied: Any = judged["copied"]
+    assert set(copied) >= {"none", "own", "variations"} and 0 <= copied["variations"] <= 1
 
 
 def test_what_cannot_be_searched_or_told_says_what_to_do(taught: Path, few: Path, tmp_path: Path) -> None:
@@ -486,6 +498,14 @@ def test_what_cannot_be_searched_or_told_says_what_to_do(taught: Path, few: Path
     )
     assert "no colour" not in refused(
         "train", "--model", "f2", "--dataset", "shapes", "--preset", "contrast", "--set", "grid=0"
+    )
+
+    assert "makes no images" in refused("interpolate", "--model", "finder", "--seeds", 1, 2, "--out", out)
+    assert "an adapter changes" in refused("train", "--adapter", "a", "--base", "finder", "--dataset", "shapes")
+    assert "stays in this format" in refused("export", "--model", "finder", "--out", out)
+    assert (
+        estimate(RunConfig(PRESETS["contrast"].model, PRESETS["contrast"].train), torch.device("cpu")).parameters
+        > 10**6
     )
 
     # another dataset, without words: a search by an image works, and says what words want

@@ -25,7 +25,9 @@ def unet_config(config: ModelConfig) -> dict[str, Any]:
     """``UNet2DModel``'s configuration of our network."""
     unet = config.unet
     if not isinstance(unet, UNetConfig):
-        raise UserError("diffusers has no network like an upscaler's; it stays in this format.")
+        raise UserError(
+            "diffusers has no network like an upscaler's or an image-text encoder's; it stays in this format."
+        )
     if unet.is_annotated:
         raise UserError(
             "diffusers has no ConvNeXt block and no linear attention for its U-Net; train with block=residual and attention=full to export."

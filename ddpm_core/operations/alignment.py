@@ -17,7 +17,7 @@ from ..errors import Stopped
 from ..evaluation.alignment import SURE, Classifier, alignment, recombined
 from ..evaluation.features import RandomFeatures
 from ..evaluation.kid import kid
-from ..evaluation.neighbours import nearest
+from ..evaluation.neighbours import nearest, to_image
 from ..model.build import network_of
 from ..model.config import ModelConfig
 from ..model.diffusion import Diffusion, uint8_to_model
@@ -89,9 +89,26 @@ def measure(
     if "own" in images:
         score = kid(RandomFeatures(channels=3, device="cpu")(uint8_to_model(images["own"])), real)
         result["kid_prompted"] = [round(v, 5) for v in (score.value, score.low, score.high)]
+    if config.image is not None:
+        copied["variations"] = _copied_variations(workspace, model, packed, context, count, settings)
+        result["copied"]["variations"] = round(copied["variations"], 5)
     result["gain"] = _gain(config, weights, packed, store, context)
     result["verdict"] = verdict(result)
     return result
+
+
+def _copied_variations(
+    workspace: Workspace, model: str, packed: Packed, context: Context, count: int, settings: SampleSettings
+) -> float:
+    """The memorised fraction of variations of training images: a place is almost an image's name, and could be the key to it."""
+    rows = packed.train_rows[:count]
+    like = [to_image(packed.images[row]).convert("RGB") for row in rows.tolist()]
+    made = sample(workspace, model, len(like), settings, context, like=like).images
+    return (
+        float(nearest(uint8_to_model(made), packed.images, packed.train_rows).memorised.float().mean())
+        if len(made)
+        else 0.0
+    )
 
 
 def prompt_of(row: Tensor, entries: tuple[str, ...]) -> Prompt:
@@ -143,7 +160,10 @@ def verdict(result: Mapping[str, Any]) -> str:
         text += f"; weak: {', '.join(word.split(JOIN)[0] for word in weak[:5])}"
         text += f" and {len(weak) - 5} more" if len(weak) > 5 else ""
     copied = result["copied"]
-    worst = max((copied[name] for name in ("own", "recombined") if name in copied), default=0.0)
+    there = [name for name in ("own", "recombined", "variations") if name in copied]
+    name = max(there, key=lambda one: copied[one], default="none")
+    worst = copied[name]
     if worst > max(_ALARM * copied["none"], 0.01):
-        return f"{text}. Its words unlock copies: {100 * worst:.1f} % with them, {100 * copied['none']:.1f} % without."
+        what = "Variations" if name == "variations" else "Its words"
+        return f"{text}. {what} unlock copies: {100 * worst:.1f} % with them, {100 * copied['none']:.1f} % without."
     return f"{text}. Its words unlock no copies."

@@ -36,23 +36,24 @@ def read(
     scale: float,
     context: Context,
     settings: SampleSettings | None = None,
-    like: Image.Image | None = None,
+    like: Sequence[Image.Image] = (),
 ) -> Question:
-    """One prompt for each image. ``settings``: of the sampling, whose seeds a prior draws by; ``like``: an image that all shall be like, instead
-    of prompts. UserError where the model needs an encoder that is not there."""
+    """One prompt for each image. ``settings``: of the sampling, whose seeds a prior draws by; ``like``: images that each shall be like, in turn,
+    instead of prompts. UserError where the model needs an encoder that is not there."""
     found = Question()
     positive: dict[str, Values] = {}
     negative: dict[str, Values] = {}
     wanted = config.image
     encoder = None
-    if wanted is not None and (like is not None or any(unwritten(p.text + p.negative) for p in prompts)):
+    if wanted is not None and (like or any(unwritten(p.text + p.negative) for p in prompts)):
         encoder = context.image_encoder(wanted, context)
-    if like is not None:
+    if like:
         if encoder is None or wanted is None:
             raise UserError(
                 "This model cannot make variations of an image; train one that is told what its images are like (Prompts: image)."
             )
-        values = (encoder.embed_image(like) * wanted.width**0.5).expand(len(prompts), -1)
+        places = torch.stack([encoder.embed_image(one) for one in like]) * wanted.width**0.5
+        values = places[torch.arange(len(prompts)) % len(places)]
         found.asked = Asked({"image": values}, None, scale)
         return found
     entries = encoder.vocabulary.entries if encoder is not None else config.tags

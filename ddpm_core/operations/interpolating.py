@@ -69,9 +69,9 @@ def interpolate(
             "Both prompts of an interpolation are by one network: let them call the same adapters, or the first alone."
         )
     config, weights = with_adapters(workspace, title, config, weights, adapters, context)
-    if config.kind == "upscaler":
-        raise UserError(f"{title} enlarges images and makes none; choose another model.")
-    question = asking.read(config, prompts, settings.cfg_scale, context)
+    if config.kind != "unet":
+        raise UserError(f"{title} makes no images; choose another model.")
+    question = asking.read(config, prompts, settings.cfg_scale, context, settings)
     asking.say_unknown(title, config, prompts, question.unknown, context)
     shares = [number / frames if loop else number / (frames - 1) for number in range(frames)]
     asked = _between(question.asked, [0.0] * frames if loop else shares)

@@ -76,13 +76,13 @@ def sample(
     prompts: Sequence[Prompt] = (),
     edit: Edit | None = None,
     best_of: int = 1,
-    like: Image.Image | None = None,
+    like: Sequence[Image.Image] = (),
     emerging: Callable[[int, int, Tensor], None] | None = None,
 ) -> Sampled:
     """Sample ``count`` pictures, from the checkpoint of ``step`` where one is named. ``prompts``: one for each picture, or one for all.
     ``edit``: the image to begin with, which a masked result is put back into. ``best_of``: so many are made for each, with seeds that follow each
-    other, of which the one is kept that fits its prompt best (``ranking.py``). ``like``: an image of which variations are made, by a model that is told
-    what its images are like.
+    other, of which the one is kept that fits its prompt best (``ranking.py``). ``like``: an image for each, or one for all, of which variations are made, by a
+    model that is told what its images are like.
     ``emerging(done, total, x0)`` gets the predicted images after each network call.
     """
     each = [prompts[i % len(prompts)] if prompts else Prompt() for i in range(count)]
@@ -141,13 +141,13 @@ def _alike(
     enlarging: Enlarging | None,
     edit: Edit | None,
     best_of: int,
-    like: Image.Image | None,
+    like: Sequence[Image.Image],
     emerging: Callable[[int, int, Tensor], None] | None,
 ) -> Sampled:
     """As :func:`sample`, an image for each prompt, by one network: all of them call the same adapters."""
     if not 1 <= best_of <= MOST_BEST_OF:
         raise UserError(f"Best of must be between 1 and {MOST_BEST_OF}; got {best_of}.")
-    if like is not None and any(unwritten(one.text + one.negative) for one in each):
+    if like and any(unwritten(one.text + one.negative) for one in each):
         raise UserError("Variations of an image are made without a prompt: leave out one of them.")
     choose = chooser(workspace, model, each, best_of, context) if best_of > 1 else None
     each = [prompt for prompt in each for _ in range(best_of)]
@@ -187,8 +187,8 @@ def _alike(
         given = canvas.start.images
         does = "it will draw over it in its own manner"
         _say_unlike(workspace, model, title, given, does, net, diffusion, dtype, context)
-    if like is not None and not config.is_grey:
-        given = uint8_to_model(pixels_of(fit(flattened(like), (height, width), "center"))[None])
+    if len(like) == 1 and not config.is_grey:
+        given = uint8_to_model(pixels_of(fit(flattened(like[0]), (height, width), "center"))[None])
         does = "what it makes will be like its own images instead"
         _say_unlike(workspace, model, title, given, does, net, diffusion, dtype, context)
 
@@ -224,8 +224,6 @@ def _alike(
     seeds = [every[number][0] for number in numbers]
     pictures, texts = [], []
     settled, more = _as_sampled(settings, canvas, start, config.diffusion.timesteps)
-    if like is not None:
-        more = {**more, "DDPM variation of": hashlib.sha256(like.tobytes()).hexdigest()[:10]}
     # of many images their number is shown, of one its steps
     quiet = context if len(pixels) == 1 else dataclasses.replace(context, report=lambda values: None)
     enlarge = _enlarging_by(workspace, enlarging, quiet, drawing) if enlarging is not None and len(pixels) else None
@@ -252,10 +250,17 @@ def _alike(
                 each[numbers[number]],
                 number=numbers[number],
                 size=picture.size,
-                more=more,
+                more={**more, **_variation_of(like, number)},
             )
         )
     return Sampled(pixels, pictures, seeds, texts, calls, time.monotonic() - began, question.words, question.unknown)
+
+
+def _variation_of(like: Sequence[Image.Image], number: int) -> dict[str, str]:
+    """What the generation text says of the image that one is like: enough to know it again."""
+    if not like:
+        return {}
+    return {"DDPM variation of": hashlib.sha256(like[number % len(like)].tobytes()).hexdigest()[:10]}
 
 
 def _say_unlike(

@@ -108,10 +108,10 @@ def _train(workspace: Workspace, request: TrainRequest, context: Context, team: 
         for part in (FILE, *leftovers.KEPT_FILES, "metrics.jsonl", "checkpoints", "previews"):
             if (folder / part).is_symlink():  # it could lead anywhere, and is written to
                 raise UserError(f"The run {name!r} is damaged ({part} is a link); put back what it leads to.")
-        if team is not None and request.preset == "contrast":
-            raise UserError("An image-text encoder compares all images of a batch: train it with one process.")
         config, run, packed = (reopen if request.resume else _begin)(workspace, folder, request, context)
         try:
+            if team is not None and config.model.kind == "contrast":
+                raise UserError("An image-text encoder compares all images of a batch: train it with one process.")
             if not request.resume and model_path.exists():
                 raise UserError(f"There is a model {name!r} now, made meanwhile; choose another name.")
             with context.room_for(lambda: _megabytes(config, packed, context)):

@@ -63,6 +63,8 @@ def tuned(workspace: Workspace, request: TrainRequest) -> tuple[RunConfig, int]:
         )
     loaded = model_file.load(path)
     model = loaded.config
+    if model.kind == "contrast":
+        raise UserError(f"{path.stem} finds and ranks images; an adapter changes a model that makes or enlarges them.")
     concept = _concept(model, path.stem, request.concept or "")
     upscaler = model.kind == "upscaler"
     train = TrainSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from .settings import RunConfig
 # what a GPU holds of a batch at the most (convolutions' room to work in, gradients on their way, dropout's masks) over what autograd
 # saves of it: 1.2 to 1.65 for the presets of 64 and 128 pixels on an H200
 _BEYOND = 1.65
+_USUAL_WORDS = 64
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,16 @@ class Estimate:
 
 def estimate(config: RunConfig, device: torch.device, most_seconds: float = 3.0) -> Estimate:
     """Measure forward and backward on a few images, and count the bytes that autograd saves for them."""
-    net: Any = build(config.model, device)
+    model = config.model
+    if model.kind == "contrast" and not model.tags:  # before its dataset is looked at
+        model = dataclasses.replace(model, tags=tuple(f"word {number}" for number in range(_USUAL_WORDS)))
+    net: Any = build(model, device)
     dtype = precision.DTYPES[precision.choose(config.train.precision, device)]
     small = min(4, config.train.batch_size)
     # our own generator: a host's seeded generation may be running beside this
     numbers = torch.Generator(device="cpu").manual_seed(0)
-    told = {name: values.to(device) for name, values in examples(config.model, small).items()}
-    x = torch.randn((small, *config.model.denoised), generator=numbers, device="cpu").to(device, dtype)
+    told = {name: values.to(device) for name, values in examples(model, small).items()}
+    x = torch.randn((small, *model.denoised), generator=numbers, device="cpu").to(device, dtype)
     t = torch.zeros(small, dtype=torch.long, device=device)
     if dtype != torch.float32:  # as the trainer does
         net = CastCopy(net, dtype).network

@@ -514,6 +514,34 @@ def test_understand(host: WebUI, page: Page, without: dict[str, Any]) -> None:
         page.js("clearInterval(window.moving)")
 
 
+def test_a_dataset_is_searched(host: WebUI, page: Page, without: dict[str, Any]) -> None:
+    """An encoder trained in the host finds images by words and by an image, in the tab as over the API; the host's own images stay the same."""
+    word = host.get("ddpm/ui/words?dataset=all")["tags"][0]["word"]
+    settings = {"image_size": "32,32", "block_out_channels": "8,16", "grid": "2", "prior_channels": "16"}
+    body = {"model": "finder", "dataset": "all", "preset": "contrast", "steps": 40, "settings": settings}
+    job = host.post("ddpm/v1/train", body)["job"]
+    assert same_bytes(host.txt2img(seed=77, batch_size=2)) == without["image"]
+    done = host.job_done(job)
+    assert done["state"] == "done", done["error"]
+    found = host.post("ddpm/v1/search", {"dataset": "all", "prompt": word, "count": 5})
+    assert found["encoder"] == "finder" and len(found["items"]) == 5, found
+    status, answer = host.ask("ddpm/v1/search", {"dataset": "all", "prompt": "qwertz"})
+    assert status == 400 and "it knows" in str(answer)
+    open_tab(page)
+    page.write("#ddpm_dataset_name", "all")
+    page.wait(lambda: page.all("[data-view=misfits]"), "the view that an encoder makes possible")
+    page.js(
+        "const s = document.querySelector('.ddpm-searched'); s.value = 'images'; s.dispatchEvent(new Event('change'));"
+    )
+    field = page.all(".ddpm-search")[0]
+    field.clear()
+    field.send_keys(word)
+    shown = "return [...document.querySelectorAll('.ddpm-item')].slice(0, 5).map((c) => Number(c.dataset.id))"
+    page.wait(lambda: page.js(shown) == [one["id"] for one in found["items"]], "the API's answer")
+    page.shot("searched")
+    assert same_bytes(host.txt2img(seed=77, batch_size=2)) == without["image"]
+
+
 def test_settings_count_at_once(host: WebUI, tmp_path: Path) -> None:
     host.post("sdapi/v1/options", {"ddpm_checkpoints": 1})
     assert json.loads((host.data / "config.json").read_text(encoding="utf-8"))["ddpm_checkpoints"] == 1
