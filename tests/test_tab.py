@@ -584,6 +584,11 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     assert not page.own_errors()
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["standalone", *(pytest.param(name, marks=pytest.mark.long) for name in PYTHONS if name != "standalone")],
+    indirect=True,
+)
 def test_a_dataset_is_searched_by_what_its_images_show(page: Page, few: Path, tmp_path: Path) -> None:
     """Without an encoder by an image, and a sentence for words; with one by words, and for words that do not fit. Then a variation of an image."""
     workspace = tmp_path / "served" / "ws"
