@@ -310,7 +310,8 @@ def test_a_preset_may_learn_no_words(few: Path, tmp_path: Path) -> None:
     def learnt(preset: str, condition: str | None) -> int:
         request = TrainRequest("m", "d", preset=preset, condition=condition)
         settings, _ = configure(workspace, request, torch.device("cpu"))
-        return len(with_condition(settings, request, workspace.store("d"), Context(torch.device("cpu"))).model.tags)
+        context = Context(torch.device("cpu"))
+        return len(with_condition(settings, request, workspace, workspace.store("d"), context).model.tags)
 
     assert learnt("tiny-32", None) == learnt("tiny-32", "auto") == learnt("article-64", "tags") >= 4
     assert learnt("article-64", None) == learnt("article-64", "auto") == learnt("tiny-32", "none") == 0

@@ -350,7 +350,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--set",
         "attention_head_dim=32",
     )
-    for name, condition, steps in (("words", "tags", 40), ("like", "image", 260)):
+    for name, condition, steps in (("words", "tags", 40), ("like", "image", 200)):
         line.run("train", "--model", name, "--dataset", "shapes", "--condition", condition, "--steps", steps, *net)
     return folder / "ws"
 

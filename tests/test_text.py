@@ -388,7 +388,7 @@ def test_few_images_are_read_pooled_and_those_without_prompts_not_at_all(few: Pa
     encoder = WordVectors()
     asked = request("m", condition="text")
     found, _ = configure(workspace, asked, torch.device("cpu"))
-    assert with_condition(found, asked, store, at_host(encoder)).model.text == text_config("pooled", encoder)
+    assert with_condition(found, asked, workspace, store, at_host(encoder)).model.text == text_config("pooled", encoder)
     # a word that a person left out is told to no encoder
     word = words.words_of(store).words[0].entry
     words.choose(store, [], [word])
@@ -397,7 +397,7 @@ def test_few_images_are_read_pooled_and_those_without_prompts_not_at_all(few: Pa
     with contextlib.closing(sqlite3.connect(store.folder / "dataset.sqlite")) as db, db:
         db.execute("UPDATE items SET prompt = ''")
     with pytest.raises(UserError, match="no prompts"):
-        with_condition(found, asked, store, at_host(encoder))
+        with_condition(found, asked, workspace, store, at_host(encoder))
 
 
 def test_a_model_is_judged_by_the_words_of_its_prompts(few: Path, tmp_path: Path) -> None:

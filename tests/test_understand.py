@@ -364,7 +364,7 @@ def test_what_cannot_be_shown_is_told_in_a_sentence(served: tuple[TestClient, Se
     assert "Choose a model first" in refused("noise")
     assert "There is no model 'gone'" in refused("noise", model="gone")
     assert "There is no dataset 'gone'" in refused("noise", model="worded", dataset="gone")
-    assert "enlarges images" in refused("pair", model=bundled.UPSCALER)
+    assert "makes no images" in refused("pair", model=bundled.UPSCALER)
     assert "trained without prompts" in refused("words", model="wordless")
     assert "knows none of these words" in refused("words", model="worded", prompt="xyzzy")
     assert "There is no page" in refused("nothing", model="worded")
