@@ -26,6 +26,12 @@ PYTHONS = {
 }
 
 pytestmark = [pytest.mark.browser, needs_browser]
+# of what our JavaScript draws and gradio has hardly a part in: with the others when there is time
+ours_alone = pytest.mark.parametrize(
+    "page",
+    ["standalone", *(pytest.param(name, marks=pytest.mark.long) for name in PYTHONS if name != "standalone")],
+    indirect=True,
+)
 
 
 @pytest.fixture(params=PYTHONS)
@@ -168,6 +174,7 @@ def test_the_whole_work_in_the_browser(page: Page, few: Path) -> None:
         assert wide <= 1, f"{name} is {wide} px too wide at 400 px"
 
 
+@ours_alone
 def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_path: Path) -> None:
     page.open()
     page.write("#ddpm_dataset_name", "faces")
@@ -240,6 +247,7 @@ def test_pictures_that_come_into_sight_come_together(page: Page, few: Path, tmp_
         assert asked("thumb") >= 59
 
 
+@ours_alone
 def test_markup_in_a_prompt_is_shown_as_text(page: Page, tmp_path: Path) -> None:
     folder = tmp_path / "evil"
     folder.mkdir()
@@ -257,6 +265,7 @@ def test_markup_in_a_prompt_is_shown_as_text(page: Page, tmp_path: Path) -> None
     assert page.js("return window.broken === undefined")
 
 
+@ours_alone
 def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_request(page: Page, tmp_path: Path) -> None:
     source = random_pictures(tmp_path / "in", 12)
     before = {path: path.read_bytes() for path in source.iterdir()}
@@ -300,6 +309,7 @@ def test_a_deleted_dataset_comes_back_from_the_trash_and_leaves_it_only_on_reque
     assert {path: path.read_bytes() for path in source.iterdir()} == before
 
 
+@ours_alone
 def test_understand(page: Page, tmp_path: Path) -> None:
     """Every page draws something, a slider is answered, the address says what is seen and opens it again, and nothing is asked elsewhere."""
     from selenium.webdriver.common.keys import Keys
@@ -584,11 +594,7 @@ def test_a_model_is_fine_tuned(page: Page, few: Path, tmp_path: Path) -> None:
     assert not page.own_errors()
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["standalone", *(pytest.param(name, marks=pytest.mark.long) for name in PYTHONS if name != "standalone")],
-    indirect=True,
-)
+@ours_alone
 def test_a_dataset_is_searched_by_what_its_images_show(page: Page, few: Path, tmp_path: Path) -> None:
     """Without an encoder by an image, and a sentence for words; with one by words, and for words that do not fit. Then a variation of an image."""
     workspace = tmp_path / "served" / "ws"
