@@ -35,7 +35,7 @@ from ddpm_core.operations.searching import index_of
 from ddpm_core.requests import Prompt
 from ddpm_core.sampling.generate import SampleSettings
 from ddpm_core.training.estimate import estimate
-from ddpm_core.training.objective import FitTogether, pair_losses, word_loss
+from ddpm_core.training.objective import FitTogether, Part, pair_losses, word_loss
 from ddpm_core.training.settings import PRESETS, RunConfig, TrainSettings
 from ddpm_core.training.tasks import Contrasting, erased, moved
 from ddpm_core.training.trainer import Trainer
@@ -178,7 +178,7 @@ def test_the_prior_learns_from_the_images_vectors_and_leaves_them_alone() -> Non
     x0, own = task.prepare(images, 6, slice(None), 1, 2)
     told = {"tags": words, **own}
     times, epsilon = torch.tensor([0, 200, 400, 600, 800, 999]), noise(6, 8, 1, 1, seed=5)
-    losses, minimised = objective(net, x0, times, epsilon, told, None, 0, _nothing)
+    losses, minimised = objective(net, Part(x0, times, epsilon, told, None, 0))
     prior = (minimised - losses).sum()
     grads = torch.autograd.grad(prior, list(net.parameters()), allow_unused=True)
     touched = {name for (name, _), grad in zip(net.named_parameters(), grads) if grad is not None and bool(grad.any())}
@@ -194,12 +194,6 @@ def _process() -> Any:
     from ddpm_core.model.diffusion import Diffusion
 
     return Diffusion(CONTRAST.diffusion)
-
-
-def _nothing() -> Any:
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def test_images_are_moved_and_erased_as_drawn() -> None:

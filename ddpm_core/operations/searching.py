@@ -14,7 +14,6 @@ from ..dataset.packing import fit
 from ..dataset.store import Store
 from ..dataset.tags import JOIN
 from ..dataset.vectors import Sight, Vectors, vectors_of
-from ..dataset.words import told_of
 from ..errors import UserError
 from ..evaluation.features import RandomFeatures
 from ..model import file as model_file
@@ -25,6 +24,7 @@ from .context import Context
 from .editing import flattened
 from .encoding import Encoder, open_encoder
 from .pictures import pixels_of
+from .telling import words_told
 
 _PLAIN_WIDTH = 128
 _FEWEST_OF_A_WORD = 4  # images from which it is known how well a word usually fits
@@ -94,8 +94,8 @@ class Index:
             raise UserError(
                 "To find words that do not fit, train an image-text encoder on this dataset first (preset contrast)."
             )
-        known, told = self.encoder.vocabulary, told_of(self._store)
-        words = torch.tensor([known.values(told.get(one, {})) for one in self.ids], dtype=torch.float32)
+        known = self.encoder.vocabulary
+        words = words_told(self._store, known.entries, self.ids)
         fits = fit_of_words(self.vectors, self.encoder.embed_words(torch.eye(len(known.entries))))
         less = torch.zeros_like(fits)
         for place in range(fits.shape[1]):

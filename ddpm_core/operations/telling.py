@@ -73,19 +73,24 @@ def likeness_told(
 
 def tags_told(store: Store, entries: Sequence[str], packed: Packed) -> Tensor:
     """The weights of these words for each packed image, (N, K) float32."""
+    return words_told(store, entries, packed.ids)
+
+
+def words_told(store: Store, entries: Sequence[str], ids: Sequence[int]) -> Tensor:
+    """The weights of these words for each of the items ``ids``, as a person's choices have them, (N, K) float32."""
     known = Vocabulary(entries)
     found = words_told_of(store)
     choices = choices_of(store)
     merged = {name: group for group in choices.merged for name in group}
     left_out = set(choices.left_out)
     rows = []
-    for item in packed.ids:
+    for item in ids:
         words: Told = {}
         for word, weight in found.get(item, {}).items():
             for name in merged.get(word, (word,)):  # whichever of them the model knows
                 words[name] = max(words.get(name, 0.0), weight)
         rows.append(known.values({word: weight for word, weight in words.items() if word not in left_out}))
-    return torch.tensor(rows, dtype=torch.float32).reshape(len(packed.ids), len(entries))
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(ids), len(entries))
 
 
 def remember_told(folder: Path, packed: Packed, told: Mapping[str, Values]) -> None:

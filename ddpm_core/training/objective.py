@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,22 +32,23 @@ class Preserve(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """``objective(network, x0, times, noise, told, dropout, start, beside)``: of a part of a batch, which begins with its image ``start``, the
-    loss of each image (n,), as it is reported, and as it is minimised. ``beside()``: a context for what may use second streams. Pure: can
-    be captured."""
+@dataclass(frozen=True)
+class Part:
+    """A part of a batch (``Batch``), which begins with its image ``start``; ``beside()``: a context for what may use second streams."""
 
-    def __call__(
-        self,
-        network: Any,
-        x0: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        told: Mapping[str, Tensor],
-        dropout: DropoutSource,
-        start: int,
-        beside: Callable[[], AbstractContextManager[object]],
-    ) -> tuple[Tensor, Tensor]:
+    x0: Tensor
+    times: Tensor
+    noise: Tensor
+    told: Mapping[str, Tensor]
+    dropout: DropoutSource
+    start: int
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+class Objective(Protocol):
+    """``objective(network, part)``: the loss of each image (n,), as it is reported, and as it is minimised. Pure: can be captured."""
+
+    def __call__(self, network: Any, part: Part) -> tuple[Tensor, Tensor]:
         """As above."""
         ...
 
@@ -60,25 +62,16 @@ class Denoise:
         self._diffusion, self._dtype, self._preserving, self._loss = diffusion, dtype, preserving, settings.loss
         self.weights = timestep_weights(settings.weighting, diffusion, settings.snr_gamma)
 
-    def __call__(
-        self,
-        network: Any,
-        x0: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        told: Mapping[str, Tensor],
-        dropout: DropoutSource,
-        start: int,
-        beside: Callable[[], AbstractContextManager[object]],
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Any, part: Part) -> tuple[Tensor, Tensor]:
         """As :class:`Objective`."""
-        noisy = self._diffusion.add_noise(x0, noise, times)
-        target = self._diffusion.target(x0, noise, times)
-        with beside():
-            output = network(noisy.to(self._dtype), times, dropout, told)
+        times, told = part.times, part.told
+        noisy = self._diffusion.add_noise(part.x0, part.noise, times)
+        target = self._diffusion.target(part.x0, part.noise, times)
+        with part.beside():
+            output = network(noisy.to(self._dtype), times, part.dropout, told)
         weights = self.weights[times]
         if self._preserving is not None:
-            target, shares = self._preserving(target, noisy.to(self._dtype), times, told, start)
+            target, shares = self._preserving(target, noisy.to(self._dtype), times, told, part.start)
             weights = weights * shares
         losses = loss_per_image(self._loss, output, target)
         return losses, losses * weights
@@ -95,24 +88,15 @@ class FitTogether:
     def __init__(self, diffusion: Diffusion, dtype: torch.dtype) -> None:
         self._diffusion, self._dtype = diffusion, dtype
 
-    def __call__(
-        self,
-        network: Any,
-        x0: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        told: Mapping[str, Tensor],
-        dropout: DropoutSource,
-        start: int,
-        beside: Callable[[], AbstractContextManager[object]],
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, network: Any, part: Part) -> tuple[Tensor, Tensor]:
         """As :class:`Objective`; ``told``: words, and which of them are ``kept`` for the text and ``asked`` of the prior."""
-        tags, kept, asked = told["tags"], told["kept"], told["asked"]
-        images = network.embed_images(x0.to(self._dtype))
+        times, noise = part.times, part.noise
+        tags, kept, asked = (part.told[name] for name in ("tags", "kept", "asked"))
+        images = network.embed_images(part.x0.to(self._dtype))
         losses = pair_losses(network, images, tags, tags * kept) + WORD_SHARE * word_loss(network, images, tags)
         vectors = (images.detach() * math.sqrt(images.shape[1]))[:, :, None, None]
         noisy = self._diffusion.add_noise(vectors, noise, times)
-        answer = network(noisy.to(self._dtype), times, dropout, {"tags": tags * kept * asked[:, None]})
+        answer = network(noisy.to(self._dtype), times, part.dropout, {"tags": tags * kept * asked[:, None]})
         target = self._diffusion.target(vectors, noise, times)
         return losses, losses + loss_per_image("mse", answer, target)
 

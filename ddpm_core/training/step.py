@@ -16,7 +16,7 @@ from .batches import Batch
 from .captured import CapturedStep
 from .how import How
 from .mixed import CastCopy
-from .objective import Objective
+from .objective import Objective, Part
 from .optimizers import make_optimizer, make_scaler
 from .precision import DTYPES
 from .settings import TrainSettings
@@ -121,9 +121,8 @@ class Step:
             values = {name: value[part] for name, value in zip(self._told, told)}
             # of several pieces only the last one's backward takes the gradients around
             with nullcontext() if team is None or start + size >= mine else network.no_sync():  # type: ignore[operator]
-                losses, minimised = self.objective(
-                    network, x0[part], times[part], noise[part], values, self._dropout, start, self._beside
-                )
+                some = Part(x0[part], times[part], noise[part], values, self._dropout, start, self._beside)
+                losses, minimised = self.objective(network, some)
                 weighted = minimised.sum() / share
                 torch.autograd.backward(weighted if self.scaler is None else self.scaler.scale(weighted))
             if self._aside is not None:
