@@ -34,8 +34,9 @@ from ddpm_core.host.standalone import save_png
 from ddpm_core.model import adapter_file
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import network_of
+from ddpm_core.model.config import AdapterConfig
 from ddpm_core.model.diffusion import Diffusion, uint8_to_model
-from ddpm_core.model.lora import Adapter, AdapterConfig, merge
+from ddpm_core.model.lora import Adapter, merge
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.pictures import make_grid
 from ddpm_core.operations.sampling import sample

@@ -681,7 +681,7 @@ def upscalers(bench: Bench) -> None:
 def adapters(bench: Bench) -> None:
     """Steps of portrait-64: of the whole network, of an adapter, of one that preserves its base; the last two captured, too."""
     from ddpm_core.model.build import build
-    from ddpm_core.model.lora import AdapterConfig
+    from ddpm_core.model.config import AdapterConfig
     from ddpm_core.training.settings import AdapterSettings
     from ddpm_core.training.tuning import Prior, Tuning
 

@@ -23,6 +23,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# as where people run it: the programs and hosts that are started here need not compile it anew each time
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,11 @@ from ddpm_core.errors import UserError
 from ddpm_core.model import adapter_file
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import build
-from ddpm_core.model.config import DiffusionConfig, ModelConfig, TextConfig, UpscalerConfig
+from ddpm_core.model.config import AdapterConfig, DiffusionConfig, ModelConfig, TextConfig, UpscalerConfig
 from ddpm_core.model.lora import (
     CONCEPT,
     WORDS,
     Adapter,
-    AdapterConfig,
     Factors,
     is_adapted,
     key_of,

@@ -276,8 +276,9 @@ def test_no_layer_of_the_host_is_used_and_no_module_is_moved(path: Path) -> None
 
 
 @pytest.mark.alone
-def test_importing_starts_nothing_and_is_cheap() -> None:
-    """What the host would not already have loaded costs it under 150 ms, and no thread, handler or setting changes."""
+def test_importing_starts_nothing_and_is_cheap(tmp_path: Path) -> None:
+    """What the host would not already have loaded costs it under 150 ms at every start but the first, which compiles it, and no thread, handler
+    or setting changes."""
     code = """
 import time, threading, signal, logging, torch, numpy, PIL.Image, safetensors.torch, sqlite3, gradio, fastapi
 before = (threading.active_count(), signal.getsignal(signal.SIGINT), logging.getLogger().handlers[:], torch.get_num_threads(),
@@ -290,9 +291,14 @@ after = (threading.active_count(), signal.getsignal(signal.SIGINT), logging.getL
 assert before == after, (before, after)
 print(spent)
 """
+    keeping = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
     times = [
-        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-        for _ in range(3)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=keeping, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(4)
     ]
     assert min(times) < 0.15, times
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..names import is_name
 from ..parsing import tensors_of
-from .config import ADAPTER_FORMAT, ModelConfig, dataclass_from_json
+from .config import ADAPTER_FORMAT, MOST_RANK, AdapterConfig, ModelConfig, dataclass_from_json
 from .file import ADAPTER, KEY, info_of, metadata_of
-from .lora import CONCEPT, MOST_RANK, Adapter, AdapterConfig
+from .lora import CONCEPT, Adapter
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _MOST_TENSORS, _MOST_NUMBERS = 4096, 2**28

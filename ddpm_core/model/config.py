@@ -1,8 +1,9 @@
-"""What a model is, as data: the architecture and the diffusion process, validated and JSON-serialisable."""
+"""What a model or an adapter is, as data: architecture and diffusion process, validated and JSON-serialisable."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ FORMAT = 9
 ADAPTER_FORMAT = 7
 BLOCKS, ATTENTIONS = ("residual", "convnext"), ("full", "linear")
 MOST_TAGS = 1024
+MOST_RANK = 256  # of an adapter
+_MOST_ALPHA, _MOST_CONCEPT = 4096.0, 100
 _MOST_LETTERS = 20_000
 _MOST_WIDTH, _MOST_TOKENS = 16_384, 4096
 
@@ -425,3 +428,28 @@ class ModelConfig:
             if values.get("image")
             else None,
         )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """``rank`` of the twins and what they are multiplied by, ``alpha`` / rank; ``concept``: a word that they add to the model, if any."""
+
+    rank: int = 8
+    alpha: float = 8.0
+    concept: str = ""
+
+    def __post_init__(self) -> None:
+        rank = self.rank
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK:
+            raise UserError(f"An adapter's rank must be a whole number between 1 and {MOST_RANK}; got {rank!r}.")
+        alpha = self.alpha
+        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= _MOST_ALPHA:
+            raise UserError(f"An adapter's alpha must be above 0 and at most {_MOST_ALPHA:g}; got {alpha!r}.")
+        word = self.concept
+        if not isinstance(word, str) or len(word) > _MOST_CONCEPT or re.search(r"[()\[\]<>|:,\n\r]", word):
+            raise UserError("An adapter's concept must be one word or a few without commas and brackets.")
+
+    @property
+    def scale(self) -> float:
+        """What the product of the twins is multiplied by."""
+        return self.alpha / self.rank

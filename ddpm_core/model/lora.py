@@ -10,51 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .build import build
-from .config import ModelConfig
+from .config import AdapterConfig, ModelConfig
 from .network import Network
 
-MOST_RANK, MOST_ALPHA = 256, 4096.0
 MOST_WEIGHT = 10.0  # of an adapter, either way
-MOST_LETTERS = 100  # of a concept
 LOUDNESS = 2.0  # of a concept's embedding at first, over that of a base's words
 _PARTS = ("down_blocks", "mid_block", "up_blocks")  # the first and the last layers stay as they are
 WORDS = "conditions.tags.embedding"  # of a network
 CONCEPT = "concept"  # the row that an adapter adds to it
 _PREFIX = "lora_unet_"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """``rank`` of the twins and what they are multiplied by, ``alpha`` / rank; ``concept``: a word that they add to the model, if any."""
-
-    rank: int = 8
-    alpha: float = 8.0
-    concept: str = ""
-
-    def __post_init__(self) -> None:
-        rank = self.rank
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK:
-            raise UserError(f"An adapter's rank must be a whole number between 1 and {MOST_RANK}; got {rank!r}.")
-        alpha = self.alpha
-        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= MOST_ALPHA:
-            raise UserError(f"An adapter's alpha must be above 0 and at most {MOST_ALPHA:g}; got {alpha!r}.")
-        word = self.concept
-        if not isinstance(word, str) or len(word) > MOST_LETTERS or re.search(r"[()\[\]<>|:,\n\r]", word):
-            raise UserError("An adapter's concept must be one word or a few without commas and brackets.")
-
-    @property
-    def scale(self) -> float:
-        """What the product of the twins is multiplied by."""
-        return self.alpha / self.rank
 
 
 def is_adapted(name: str, parameter: Tensor) -> bool:
@@ -115,7 +86,7 @@ def product(down: Tensor, up: Tensor) -> Tensor:
     return (up.flatten(1) @ down.flatten(1)).view(up.shape[0], *down.shape[1:])
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Adapter:
     """One that can be added to a base: its configuration, its tensors by their names in a file, its name and that of its base, and the base's
     ``digest``."""

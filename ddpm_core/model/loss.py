@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .diffusion import Diffusion
+if TYPE_CHECKING:  # whoever only offers the names need not wait for it
+    from .diffusion import Diffusion
+
 
 LOSSES = ("mse", "l1", "huber")
 WEIGHTINGS = ("uniform", "min-snr")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..model.text import TextEncoder
 from .pictures import Enlarge, enlarge_plainly
 
 if TYPE_CHECKING:  # a server that starts need not wait for these
@@ -21,6 +20,7 @@ if TYPE_CHECKING:  # a server that starts need not wait for these
     from ..dataset.tags import Vocabulary
     from ..dataset.vectors import Sight
     from ..model.config import ImageConfig
+    from ..model.text import TextEncoder
     from ..sampling.generate import SampleSettings
 
 Say = Callable[[str], None]

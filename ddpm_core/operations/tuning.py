@@ -22,9 +22,9 @@ from ..files import replace_with
 from ..model import adapter_file
 from ..model import file as model_file
 from ..model.build import network_of
-from ..model.config import ModelConfig
+from ..model.config import AdapterConfig, ModelConfig
 from ..model.diffusion import Diffusion, model_to_uint8
-from ..model.lora import AdapterConfig, widened, with_concept
+from ..model.lora import widened, with_concept
 from ..model.values import Shared, Values
 from ..options import CROPS
 from ..parsing import tensors_of

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..model.diffusion import Diffusion
+if TYPE_CHECKING:  # whoever only offers the names need not wait for it
+    from ..model.diffusion import Diffusion
+
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..model.config import (
     ADAPTER_FORMAT,
+    AdapterConfig,
     ContrastConfig,
     DiffusionConfig,
     ModelConfig,
@@ -16,7 +17,6 @@ from ..model.config import (
     UpscalerConfig,
     dataclass_from_json,
 )
-from ..model.lora import AdapterConfig
 from ..model.loss import LOSSES, WEIGHTINGS
 from ..options import CROPS, PRECISIONS
 from .pictures import HOLDING
