@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .errors import UserError, mendable
 from .options import fields_of
-from .requests import SampleRequest, TrainRequest
+from .requests import INTERPOLATED, SampleRequest, TrainRequest
 from .screen import Screen, printable
 
 _DEVICES = "cpu, cuda, cuda:1, mps (default: the best there is)"
@@ -174,8 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--loop", action="store_true", help="around a circle through both, back to the first")
     p.add_argument("--out", required=True, metavar="DIR")
     p.add_argument("--device", help=_DEVICES)
-    wanted = {"model", "sampler", "steps", "prompt", "negative_prompt", "cfg_scale"}
-    add_flags(p, SampleRequest, sorted(set(fields_of(SampleRequest)) - wanted))
+    add_flags(p, SampleRequest, sorted(set(fields_of(SampleRequest)) - {*INTERPOLATED}))
 
     p = command("evaluate", "Measure how near a model comes to a dataset, and whether it copies.")
     p.add_argument("--model", metavar="NAME or FILE")

@@ -33,7 +33,7 @@ from .operations.searching import search
 from .operations.training import train
 from .options import fields_of
 from .renaming import merge_datasets, rename_dataset, rename_model
-from .requests import OWN_UPSCALER, Prompt, SampleRequest, TrainRequest
+from .requests import INTERPOLATED, OWN_UPSCALER, Prompt, SampleRequest, TrainRequest
 from .sampling.generate import SampleSettings, seed_of
 from .screen import Screen
 from .training.team import Team
@@ -206,16 +206,18 @@ def _with_adapters(prompt: Prompt, adapters: Sequence[str]) -> Prompt:
 
 def run_interpolate(a: argparse.Namespace, stop: threading.Event, screen: Screen) -> dict[str, Any]:
     """``interpolate``."""
-    first = Prompt(a.prompt, a.negative_prompt)
+    request = SampleRequest(**{name: getattr(a, name) for name in INTERPOLATED}, seed=a.seeds[0])
     found = interpolate(
         open_workspace(a),
-        a.model,
+        request.model,
         (a.seeds[0], a.seeds[1]),
         a.frames,
-        SampleSettings(a.sampler, a.steps, cfg_scale=a.cfg_scale),
+        settings_of(request),
         make_context(a, stop, screen),
-        prompts=(first, first if a.to_prompt is None else Prompt(a.to_prompt, a.negative_prompt)),
+        prompts=(request.asked, request.asked if a.to_prompt is None else Prompt(a.to_prompt, a.negative_prompt)),
         loop=a.loop,
+        weights=request.weights,
+        step=request.checkpoint_step,
     )
     files, _ = write_samples(found, Path(a.out), grid=False)
     strip, animation = write_animation(found.pictures, Path(a.out), not a.loop) if len(files) > 1 else (None, None)

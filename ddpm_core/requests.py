@@ -241,6 +241,22 @@ class Interpolation:
     loop: bool = option(False, label="Loop")
 
 
+# of a SampleRequest, what counts for an interpolation
+INTERPOLATED = (
+    "model",
+    "sampler",
+    "steps",
+    "weights",
+    "clip",
+    "spacing",
+    "dynamic_threshold",
+    "checkpoint_step",
+    "prompt",
+    "negative_prompt",
+    "cfg_scale",
+)
+
+
 @dataclass(frozen=True)
 class Edit:
     """An image to begin with, as in the WebUI's img2img and inpainting; ``mask``: white where is drawn anew, all of it where there is none.

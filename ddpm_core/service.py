@@ -328,7 +328,8 @@ class Service:
         return self._start_making(model, work)
 
     def start_interpolation(self, request: SampleRequest, between: Interpolation) -> Job:
-        """Frames between two samples, in the background; UserError where it cannot begin. Upscalers, edits and variations do not count here."""
+        """Frames between two samples, in the background; UserError where it cannot begin. Of the request only ``INTERPOLATED`` and
+        the seed count."""
         from .operations.sampling import settings_of
         from .sampling.generate import seed_of
 
@@ -353,6 +354,8 @@ class Service:
                 prompts=prompts,
                 loop=between.loop,
                 batch_size=self._batch_size(),
+                weights=request.weights,
+                step=request.checkpoint_step,
                 emerging=Emerging(job, between.frames, self.host.gpu_slice),
             )
             frames = [one[None] for one in found.images]

@@ -167,14 +167,16 @@ window.ddpm = (function () {
         return strip ? [...strip.querySelectorAll("button.thumbnail-item")].findIndex((item) => item.classList.contains("selected")) : -1;
     }
 
-    /** An address that ends in #ddpm_tab_generate opens that sub-tab, once. */
-    function openNamed() {
-        const name = (/^#ddpm_tab_(\w+)/.exec(window.location.hash) || [])[1];
+    /** Open a sub-tab; whether it is there, or has no such name. */
+    function openTab(name) {
         const number = ["dataset", "train", "generate", "understand"].indexOf(name);
         const buttons = root().querySelectorAll("#ddpm_tabs > .tab-nav button, #ddpm_tabs [role=tab]");
         if (number >= 0 && buttons[number]) buttons[number].click();
         return number < 0 || buttons.length > number;
     }
+
+    /** An address that ends in #ddpm_tab_generate opens that sub-tab, once. */
+    const openNamed = () => openTab((/^#ddpm_tab_(\w+)/.exec(window.location.hash) || [])[1]);
 
     let opened = false;
 
@@ -204,5 +206,5 @@ window.ddpm = (function () {
 
     poll();
 
-    return { T, REASONS, draw, ticks, root, byId, el, button, figure, url, get, post, duration, number, inputValue, redraw, progress, isRunning, jobKey, selected };
+    return { T, REASONS, draw, ticks, root, byId, el, button, figure, url, get, post, duration, number, inputValue, redraw, progress, isRunning, jobKey, selected, openTab };
 })();

@@ -2,7 +2,7 @@
 (function () {
     "use strict";
 
-    const { T, REASONS, draw, ticks, root, el, button, get, post, number, inputValue, redraw, progress, jobKey, show } = window.ddpm;
+    const { T, REASONS, draw, ticks, root, byId, el, button, get, post, number, inputValue, redraw, progress, jobKey, show } = window.ddpm;
     const PAGE_SIZE = 60;
 
     /** Reasons with their counts, each text a node of its own. */
@@ -390,12 +390,20 @@
             const decide = first && first.status === "kept" ? T("Reject (X)") : T("Keep (X)");
             const acts = el("div", "ddpm-line", item.has_copy || this.marked.size ? button(decide, () => { this.toggle(); this.node.focus(); }) : null,
                 item.has_copy && item.status === "kept" ? button(T("More like this"), () => this.alike(item)) : null,
+                item.has_copy ? button(T("Edit this image"), () => this.edit(item)) : null,
                 this.marked.size ? counted(this.marked.size, T("selected")) : null);
             if (item.added && item.added.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words added:")), " ", item.added.join(", ")));
             if (item.removed && item.removed.length) parts.push(el("div", "ddpm-prompt", el("span", "ddpm-dim", T("Words removed:")), " ", item.removed.join(", ")));
             if (item.score !== undefined) parts.push(el("div", "", el("span", "", number(item.score)), " ", el("span", "", item.word ? T("deviations below the others with this word") : T("fit (1 = fully)"))));
             if (first && first.status === "kept") parts.push(this.wordsField());
             this.detail.replaceChildren(...(item.has_copy ? parts.splice(0, 1) : []), acts, ...parts);
+        },
+
+        /** Begin with it in the Generate sub-tab. */
+        edit(item) {
+            window.ddpm.picked = [this.dataset, item.id];
+            window.ddpm.openTab("generate");
+            byId("ddpm_edit_item").click();
         },
 
         /** Words for the selected images, beside those of their prompts. */

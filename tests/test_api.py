@@ -84,6 +84,21 @@ def test_the_whole_work(client: TestClient, few: Path) -> None:
     big, small = (Image.open(io.BytesIO(base64.b64decode(a["images"][-1]))) for a in (enlarged, made))
     assert big.size == (96, 96) and big.resize((32, 32), Image.Resampling.NEAREST).tobytes() == small.tobytes()
     assert "Size: 96x96" in enlarged["infotexts"][0] and "DDPM upscaler: Nearest" in enlarged["infotexts"][0]
+    way = {"model": "m", "steps": 2, "seed": 7, "to_seed": 8, "frames": 3}
+    between = client.post("/ddpm/v1/interpolate", json=way).json()
+    assert [between["images"][i] for i in (0, 2)] == made["images"], (
+        "from the sample of the one seed to that of the other"
+    )
+    assert "DDPM frame: 2 of 3, DDPM to seed: 8" in between["infotexts"][1]
+    raw = client.post("/ddpm/v1/interpolate", json={**way, "weights": "raw"}).json()
+    assert raw["images"] != between["images"] and "DDPM weights: raw" in raw["infotexts"][0], raw["infotexts"]
+    for bad, said in (
+        ({"frames": 1}, "Frames must be"),
+        ({"sampler": "ddpm"}, "flicker"),
+        ({"sampler": "x"}, "no sampler"),
+    ):
+        refused = client.post("/ddpm/v1/interpolate", json={**way, **bad})
+        assert refused.status_code == 400 and said in refused.json()["detail"]
     everything = client.get("/ddpm/v1/status").text + client.get("/ddpm/v1/models").text + str(page)
     assert str(few) not in everything and str(few.parent) not in everything
 

@@ -631,6 +631,11 @@ def test_a_dataset_is_searched_by_what_its_images_show(page: Page, few: Path, tm
     page.wait(lambda: "Images like this one" in page.text(), "the images like it")
     page.wait(lambda: page.js("return document.querySelector('.ddpm-item').dataset.id") == chosen, "it to be the first")
     page.shot("alike")
+    press("Edit this image")
+    page.wait(lambda: page.js("return document.querySelector('#ddpm_edited img') !== null"), "it to be begun with")
+    page.wait(lambda: page.all("#ddpm_edit_last"), "the open accordion in Generate")
+    page.shot("edit-item")
+    page.tab("Dataset")
     press("Show all again")
     page.wait(lambda: "Images like this one" not in page.text(), "all images again")
 

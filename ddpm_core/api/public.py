@@ -24,7 +24,7 @@ from ..jobs import Job
 from ..operations.pictures import png
 from ..options import fields_of
 from ..parsing import parse_json
-from ..requests import Collection, GenerationRequest, SampleRequest, TrainRequest
+from ..requests import INTERPOLATED, Collection, GenerationRequest, Interpolation, SampleRequest, TrainRequest
 from ..sampling import SAMPLERS
 from ..service import Service
 from .page import MOST_IDS
@@ -48,15 +48,20 @@ class DecideBody(BaseModel):
 
 def body_of(name: str, request: type, about: str, **more: Any) -> type[BaseModel]:
     """The body of a route that takes a request: a field of the request a field; ``more``, besides or instead."""
+    made: type[BaseModel] = create_model(name, **{**declared(request), **more})
+    made.__doc__ = about
+    return made
+
+
+def declared(request: type) -> dict[str, Any]:
+    """The fields of a request as pydantic declares them: kind, default and description."""
     fields: dict[str, Any] = {}
     required = {one.name for one in dataclasses.fields(request) if one.default is dataclasses.MISSING}
     for field in fields_of(request).values():
         kind = Optional[field.kind] if field.none else field.kind  # noqa: UP045 - pydantic 1 knows no other form
         default = ... if field.name in required else field.default
         fields[field.name] = (kind, Field(default, description=field.option.help or None))
-    made: type[BaseModel] = create_model(name, **{**fields, **more})
-    made.__doc__ = about
-    return made
+    return fields
 
 
 CollectBody: Any = body_of(
@@ -95,6 +100,14 @@ SampleBody: Any = body_of(
     image=(Optional[str], Field(None, description="An image to begin with: a file in base64.")),  # noqa: UP045
     mask=(Optional[str], Field(None, description="White where it is drawn anew: a file in base64.")),  # noqa: UP045
     variation_of=(Optional[str], Field(None, description="An image to make others like it: a file in base64.")),  # noqa: UP045
+)
+
+
+InterpolateBody: Any = body_of(
+    "InterpolateBody",
+    Interpolation,
+    "Generate what lies between two seeds, or two prompts.",
+    **{name: declared(SampleRequest)[name] for name in (*INTERPOLATED, "seed")},
 )
 
 
@@ -228,10 +241,13 @@ def add_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(404, "That job is no longer known.")
         return found.to_json()
 
-    async def sample(body: SampleBody) -> Any:
+    def steps_of(body: Any) -> int:
         if body.sampler not in SAMPLERS:
             raise HTTPException(400, f"There is no sampler {body.sampler!r}; there are: {', '.join(SAMPLERS)}.")
-        steps = body.steps or SAMPLERS[body.sampler].default_steps
+        return int(body.steps or SAMPLERS[body.sampler].default_steps)
+
+    async def sample(body: SampleBody) -> Any:
+        steps = steps_of(body)
 
         def start() -> Job:
             from ..operations.editing import decoded_image, image_of, mask_of
@@ -243,6 +259,15 @@ def add_routes(app: FastAPI, service: Service) -> None:
             }
             return service.start_sampling(SampleRequest(**{**dict(body), "steps": steps, **given}))
 
+        return await answered(start)
+
+    async def interpolate(body: InterpolateBody) -> Any:
+        values = {**dict(body), "steps": steps_of(body)}
+        between = Interpolation(**{name: values.pop(name) for name in fields_of(Interpolation)})
+        return await answered(lambda: service.start_interpolation(SampleRequest(**values), between))
+
+    async def answered(start: Callable[[], Job]) -> dict[str, Any]:
+        """The images of a job, when it is done."""
         running = await run_in_threadpool(told, start)
         results = running.artifacts  # held here: a later sampling drops the older one's pictures
         while not running.finished.is_set():
@@ -289,3 +314,4 @@ def add_routes(app: FastAPI, service: Service) -> None:
     route("GET", "/models", models, "Models and what they say of themselves")
     route("GET", "/jobs/{number}", job, "One job")
     route("POST", "/sample", sample, "Sample images from a model; answers when they are done")
+    route("POST", "/interpolate", interpolate, "Generate what lies between two samples; answers when it is done")

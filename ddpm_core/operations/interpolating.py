@@ -45,11 +45,13 @@ def interpolate(
     prompts: tuple[Prompt, Prompt] = (Prompt(), Prompt()),
     loop: bool = False,
     batch_size: int = 64,
+    weights: str = "ema",
+    step: int | None = None,
     emerging: Callable[[int, int, Tensor], None] = lambda done, total, x0: None,
 ) -> Sampled:
     """``frames`` samples whose noise goes from that of the first seed to that of the second (spherically, so that each is noise), and whose
     words go from the first prompt to the second. ``loop``: on the circle through both noises, with the first prompt, so that the last frame
-    leads to the first. ``emerging``: as for ``sampling.sample``. UserError where a value is out of range."""
+    leads to the first. ``weights``, ``step``, ``emerging``: as for ``sampling.sample``. UserError where a value is out of range."""
     if not 2 <= frames <= MOST_FRAMES:
         raise UserError(f"The number of frames must be between 2 and {MOST_FRAMES}; got {frames}.")
     if not all(0 <= seed < 2**63 for seed in seeds):
@@ -62,13 +64,13 @@ def interpolate(
         )
     settings = dataclasses.replace(settings, eta=0.0, seed=seeds[0], variation_strength=0.0)
     began = time.monotonic()
-    config, weights, title = load_weights(workspace, model, "ema", None)
+    config, tensors, title = load_weights(workspace, model, weights, step)
     adapters = of_kind(workspace, called(prompts[0], context), upscalers=False)
     if adapters_in(prompts[1].text) not in ((), adapters):
         raise UserError(
             "Both prompts of an interpolation are by one network: let them call the same adapters, or the first alone."
         )
-    config, weights = with_adapters(workspace, title, config, weights, adapters, context)
+    config, tensors = with_adapters(workspace, title, config, tensors, adapters, context)
     if config.kind != "unet":
         raise UserError(f"{title} makes no images; choose another model.")
     question = asking.read(config, prompts, settings.cfg_scale, context, settings)
@@ -79,7 +81,7 @@ def interpolate(
     ends = ImageNoise(seeds, config.denoised, torch.device("cpu")).first()
     noise = circle(ends[0], ends[1], frames) if loop else torch.stack([slerp(one, ends[0], ends[1]) for one in shares])
     with context.gpu_slice():
-        net, process = network_of(config, weights, device), Diffusion(config.diffusion, device)
+        net, process = network_of(config, tensors, device), Diffusion(config.diffusion, device)
 
     def network(x: Tensor, t: Tensor, *, told: Mapping[str, Tensor] | None = None) -> Tensor:
         with context.gpu_slice():
@@ -110,7 +112,8 @@ def interpolate(
             settings,
             seeds[0],
             calls,
-            "ema",
+            weights,
+            step=step,
             prompt=prompts[0],
             more={
                 "DDPM frame": f"{number + 1} of {frames}",

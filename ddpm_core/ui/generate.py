@@ -139,7 +139,7 @@ def build(service: Service) -> dict[str, Any]:
                     visible=False,
                     elem_id=ids.FACTOR,
                 )
-            with gr.Accordion("Edit an image", open=False, elem_id="ddpm_edit"):
+            with gr.Accordion("Edit an image", open=False, elem_id="ddpm_edit") as edit:
                 gr.HTML(
                     f'<div class="ddpm-note">{_EDITING}</div>',
                 )
@@ -184,6 +184,7 @@ def build(service: Service) -> dict[str, Any]:
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
     not_in_defaults(model, against, step, prompt, negative, scale, styles, adapter)
+    edit_item = gr.Button("Edit", elem_id=ids.EDIT_ITEM, elem_classes=["ddpm-hidden"])
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
@@ -317,6 +318,16 @@ def build(service: Service) -> dict[str, Any]:
         except UserError as error:
             return gr.update(), failure(str(error))
 
+    def take_item(dataset: Any, number: Any) -> Any:
+        from ..dataset.reading import read_copy
+
+        try:
+            store = service.workspace.store(str(dataset))
+            return gr.update(value=read_copy(store.copy_of(int(number)))), gr.update(open=True), ""
+        except (UserError, OSError) as error:
+            gone = "That image is not in the dataset any more."
+            return gr.update(), gr.update(), failure(str(error) if isinstance(error, UserError) else gone)
+
     def between(index: Any, shown: Any) -> Any:
         try:
             found = selected(index, shown)
@@ -350,6 +361,13 @@ def build(service: Service) -> dict[str, Any]:
         **in_browser("() => [window.ddpm.selected(), window.ddpm.shown()]"),
     }  # instead of the seed
     edit_last.click(take, outputs=[edited, message], **at)
+    edit_item.click(
+        take_item,
+        inputs=[prompt, seed],
+        outputs=[edited, edit, message],
+        show_progress=False,
+        **in_browser("() => window.ddpm.picked"),
+    )
     edit_none.click(lambda: gr.update(value=None), inputs=[], outputs=[edited], show_progress=False)
     like_last.click(take, outputs=[like, message], **at)
     like_none.click(lambda: gr.update(value=None), inputs=[], outputs=[like], show_progress=False)

@@ -57,4 +57,5 @@ GALLERY = "ddpm_gallery"
 RESULTS = "ddpm_results"
 TEXT = "ddpm_infotext"
 REFRESH = "ddpm_refresh"  # hidden: the page presses it when it loads and when lists have changed
+EDIT_ITEM = "ddpm_edit_item"  # hidden: the page presses it when an image of a dataset is to be edited
 SHOW_RESULTS = "ddpm_show_results"  # hidden: the page presses it when a generation has ended

@@ -605,6 +605,17 @@ def number(page: Page, css: str, value: int) -> None:
     time.sleep(0.3)
 
 
+def fill(page: Page, css: str, text: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    field = page.wait(lambda: page.all(f"{css} textarea, {css} input"), css)[0]
+    page.js("arguments[0].scrollIntoView({block: 'center'})", field)
+    field.click()
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.BACKSPACE, text, Keys.TAB)
+    time.sleep(0.3)
+
+
 def choose(page: Page, css: str, value: str) -> None:
     """Choose from a dropdown, as a person does."""
     from selenium.webdriver.common.keys import Keys
@@ -673,6 +684,58 @@ def test_from_the_page_to_the_gallery(host: WebUI, page: Page) -> None:
         lambda: "DDPM model" in page.js("return document.querySelector('#html_info_txt2img').textContent"), "its text"
     )
     page.shot("txt2img")
+
+
+def test_the_batch_tab_of_img2img(host: WebUI, page: Page) -> None:
+    """Each image of a folder is edited by both models, neither's result is written over the other's, and outside a mask nothing changes."""
+    folders = {name: host.outputs.parent / f"batch {name}" for name in ("in", "out", "masks", "masked")}
+    for folder in folders.values():
+        folder.mkdir()
+    given = {name: picture(host.txt2img(seed=seed, width=128, height=128)) for name, seed in (("one", 50), ("two", 51))}
+    for name, image in given.items():
+        given[name] = image.convert("RGB")
+        given[name].save(folders["in"] / f"{name}.png")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (40, 40, 90, 90))
+    mask.save(folders["masks"] / "mask.png")
+
+    def made(into: str, masks: str = "") -> dict[str, Image.Image]:
+        """Ours, by the name of the image that it began with."""
+        fill(page, "#img2img_batch_output_dir", str(folders[into]))
+        fill(page, "#img2img_batch_inpaint_mask_dir", masks and str(folders[masks]))
+        page.click("#img2img_generate")
+        host.wait_for(lambda: len(list(folders[into].glob("*.png"))) >= 4, "both models' images of both files", 240)
+        page.wait(lambda: not page.all("#img2img_interrupt"), "the end", 60)
+        images = {path.name: Image.open(path) for path in sorted(folders[into].glob("*.png"))}
+        ours = {name: image for name, image in images.items() if "DDPM model" in text_in(image)}
+        found = {given_name: image for given_name in given for name, image in ours.items() if given_name in name}
+        assert len(images) == 4 and sorted(found) == ["one", "two"], sorted(images)
+        return found
+
+    open_txt2img(page)
+    page.js("[...document.querySelectorAll('#tabs button')].find(b => b.textContent.trim() === 'img2img').click()")
+    for label in ("Batch", "From directory"):
+        page.js(
+            "[...document.querySelectorAll('#mode_img2img button')].find(b => b.textContent.trim() === arguments[0]).click()",
+            label,
+        )
+        time.sleep(0.5)
+    press(page, "#script_img2img_ddpm_enable .label-wrap, #script_img2img_ddpm_enable > button")
+    page.wait(lambda: page.all("#script_img2img_ddpm_model input"), "the open accordion")
+    for css, value in (("#img2img_width", 128), ("#img2img_height", 128), ("#img2img_steps", 2), ("#img2img_seed", 52)):
+        number(page, css, value)
+    fill(page, "#img2img_batch_input_dir", str(folders["in"]))
+    ours = made("out")
+    page.shot("batch")
+    assert all("Denoising strength: " in text_in(image) for image in ours.values())
+    assert ours["one"].tobytes() != ours["two"].tobytes(), "each begins with its own"
+    for name, image in made("masked", "masks").items():
+        difference = (
+            ImageChops.difference(image.convert("RGB"), given[name]).convert("L").point(lambda v: 255 if v else 0)
+        )
+        left, top, right, bottom = difference.getbbox()
+        assert left >= 20 and top >= 20 and right <= 110 and bottom <= 110, "outside of the mask"
+        assert (right - left) * (bottom - top) > 900
 
 
 def test_the_interrupt_button_ends_a_single_generation(host: WebUI, page: Page) -> None:
