@@ -15,6 +15,7 @@ if [ ! -e .venv/.tests-ready ] || [ pyproject.toml -nt .venv/.tests-ready ]; the
     touch .venv/.tests-ready
 fi
 minor=$("$python" -c 'import sys; print(sys.version_info[1])')
+waited=""  # for the environments of older gradios, which are set up beside each other and the checks
 for generation in 3 4; do
     # no WebUI with gradio 3 runs on Python 3.13 and none with gradio 4 on 3.14: their packages have no builds for it
     if [ "$minor" -ge $((10 + generation)) ]; then
@@ -25,14 +26,20 @@ for generation in 3 4; do
     list=tests/requirements-gradio$generation.txt
     if [ ! -e "$environment/.ready" ] || [ "$list" -nt "$environment/.ready" ]; then
         echo "Setting up $environment for the tab's tests." >&2
-        [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
-        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
-        touch "$environment/.ready"
+        (
+            [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
+            "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list"
+            touch "$environment/.ready"
+        ) &
+        waited="$waited $!"
     fi
 done
 "$python" -m ruff check .
 "$python" -m ruff format --check --quiet .
 "$python" -m mypy
+for process in $waited; do
+    wait "$process"
+done
 if [ "${1:-}" = "--long" ]; then
     shift
     if ! "$python" -c 'import atheris' 2>/dev/null; then

@@ -403,7 +403,11 @@
         edit(item) {
             window.ddpm.picked = [this.dataset, item.id];
             window.ddpm.openTab("generate");
-            byId("ddpm_edit_item").click();
+            const press = () => { // gradio 6 makes a sub-tab when it is opened first
+                const there = byId("ddpm_edit_item");
+                if (there) there.click(); else window.setTimeout(press, 100);
+            };
+            press();
         },
 
         /** Words for the selected images, beside those of their prompts. */

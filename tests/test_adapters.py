@@ -36,6 +36,7 @@ from ddpm_core.model.lora import (
     with_concept,
 )
 from ddpm_core.model.network import Network
+from ddpm_core.operations import tuning
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.loading import adapters_in
 from ddpm_core.operations.sampling import sample
@@ -522,7 +523,10 @@ def _word(cli: CommandLine) -> str:
     return str(cli.run("models", "show", "base")["tags"][0]).split(" | ")[0]  # type: ignore[index]
 
 
-def test_a_run_keeps_its_base_and_goes_on_without_it(taught: CommandLine, tmp_path: Path) -> None:
+def test_a_run_keeps_its_base_and_goes_on_without_it(
+    taught: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "SAMPLED", 64)
     taught.run("train", "--base", "base", "--adapter", "other", "--dataset", "new", "--steps", 2, "--set", "rank=2")
     taught.run("models", "rename", "base", "other-name")
     assert Workspace(taught.workspace).adapters_of("other-name") == ["green", "other"]

@@ -78,7 +78,7 @@ def test_resuming_after_kill_is_exact(tmp_path: Path) -> None:
     steps = 100
     lines[0].run("train", "--dataset", "d", "--model", "m", "--steps", steps, *options)
     kills = 0
-    for attempt in range(6):
+    for attempt in range(4):
         arguments = [
             "train",
             "--model",

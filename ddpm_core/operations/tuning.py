@@ -43,7 +43,7 @@ BASE_FILE, PRIOR_FILE = "base.safetensors", "prior.safetensors"  # in a run's fo
 PRESERVE = 4.0  # how much that the base's own images are answered as before counts beside the new ones
 OWN_SETTINGS = ("rank", "alpha", "preserve")  # of an adapter's training, beside those of any
 _MOST_PRIOR = 1024  # images of the base's dataset
-_SAMPLED, _SAMPLED_HELD = 256, 64  # images of the base itself, where its dataset is gone
+SAMPLED, _HELD_EACH = 256, 4  # images of the base itself, where its dataset is gone; every fourth is held out
 _FEWEST = 32  # images from which a dataset says what the base's kind is
 
 
@@ -179,8 +179,8 @@ def _of_base(config: RunConfig, loaded: model_file.ModelFile, context: Context) 
     """Samples of the base, a quarter asked for nothing, the others for one to three of its words."""
     device, own = context.device, len(loaded.config.tags)
     draw = torch.Generator(device="cpu").manual_seed(0)
-    tags = torch.zeros((_SAMPLED, len(config.model.tags)))
-    for row in tags[_SAMPLED // 4 :] if own else []:
+    tags = torch.zeros((SAMPLED, len(config.model.tags)))
+    for row in tags[SAMPLED // 4 :] if own else []:
         count = 1 + int(torch.randint(min(3, own), (1,), generator=draw, device="cpu"))
         row[torch.randperm(own, generator=draw, device="cpu")[:count]] = 1.0
     with context.gpu_slice():
@@ -195,21 +195,21 @@ def _of_base(config: RunConfig, loaded: model_file.ModelFile, context: Context) 
         network,
         diffusion,
         loaded.config.denoised,
-        _SAMPLED,
+        SAMPLED,
         SampleSettings(seed=0),
         dtype=precision.of_sampling(device),
         stop=context.stop,
         progress=lambda done, total, _: context.progress(done, total, "Sampling images of the base"),
         asked=Asked({"tags": tags[:, :own]}, None, 1.5) if own else None,
     )
-    if len(images) < _SAMPLED:
+    if len(images) < SAMPLED:
         raise Stopped("Stopped before the first step; nothing was made.")
-    held = torch.zeros(_SAMPLED, dtype=torch.bool)
-    held[:: _SAMPLED // _SAMPLED_HELD] = True
+    held = torch.zeros(SAMPLED, dtype=torch.bool)
+    held[::_HELD_EACH] = True
     told: dict[str, Values] = {"tags": tags} if config.model.tags else {}
     if config.model.text is not None:  # they were asked for nothing
         nothing = torch.zeros((1, *config.model.text.shape), dtype=torch.float16)
-        told["text"] = Shared(nothing, torch.zeros((_SAMPLED, 1), dtype=torch.int64))
+        told["text"] = Shared(nothing, torch.zeros((SAMPLED, 1), dtype=torch.int64))
     return Prior(model_to_uint8(images).cpu(), held, told)
 
 

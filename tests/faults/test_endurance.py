@@ -264,7 +264,7 @@ KINDS = ["killed", "full", "starved", "denied"]
 
 @pytest.fixture(scope="module")
 def some(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endured]:
-    wanted: dict[Trouble, tuple[int, int]] = {killed: (10, 1), denied: (8, 4), full: (10, 2), starved: (6, 3)}
+    wanted: dict[Trouble, tuple[int, int]] = {killed: (6, 1), denied: (6, 4), full: (6, 2), starved: (6, 3)}
     yield from beside_each_other(tmp_path_factory, wanted)
 
 
