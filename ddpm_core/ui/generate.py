@@ -184,7 +184,7 @@ def build(service: Service) -> dict[str, Any]:
             panel = service.host.output_panel(pictures) or Panel(pictures)
             live("animation")
     not_in_defaults(model, against, step, prompt, negative, scale, styles, adapter)
-    edit_item = gr.Button("Edit", elem_id=ids.EDIT_ITEM, elem_classes=["ddpm-hidden"])
+    edit_item = gr.Button("Edit this image", elem_id=ids.EDIT_ITEM, elem_classes=["ddpm-hidden"])
     show = gr.Button("Show results", elem_id=ids.SHOW_RESULTS, elem_classes=["ddpm-hidden"])
 
     def begin(*values: Any) -> str:
