@@ -10,19 +10,26 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ddpm_core import bundled
 from ddpm_core.evaluation.alignment import Classifier
+from ddpm_core.evaluation.neighbours import to_image
 from ddpm_core.model import file as model_file
 from ddpm_core.model.build import network_of
 from ddpm_core.model.diffusion import Diffusion, model_to_uint8, uint8_to_model
-from ddpm_core.operations.pictures import make_grid
+from ddpm_core.operations.context import Context
+from ddpm_core.operations.pictures import grid_of, make_grid
+from ddpm_core.operations.sampling import sample
 from ddpm_core.operations.telling import tags_told
+from ddpm_core.requests import OWN_UPSCALER, Edit, Enlarging, Prompt
 from ddpm_core.sampling.denoiser import Denoiser
 from ddpm_core.sampling.generate import SampleSettings, generate
 from ddpm_core.sampling.guidance import Asked
@@ -34,6 +41,7 @@ from . import common
 
 KINDS = ("skin", "background", "shirt")
 _INVERTED = 100  # steps
+_PORTRAYED = 8
 BARS = {"completed": 0.9, "changed": 0.8, "kept": 0.8, "inversion_db": 30.0}
 
 
@@ -48,8 +56,12 @@ def run(argv: list[str] | None = None) -> int:
     )
     options.add_argument("--away", action="store_true", help="also with the image's own words as the negative prompt")
     options.add_argument("--sampler", default="dpmpp_2m")
+    options.add_argument("--picture", type=Path, help="only draw what the README shows, into this file")
     a = options.parse_args(argv)
     device = common.device_of(a)
+    if a.picture:
+        portrayed(device).save(a.picture, quality=90)
+        return 0
     model = model_file.load(bundled.FOLDER / a.model)
     network, process = network_of(model.config, model.weights, device), Diffusion(model.config.diffusion, device)
     packed = common.portraits(model.config.image_size[0])
@@ -58,9 +70,7 @@ def run(argv: list[str] | None = None) -> int:
     rows = packed.held_rows[: a.images]
     images, told = uint8_to_model(packed.images[rows]), words[rows]
     everything = uint8_to_model(packed.images)
-    groups = {
-        kind: [i for i, entry in enumerate(entries) if entry.split(" | ")[0].endswith(f" {kind}")] for kind in KINDS
-    }
+    groups = groups_of(entries)
     settings = SampleSettings(a.sampler, seed=1000)
 
     def sampled(start: Start, asked: Tensor | None, scale: float = 2.0, away: Tensor | None = None) -> Tensor:
@@ -119,6 +129,55 @@ def run(argv: list[str] | None = None) -> int:
         **common.machine(device),
     }
     return common.answer(a, result)
+
+
+def portrayed(device: torch.device) -> Image.Image:
+    """Held-out portraits through the whole cascade, from the top: as they are, their right halves hidden, those drawn anew, and with the words of
+    another background, and of another shirt."""
+    workspace = Workspace(common.WORK, common.WORK / "models")
+    bundled.offer(workspace)
+    entries = workspace.model_config(bundled.BASE).tags
+    side = workspace.model_config(bundled.UPSCALER).image_size[0]
+    packed = common.portraits(side)
+    words = tags_told(workspace.store("portraits"), entries, packed)
+    mask = Image.new("L", (side, side))
+    mask.paste(255, (side // 2, 0, side, side))
+    draw = torch.Generator(device="cpu").manual_seed(7)
+    rows: list[list[Image.Image]] = [[], [], [], [], []]
+    for row in packed.held_rows[:_PORTRAYED].tolist():
+        given = to_image(packed.images[row])
+        hidden = given.copy()
+        hidden.paste((128, 128, 128), (side // 2, 0, side, side))
+
+        def edited(edit: Edit, told: Tensor | None = None, given: Image.Image = given) -> Image.Image:
+            text = "" if told is None else ", ".join(entries[i].split(" | ")[0] for i in told.nonzero().flatten())
+            found = sample(
+                workspace,
+                bundled.BASE,
+                1,
+                SampleSettings(seed=5, cfg_scale=3.0),
+                Context(device),
+                enlarging=Enlarging(OWN_UPSCALER + bundled.UPSCALER, size=(side, side)),
+                prompts=(Prompt(text),),
+                edit=edit,
+            )
+            return found.pictures[0]
+
+        others = [moved(words[row][None], groups_of(entries)[kind], draw)[0][0] for kind in ("background", "shirt")]
+        made = [
+            edited(Edit(given, mask, denoising_strength=1.0, masked_content="noise", mask_blur=0)),
+            *(edited(Edit(given, denoising_strength=0.6), told) for told in others),
+        ]
+        for column, one in zip(rows, (given, hidden, *made)):
+            column.append(one)
+    return grid_of([one for column in rows for one in column], _PORTRAYED)
+
+
+def groups_of(entries: Sequence[str]) -> dict[str, list[int]]:
+    """The numbers of each kind's words."""
+    return {
+        kind: [i for i, entry in enumerate(entries) if entry.split(" | ")[0].endswith(f" {kind}")] for kind in KINDS
+    }
 
 
 def moved(told: Tensor, numbers: list[int], draw: torch.Generator) -> tuple[Tensor, list[int]]:
