@@ -115,8 +115,8 @@ class Finding:
 
     def _open(self, workspace: Workspace, dataset: str) -> Index | None:
         """The index of a dataset as it is now; None where many images are new to it."""
-        from .dataset.vectors import missing
-        from .operations.searching import index_of, sight_of
+        from .operations.encoding import open_encoder
+        from .operations.searching import indexed
 
         store, name = workspace.store(dataset), workspace.encoder_of(dataset)
         file = (workspace.models_folder / f"{name}.safetensors").stat().st_mtime_ns if name else 0
@@ -124,9 +124,8 @@ class Finding:
         if key != self._key or self._index is None:
             self._index = None
             context = Context(torch.device("cpu"))
-            if missing(store, sight_of(workspace, name, context)) > _AT_ONCE:
-                return None
-            self._index, self._key = index_of(workspace, dataset, context, name), key
+            encoder = open_encoder(workspace, name, context) if name else None
+            self._index, self._key = indexed(store, encoder, context, _AT_ONCE), key
         return self._index
 
     def _looking(self, dataset: str) -> Job | None:

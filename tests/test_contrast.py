@@ -166,7 +166,7 @@ def test_the_loss_is_clip_s_where_no_words_are_shared_and_softer_where_they_are(
     for word in range(5):  # nobody is yellow
         has = (shared[:, word] > 0).nonzero()[:, 0]
         expected.append(-float((single[:, word] - single[:, word].logsumexp(0))[has].mean()))
-    assert float(word_loss(net, images, shared)) == pytest.approx(sum(expected) / 5, abs=1e-5)
+    assert word_loss(net, images, shared).item() == pytest.approx(sum(expected) / 5, abs=1e-5)
 
 
 def test_the_prior_learns_from_the_images_vectors_and_leaves_them_alone() -> None:

@@ -47,11 +47,12 @@ class Tags(Condition):
     with the two layers alone, which start at zero, words were learnt half as fast (benchmarks/RESULTS.md).
     """
 
-    def __init__(self, init: Init, width: int, count: int) -> None:
+    def __init__(self, init: Init, width: int, count: int, hidden: int | None = None) -> None:
+        """``hidden``: between the two layers; by default ``width``."""
         super().__init__()
         self.embedding = init.uniform((count, width), math.sqrt(3.0))  # of variance 1
-        self.linear_1 = Linear(init, width, width)
-        self.linear_2 = Linear(init, width, width, scale=0.0)
+        self.linear_1 = Linear(init, width, hidden or width)
+        self.linear_2 = Linear(init, hidden or width, width, scale=0.0)
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """(N, K) to (N, width); zero for an image without words."""

@@ -7,17 +7,17 @@ the images' vectors, told the words: of one text there are many images, and it d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import DropoutSource, TimestepMLP, timestep_embedding
+from .condition import Tags
 from .config import ContrastConfig
 from .layers import Conv2d, GroupNorm, Init, Linear
 from .network import Network
-from .told import Condition
 
 PATCH = 2
 _TEMPERATURE, _MOST_SCALE = 0.07, 100.0  # CLIP's first and least temperature: the scale is 1 / temperature
@@ -65,24 +65,19 @@ class ImageTower(nn.Module):
         return F.normalize(found.float(), dim=1)
 
 
-class WordTower(Condition):
+class WordTower(Tags):
     """Words (N, K), the weight of each or 0, to vectors (N, D) of unit length; zeros for an image without words."""
 
     def __init__(self, init: Init, config: ContrastConfig, count: int) -> None:
-        super().__init__()
-        width = config.embedding_dim
-        self.embedding = init.uniform((count, width), math.sqrt(3.0))  # of variance 1
-        self.linear_1 = Linear(init, width, 4 * width)
-        self.linear_2 = Linear(init, 4 * width, width, scale=0.0)
+        super().__init__(init, config.embedding_dim, count, hidden=4 * config.embedding_dim)
 
-    def forward(self, words: Tensor) -> Tensor:
+    def loud(self) -> Sequence[nn.Parameter]:
+        """None: it is added to nothing."""
+        return ()
+
+    def embed(self, words: Tensor) -> Tensor:
         """(N, K) to (N, D) float32."""
-        words = words.float()
-        number = (words != 0).sum(1, keepdim=True)
-        dtype = self.embedding.dtype
-        told = (words / number.clamp_min(1).sqrt()).to(dtype) @ self.embedding
-        found = told + self.linear_2(F.silu(self.linear_1(told)))
-        return F.normalize(found.float(), dim=1) * (number > 0)
+        return F.normalize(self(words, self.embedding.dtype).float(), dim=1)
 
 
 class PriorBlock(nn.Module):
@@ -138,7 +133,7 @@ class Contrast(Network):
 
     def embed_words(self, words: Tensor) -> Tensor:
         """(N, K), weights of words, to (N, D) float32 of unit length; a negative weight counts against a word."""
-        return self.conditions["words"](words)  # type: ignore[no-any-return]
+        return self.conditions["words"].embed(words)  # type: ignore[no-any-return, operator]
 
     def forward(
         self,

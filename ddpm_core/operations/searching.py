@@ -13,7 +13,7 @@ from torch import Tensor
 from ..dataset.packing import fit
 from ..dataset.store import Store
 from ..dataset.tags import JOIN
-from ..dataset.vectors import Sight, Vectors, vectors_of
+from ..dataset.vectors import Sight, Vectors, missing, vectors_of
 from ..errors import UserError
 from ..evaluation.features import RandomFeatures
 from ..model import file as model_file
@@ -120,11 +120,6 @@ class Index:
         return [(self.ids[row], float(value)) for row, value in zip(found.indices.tolist(), found.values.tolist())]
 
 
-def sight_of(workspace: Workspace, model: str | None, context: Context) -> Sight:
-    """By which images are searched: an encoder's, or without one that of no training."""
-    return plain_sight() if model is None else open_encoder(workspace, model, context).sight
-
-
 def index_of(workspace: Workspace, dataset: str, context: Context, model: str | None = None) -> Index:
     """A dataset's images as an encoder sees them: ``model``, or the newest that learned from it, or without any."""
     store = workspace.store(dataset)
@@ -136,7 +131,16 @@ def index_of(workspace: Workspace, dataset: str, context: Context, model: str | 
             context.say(
                 f"{encoder.name} was trained on {own}, not on {dataset}: what it has not seen there it may not tell apart."
             )
+    found = indexed(store, encoder, context)
+    assert found is not None
+    return found
+
+
+def indexed(store: Store, encoder: Encoder | None, context: Context, most: int | None = None) -> Index | None:
+    """A dataset's images as an opened encoder sees them, or without one; None where more than ``most`` are new to it."""
     sight = encoder.sight if encoder is not None else plain_sight()
+    if most is not None and missing(store, sight) > most:
+        return None
     vectors = vectors_of(store, sight, context.progress, context.stop)
     if not vectors.ids:
         raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")

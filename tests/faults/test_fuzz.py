@@ -204,6 +204,7 @@ PLAIN: dict[str, Any] = {
     **{"dynamic_threshold": 0.99, "base": "m", "concept": "crown", "prior": "none"},
     **{"part": "noise", "t": 5, "schedule": "cosine"},
     **{"best_of": 1, "variation_of": IMAGE, "text": "red", "like": 1, "misfits": "1", "search": "red"},
+    **{"to_seed": 2, "to_prompt": "", "frames": 2, "loop": False},
     **{"only_masked": True, "invert_mask": True, "variation_seed": 3, "upscaler_noise": 0.2},
 }
 OPTIONAL = {
@@ -247,6 +248,10 @@ OPTIONAL = {
     "text",
     "like",
     "misfits",
+    "to_seed",
+    "to_prompt",
+    "frames",
+    "loop",
 }
 
 
@@ -325,7 +330,7 @@ def bombard(
                 answer = client.request(method, path, content=body.encode("utf-8", "replace"), headers=headers)
             place = f"seed {seed}: {method} {path} {str(values)[:500]}: {answer.status_code} {answer.text[:500]}"
             assert answer.status_code < 500, place
-            assert time.monotonic() - began < (60 if path.endswith("/sample") else 5), (
+            assert time.monotonic() - began < (60 if path.endswith(("/sample", "/interpolate")) else 5), (
                 place
             )  # which answers with pictures
             answered[route.path] = answered.get(route.path, False) or answer.status_code == 200
