@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ddpm_core.dataset.packing import Packed
-from ddpm_core.model.loss import loss_per_image
+from ddpm_core.model.loss import loss_per_image, timestep_weights
 from ddpm_core.model.ways import Ways, plain
 from ddpm_core.training.how import How
 from ddpm_core.training.settings import PRESETS, Preset, RunConfig
@@ -45,14 +45,14 @@ def step_of(
     x0, times, noise = batch.x0, batch.times, batch.noise
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
-    weights = trainer.work.loss_weights[times]
+    weights = timestep_weights(train.weighting, trainer.diffusion, train.snr_gamma)[times]
     copied = trainer.work.cast if cast else None
     net = network(trainer.net if copied is None else copied.network, (noisy, times))
 
     def step() -> None:
         if copied is not None:
             copied.take_weights()
-        losses = loss_per_image("mse", net(noisy, times), target)
+        losses = loss_per_image(train.loss, net(noisy, times), target)
         torch.autograd.backward((losses * weights).mean())
         if copied is not None:
             copied.hand_gradients_over()

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_core.dataset.packing import Packed
 from ddpm_core.model.config import UNetConfig
 from ddpm_core.model.diffusion import uint8_to_model
-from ddpm_core.model.loss import loss_per_image
+from ddpm_core.model.loss import loss_per_image, timestep_weights
 from ddpm_core.model.unet import UNet
 from ddpm_core.operations.context import Context
 from ddpm_core.operations.training import train
@@ -86,13 +86,14 @@ def bare_step(preset: Preset, images: torch.Tensor, device: torch.device) -> Cal
     x0, times, noise = batch.x0, batch.times, batch.noise
     noisy = trainer.diffusion.add_noise(x0, noise, times).to(trainer.dtype)
     target = trainer.diffusion.target(x0, noise, times)
-    weights, cast = trainer.work.loss_weights[times], trainer.work.cast
+    weights = timestep_weights(preset.train.weighting, trainer.diffusion, preset.train.snr_gamma)[times]
+    cast = trainer.work.cast
     network = trainer.net if cast is None else cast.network
 
     def step() -> None:
         if cast is not None:
             cast.take_weights()
-        losses = loss_per_image("mse", network(noisy, times, trainer.dropout.source), target)
+        losses = loss_per_image(preset.train.loss, network(noisy, times, trainer.dropout.source), target)
         torch.autograd.backward((losses * weights).mean())
         if cast is not None:
             cast.hand_gradients_over()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_training_images
+from trainers import config
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import common, gpu, quality, training
+from benchmarks import common, gpu, levers, quality, training
+from ddpm_core.dataset.packing import Packed
 from ddpm_core.model.unet import UNet
 from ddpm_core.training.settings import PRESETS
 
@@ -45,6 +48,17 @@ def test_the_peers_network_has_our_size() -> None:
 def row(recipe: str, images: int, seconds: float, kid: float, seed: int = 0) -> dict[str, object]:
     found = {"recipe": recipe, "seed": seed, "images": images, "seconds": seconds}
     return {**found, "kid": kid, "low": kid - 0.05, "high": kid + 0.05}
+
+
+def test_bare_steps_learn() -> None:
+    """What the bars of speed are measured with is a step of the trainer as it is now."""
+    preset = dataclasses.replace(PRESETS["tiny-32"], model=config().model)
+    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, batch_size=4, precision="fp32"))
+    images, device = tiny_training_images(), torch.device("cpu")
+    packed = Packed(images, list(range(len(images))), [False] * len(images), Path(), "")
+    for step in (training.bare_step(preset, images, device), levers.step_of(preset, packed, device)):
+        step()
+        step()
 
 
 def test_the_verdict_on_quality() -> None:
