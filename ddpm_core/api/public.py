@@ -107,7 +107,7 @@ InterpolateBody: Any = body_of(
     "InterpolateBody",
     Interpolation,
     "Generate what lies between two seeds, or two prompts.",
-    **{name: declared(SampleRequest)[name] for name in (*INTERPOLATED, "seed")},
+    **{name: one for name, one in declared(SampleRequest).items() if name in (*INTERPOLATED, "seed")},
 )
 
 
