@@ -494,10 +494,10 @@ def test_understand(host: WebUI, page: Page, without: dict[str, Any]) -> None:
     """Every page draws what it computes in the host, whose own images stay the same meanwhile; its models are given back."""
     open_tab(page)
     page.tab("Understand")
-    found = "[...document.querySelectorAll('.ddpm-understand select')].find((s) => [...s.options].some((o) => o.value === arguments[0]))"
-    page.wait(lambda: page.js(f"return Boolean({found})", "bundled-portraits"), "the list of models", 120)
+    listed = "document.querySelector('[aria-label=Model].ddpm-select')"
+    page.wait(lambda: page.js(f"const s = {listed}; return s && s.options.length"), "the list of models", 120)
     page.js(  # the newest may have no words
-        f"const s = {found}; s.value = arguments[0]; s.dispatchEvent(new Event('change'))", "bundled-portraits"
+        f"const s = {listed}; s.value = 'bundled-portraits'; s.dispatchEvent(new Event('change'))"
     )
     drawn = (
         "const all = [...document.querySelectorAll('.ddpm-understand figure:not([hidden]) img')].filter((i) => i.src && i.offsetParent);"
