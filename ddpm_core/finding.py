@@ -115,8 +115,9 @@ class Finding:
 
     def _open(self, workspace: Workspace, dataset: str) -> Index | None:
         """The index of a dataset as it is now; None where many images are new to it."""
+        from .dataset.vectors import missing
         from .operations.encoding import open_encoder
-        from .operations.searching import indexed
+        from .operations.searching import indexed, sight_of
 
         store, name = workspace.store(dataset), workspace.encoder_of(dataset)
         file = (workspace.models_folder / f"{name}.safetensors").stat().st_mtime_ns if name else 0
@@ -125,7 +126,10 @@ class Finding:
             self._index = None
             context = Context(torch.device("cpu"))
             encoder = open_encoder(workspace, name, context) if name else None
-            self._index, self._key = indexed(store, encoder, context, _AT_ONCE), key
+            sight = sight_of(encoder)
+            if missing(store, sight) > _AT_ONCE:
+                return None
+            self._index, self._key = indexed(store, encoder, sight, context), key
         return self._index
 
     def _looking(self, dataset: str) -> Job | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..dataset.packing import fit
 from ..dataset.store import Store
 from ..dataset.tags import JOIN
-from ..dataset.vectors import Sight, Vectors, missing, vectors_of
+from ..dataset.vectors import Sight, Vectors, vectors_of
 from ..errors import UserError
 from ..evaluation.features import RandomFeatures
 from ..model import file as model_file
@@ -131,16 +131,16 @@ def index_of(workspace: Workspace, dataset: str, context: Context, model: str | 
             context.say(
                 f"{encoder.name} was trained on {own}, not on {dataset}: what it has not seen there it may not tell apart."
             )
-    found = indexed(store, encoder, context)
-    assert found is not None
-    return found
+    return indexed(store, encoder, sight_of(encoder), context)
 
 
-def indexed(store: Store, encoder: Encoder | None, context: Context, most: int | None = None) -> Index | None:
-    """A dataset's images as an opened encoder sees them, or without one; None where more than ``most`` are new to it."""
-    sight = encoder.sight if encoder is not None else plain_sight()
-    if most is not None and missing(store, sight) > most:
-        return None
+def sight_of(encoder: Encoder | None) -> Sight:
+    """By which images are searched: an opened encoder's, or without one that of no training."""
+    return plain_sight() if encoder is None else encoder.sight
+
+
+def indexed(store: Store, encoder: Encoder | None, sight: Sight, context: Context) -> Index:
+    """A dataset's images as ``sight`` shows them, which is ``encoder``'s, if there is one."""
     vectors = vectors_of(store, sight, context.progress, context.stop)
     if not vectors.ids:
         raise UserError("No image is kept in this dataset; harvest a folder or keep some of the rejected ones.")
